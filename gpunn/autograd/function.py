@@ -1,0 +1,279 @@
+"""The tape: `Function`, a node that knows its forward and its backward, and the walk back.
+
+Every differentiable operation is a subclass of `Function` with a `forward` and a `backward` on raw
+arrays (NumPy or CuPy). `apply` runs the forward, and, where a gradient will be wanted, leaves the
+node on the result (`Tensor.grad_fn`) with edges to the nodes of its inputs. `backward` visits the
+nodes from the youngest to the oldest: a node is always younger than its inputs, so each has received
+all of its gradient when its turn comes, and the order never depends on hashing or on threads.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from gpunn.autograd import mode
+from gpunn.autograd.dtypes import is_low
+from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device import device_of
+
+_sequence = itertools.count().__next__
+
+
+class Function:
+    """One differentiable operation, and, once applied, one node of the tape.
+
+    Subclasses write ``forward(self, *inputs)``, which gets arrays where `apply` got Tensors and
+    everything else as it was, keeps what the way back needs with `save`, and returns one array; and
+    ``backward(self, grad)``, which returns a gradient (or None) for each leading input. A backward
+    may return `grad` itself or a view of it; it never returns a saved array, nor writes to `grad`.
+
+    Class attributes
+    ----------------
+    widens : float16 and bfloat16 inputs come as float32, and the results are rounded once
+    is_view : the result may share memory with the first input
+    """
+
+    __slots__ = (
+        "saved",  # the arrays kept for the way back; None once they were freed
+        "needs",  # for each input of `apply`: is its gradient wanted
+        "edges",  # for each input: its node, or the leaf Tensor that collects, or None
+        "sequence",
+        "grad",  # what has arrived so far on the way back
+        "low",  # the 16-bit dtype to round to, where the class widens
+        "retained",  # the Tensor whose .grad is to be kept although it is no leaf
+        "_versions",
+        "__dict__",
+    )
+
+    widens = False
+    is_view = False
+
+    def forward(self, *inputs):
+        raise NotImplementedError
+
+    def backward(self, grad):
+        raise NotImplementedError
+
+    def save(self, *arrays) -> None:
+        """Keep `arrays` for `backward`; writing to an input or output kept here is an error there."""
+        self.saved = arrays
+
+    @property
+    def name(self) -> str:
+        """The name shown as grad_fn, as in PyTorch."""
+        return type(self).__name__ + "Backward"
+
+    def __repr__(self) -> str:
+        return f"<{self.name}>"
+
+    @classmethod
+    def apply(cls, *inputs) -> Tensor:
+        """Run `forward` on `inputs` and record the node if some input needs a gradient."""
+        node = cls()
+        node.saved = ()
+        record = mode.state.enabled
+        needed = False
+        arrays, needs = [], []
+        for value in inputs:
+            if isinstance(value, Tensor):
+                arrays.append(value._array)
+                wanted = record and value._requires_grad
+                needs.append(wanted)
+                if record and value._seen != value._cell[1]:
+                    _check_stale(cls, value)
+                needed |= wanted
+            else:
+                arrays.append(value)
+                needs.append(False)
+        node.needs = needs
+        node.low = None
+        if cls.widens:
+            first = arrays[0]
+            dtype = (first if hasattr(first, "dtype") else arrays[1]).dtype
+            if is_low(dtype):
+                node.low = dtype
+                arrays = [_widen(array, dtype) for array in arrays]
+        out = node.forward(*arrays)
+        if node.low is not None:
+            out = out.astype(node.low)
+        if isinstance(out, np.generic):
+            out = np.asarray(out)
+        result = wrap(out)
+        if cls.is_view:
+            source = inputs[0]
+            result._cell = source._cell
+            result._seen = source._cell[1]
+        if needed:
+            node.edges = [
+                (value._node or value) if wanted else None
+                for value, wanted in zip(inputs, needs, strict=True)
+            ]
+            node.sequence = _sequence()
+            node.grad = node.retained = None
+            if node.saved:
+                node._versions = _watch(node.saved, (*inputs, result))
+            result._node = node
+            result._requires_grad = True
+        return result
+
+    def slot(self, index: int):
+        """The arena slot of input `index` if its whole gradient may be written there, else None.
+
+        Returning the array given here from `backward` saves the copy into the arena.
+        """
+        leaf = self.edges[index]
+        if (
+            isinstance(leaf, Tensor)
+            and leaf.grad is None
+            and leaf._grad_slot is not None
+            and sum(edge is leaf for edge in self.edges) == 1
+        ):
+            return leaf._grad_slot
+        return None
+
+
+def _widen(array, low):
+    return array.astype(np.float32) if getattr(array, "dtype", None) == low else array
+
+
+def _watch(saved, tensors):
+    """(version cell, version) for each Tensor whose own array was saved."""
+    watched = []
+    for tensor in tensors:
+        if isinstance(tensor, Tensor):
+            array = tensor._array
+            for kept in saved:
+                if kept is array:
+                    watched.append((tensor._cell, tensor._cell[0]))
+                    break
+    return watched
+
+
+def _check_stale(function, tensor) -> None:
+    if tensor._seen >= 0:
+        raise RuntimeError(
+            f"{function.__name__}: this tensor of shape {tensor.shape} shares memory with one that "
+            "was written in place with its gradient recorded, so its own history is out of date. "
+            "Index or reshape the written tensor again, or work on a .clone()."
+        )
+
+
+def backward(root: Tensor, gradient, retain_graph: bool = False) -> None:
+    """Walk back from `root` with the array `gradient`, adding to the `.grad` of every leaf."""
+    node = root._node
+    if node is None:
+        accumulate(root, gradient)
+        return
+    node.grad = gradient
+    nodes = _ordered(node)
+    try:
+        for node in nodes:
+            grad, node.grad = node.grad, None
+            if grad is not None:
+                if node.retained is not None:
+                    accumulate(node.retained, grad)
+                _step_back(node, grad, retain_graph)
+    except BaseException:
+        for node in nodes:  # a half-finished walk must not leak into the next one
+            node.grad = None
+        raise
+
+
+def _step_back(node: Function, grad, retain_graph: bool) -> None:
+    """Run one node's backward and hand its gradients to its edges."""
+    if node.saved is None:
+        raise RuntimeError(
+            f"{node.name}: backward was called a second time, and the arrays it needs were freed "
+            "after the first. Call the first backward with retain_graph=True, or run the forward "
+            "again."
+        )
+    if node.saved:
+        for cell, version in node._versions:
+            if cell[0] != version:
+                raise RuntimeError(
+                    f"{node.name}: a tensor that it needs for the gradient was modified in place "
+                    f"after the forward (version {cell[0]}, expected {version}). Use an operation "
+                    "that makes a new tensor, or modify a .clone()."
+                )
+    if node.low is not None:
+        grads = node.backward(grad.astype(np.float32))
+    else:
+        grads = node.backward(grad)
+    if not isinstance(grads, tuple):
+        grads = (grads,)
+    for position, (edge, given) in enumerate(zip(node.edges, grads, strict=False)):
+        if edge is None or given is None:
+            continue
+        if isinstance(given, np.generic):
+            given = np.asarray(given)
+        if node.low is not None and given.dtype != node.low:
+            given = given.astype(node.low)
+        if isinstance(edge, Tensor):
+            shared = given is grad or any(given is other for other in grads[:position])
+            accumulate(edge, given, owned=not shared and given.base is None)
+        elif edge.grad is None:
+            edge.grad = given
+        else:
+            edge.grad = add_arrays(edge.grad, given)
+    if node.saved and not retain_graph:
+        node.saved = None
+
+
+def _ordered(root: Function) -> list[Function]:
+    """All nodes that `root` depends on, the youngest first."""
+    seen, stack, nodes = {root}, [root], [root]
+    while stack:
+        for edge in stack.pop().edges:
+            if isinstance(edge, Function) and edge not in seen:
+                seen.add(edge)
+                stack.append(edge)
+                nodes.append(edge)
+    nodes.sort(key=lambda node: node.sequence, reverse=True)
+    return nodes
+
+
+def accumulate(leaf: Tensor, grad, owned: bool = False) -> None:
+    """Add `grad` to ``leaf.grad``; the first one goes into the leaf's arena slot if it has one.
+
+    `owned` says that nobody else holds `grad`, so that it can be kept without a copy.
+    """
+    before = leaf.grad
+    if before is not None:
+        add_arrays(before._array, grad, out=before._array)
+        before._cell[0] += 1
+        return
+    slot = leaf._grad_slot
+    if slot is not None:
+        if grad is not slot:
+            slot[...] = grad
+        grad = slot
+    elif not owned:
+        grad = grad.copy()
+    leaf.grad = wrap(grad)
+
+
+def add_arrays(a, b, out=None):
+    """a + b of one type; 16-bit floats are added in float32 and rounded once."""
+    if is_low(a.dtype):
+        total = (a.astype(np.float32) + b.astype(np.float32)).astype(a.dtype)
+        if out is None:
+            return total
+        out[...] = total
+        return out
+    if out is None:
+        return a + b if a.ndim else (a + b).reshape(())
+    out += b
+    return out
+
+
+def check_devices(name: str, *tensors: Tensor) -> None:
+    """Raise the error for operands on different devices."""
+    devices = {str(device_of(tensor._array)): tensor for tensor in tensors}
+    if len(devices) > 1:
+        came = ", ".join(f"{place} (shape {tensor.shape})" for place, tensor in devices.items())
+        raise ValueError(
+            f"{name}: its tensors are on different devices: {came}. Move them to one with "
+            f".to({next(iter(devices))!r})."
+        )

@@ -1,0 +1,408 @@
+"""`Tensor`: an array on a device, with the node of the tape that made it.
+
+This file holds what a Tensor is: its attributes, conversions, moves between devices, and `backward`.
+The operations (arithmetic, shapes, reductions …) live in `gpunn.autograd.functions` and are attached
+as methods in `gpunn.autograd.methods`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from gpunn.autograd.dtypes import as_dtype, is_float
+from gpunn.device import Device, array_module, as_array, device_of, empty, to_device, to_numpy
+
+
+class Tensor:
+    """A multi-dimensional array with gradients, as `torch.Tensor`.
+
+    Made by `gpunn.tensor`, `gpunn.zeros`, `gpunn.randn` … or as the result of an operation.
+
+    Attributes
+    ----------
+    data : the raw NumPy or CuPy array. Assigning another array replaces the memory.
+    grad : Tensor or None, the gradient collected by `backward` (leaves that require one).
+    requires_grad : whether operations on this tensor are recorded.
+    grad_fn : the node that made it, None for a leaf.
+    shape, dtype, device, ndim : as usual. dtype is a NumPy dtype, `gpunn.bfloat16` included.
+    """
+
+    __slots__ = (
+        "_array",
+        "_requires_grad",
+        "_node",
+        "_cell",  # [writes, writes that were recorded], shared by all tensors on this memory
+        "_seen",  # the recorded writes this tensor's history knows of; -1: it has no history
+        "grad",
+        "_grad_slot",  # the place in an optimizer's arena where the first gradient is written
+        "__weakref__",
+    )
+    __array_priority__ = 1000  # `ndarray + Tensor` comes to Tensor.__radd__
+    __hash__ = object.__hash__  # == compares elements, so identity is what can be hashed
+
+    def __init__(self, data: Any = (), dtype=None, device=None, requires_grad: bool = False):
+        array = raw_array(data, dtype or (None if _has_dtype(data) else np.float32), device)
+        _fill(self, array)
+        self.requires_grad = requires_grad
+
+    # ---- what it is -----------------------------------------------------------------------
+
+    @property
+    def data(self):
+        return self._array
+
+    @data.setter
+    def data(self, value) -> None:
+        array = as_array(value._array if isinstance(value, Tensor) else value)
+        if self._requires_grad and not is_float(array.dtype):
+            raise TypeError(
+                f"data: this tensor requires a gradient, and an array of {array.dtype} cannot have "
+                "one. Assign a floating array."
+            )
+        self._array = array
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        if value and not is_float(self._array.dtype):
+            raise TypeError(
+                f"requires_grad: only floating tensors can have gradients, this one is {self.dtype}"
+                f" (shape {self.shape}). Convert it with .float()."
+            )
+        if not value and self._node is not None:
+            raise RuntimeError(
+                "requires_grad: can only be switched off on a leaf; this tensor is the result of "
+                f"{self._node.name}. Use .detach()."
+            )
+        self._requires_grad = bool(value)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Tensor:
+        """Switch the recording for this leaf on or off; returns itself."""
+        self.requires_grad = requires_grad
+        return self
+
+    @property
+    def grad_fn(self):
+        return self._node
+
+    @property
+    def is_leaf(self) -> bool:
+        return self._node is None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._array.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self._array.dtype
+
+    @property
+    def device(self) -> Device:
+        return device_of(self._array)
+
+    @property
+    def is_cuda(self) -> bool:
+        return not isinstance(self._array, np.ndarray)
+
+    @property
+    def ndim(self) -> int:
+        return self._array.ndim
+
+    @property
+    def itemsize(self) -> int:
+        return self._array.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        return self._array.nbytes
+
+    def dim(self) -> int:
+        """The number of dimensions."""
+        return self._array.ndim
+
+    def size(self, dim: int | None = None):
+        """The shape, or its entry `dim`."""
+        return self._array.shape if dim is None else self._array.shape[dim]
+
+    def numel(self) -> int:
+        """The number of elements."""
+        return self._array.size
+
+    def element_size(self) -> int:
+        """The bytes of one element."""
+        return self._array.itemsize
+
+    def is_floating_point(self) -> bool:
+        return is_float(self._array.dtype)
+
+    def is_contiguous(self) -> bool:
+        return bool(self._array.flags.c_contiguous)
+
+    def stride(self, dim: int | None = None):
+        """Steps between neighbours along each dimension, in elements."""
+        strides = tuple(step // self._array.itemsize for step in self._array.strides)
+        return strides if dim is None else strides[dim]
+
+    def data_ptr(self) -> int:
+        """The address of the first element."""
+        from gpunn.device import pointer
+
+        return pointer(self._array)
+
+    # ---- gradients ------------------------------------------------------------------------
+
+    def backward(
+        self, gradient: Tensor | None = None, retain_graph: bool = False, create_graph: bool = False
+    ) -> None:
+        """Add d(self)/d(leaf) to the `.grad` of every leaf that requires a gradient.
+
+        `gradient` (same shape) is the derivative of the final scalar by this tensor; it may be left
+        out when this tensor has one element. The arrays saved for the way back are freed unless
+        `retain_graph`.
+
+        Raises RuntimeError if nothing here requires a gradient, if `gradient` is missing or of the
+        wrong shape, if the graph was freed, or if a saved tensor was modified in place.
+        """
+        from gpunn.autograd.function import backward
+
+        if create_graph:
+            raise NotImplementedError(
+                "backward: create_graph=True (gradients of gradients) is not available; "
+                "use finite differences of the first gradient."
+            )
+        if not self._requires_grad:
+            raise RuntimeError(
+                f"backward: this tensor (shape {self.shape}) does not require a gradient and has no "
+                "grad_fn. Set requires_grad=True on an input, and leave no_grad() before the forward."
+            )
+        array, xp = self._array, self._xp
+        if gradient is None:
+            if array.size != 1:
+                raise RuntimeError(
+                    f"backward: the gradient may be left out only for one element, this tensor has "
+                    f"shape {self.shape}. Reduce it (.sum(), .mean()) or pass gradient of that shape."
+                )
+            seed = xp.ones_like(array)
+        else:
+            seed = raw_array(gradient, self.dtype, self.device)
+            if seed.shape != array.shape:
+                raise RuntimeError(
+                    f"backward: gradient has shape {seed.shape}, the tensor {self.shape}; "
+                    "they must be equal."
+                )
+        backward(self, seed, retain_graph)
+
+    def retain_grad(self) -> None:
+        """Keep `.grad` on this tensor too, although it is not a leaf."""
+        if self._node is not None:
+            self._node.retained = self
+
+    def detach(self) -> Tensor:
+        """The same memory without a history: no gradient flows through the result."""
+        result = wrap(self._array)
+        result._cell, result._seen = self._cell, -1
+        return result
+
+    def detach_(self) -> Tensor:
+        """Cut this tensor off from its history; returns itself."""
+        self._node, self._requires_grad, self._seen = None, False, -1
+        return self
+
+    @property
+    def _xp(self):
+        return np if isinstance(self._array, np.ndarray) else array_module(self.device)
+
+    @property
+    def _version(self) -> int:
+        return self._cell[0]
+
+    # ---- out of gpunn ---------------------------------------------------------------------
+
+    def item(self):
+        """The only element as a Python number. Raises ValueError if there are more or none."""
+        if self._array.size != 1:
+            raise ValueError(
+                f"item: needs a tensor with one element, this one has shape {self.shape}. "
+                "Index it first, or use .tolist()."
+            )
+        value = self._array.item()
+        return float(value) if is_float(self._array.dtype) else value
+
+    def tolist(self):
+        """The elements as nested lists of Python numbers."""
+        array = to_numpy(self._array)
+        return (array.astype(np.float32) if array.dtype.kind == "V" else array).tolist()
+
+    def numpy(self) -> np.ndarray:
+        """The values as a NumPy array: the same memory on the CPU, a copy from a GPU."""
+        if self._requires_grad:
+            raise RuntimeError(
+                "numpy: this tensor requires a gradient, which a NumPy array cannot carry. "
+                "Use .detach().numpy()."
+            )
+        return to_numpy(self._array)
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        array = self.numpy()
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    @property
+    def __cuda_array_interface__(self):
+        if isinstance(self._array, np.ndarray):
+            raise AttributeError("__cuda_array_interface__: this tensor is on the CPU")
+        return self._array.__cuda_array_interface__
+
+    def __dlpack__(self, **kwargs):
+        return self._array.__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        return self._array.__dlpack_device__()
+
+    def __len__(self) -> int:
+        if self._array.ndim == 0:
+            raise TypeError("len() of a tensor without dimensions; use .numel() or .item()")
+        return self._array.shape[0]
+
+    def __iter__(self):
+        if self._array.ndim == 0:
+            raise TypeError("a tensor without dimensions cannot be iterated; use .item()")
+        return (self[index] for index in range(self._array.shape[0]))
+
+    def __bool__(self) -> bool:
+        if self._array.size != 1:
+            raise ValueError(
+                f"bool: the truth of a tensor of shape {self.shape} is ambiguous. "
+                "Use .any(), .all() or .item() of one element."
+            )
+        return bool(self._array.item())
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __index__(self) -> int:
+        if self._array.dtype.kind not in "iub" or self._array.size != 1:
+            raise TypeError(
+                f"only an integer tensor with one element can be an index, not {self.dtype} "
+                f"of shape {self.shape}"
+            )
+        return int(self._array.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self._array.ndim == 0 else str(self), spec)
+
+    def __repr__(self) -> str:
+        from gpunn.autograd.printing import describe
+
+        return describe(self)
+
+    def __copy__(self) -> Tensor:
+        return self.detach().requires_grad_(self._requires_grad)
+
+    def __deepcopy__(self, memo) -> Tensor:
+        if self._node is not None:
+            raise RuntimeError("deepcopy: only leaves can be copied so; use .detach().clone()")
+        result = _fill(type(self).__new__(type(self)), self._array.copy())
+        result._requires_grad = self._requires_grad
+        memo[id(self)] = result
+        if self.grad is not None:
+            result.grad = wrap(self.grad._array.copy())
+        return result
+
+    def __reduce__(self):
+        return (_rebuild, (type(self), to_numpy(self._array), self._requires_grad))
+
+
+def wrap(array) -> Tensor:
+    """A Tensor around `array`, without a copy, check or history."""
+    return _fill(Tensor.__new__(Tensor), array)
+
+
+def _fill(tensor, array):
+    tensor._array = array
+    tensor._requires_grad = False
+    tensor._node = tensor.grad = tensor._grad_slot = None
+    tensor._cell = [0, 0]
+    tensor._seen = 0
+    return tensor
+
+
+def _rebuild(cls, array, requires_grad):
+    tensor = _fill(cls.__new__(cls), array)
+    tensor._requires_grad = requires_grad
+    return tensor
+
+
+def _has_dtype(data) -> bool:
+    return hasattr(data, "dtype")
+
+
+def raw_array(data: Any, dtype=None, device=None):
+    """`data` (Tensor, array, number, nested lists) as an array of `dtype` on `device`.
+
+    Without a dtype, Python numbers become float32, int64 or bool, arrays keep theirs. Without a
+    device, arrays stay where they are. No copy where none is needed.
+    """
+    if isinstance(data, Tensor):
+        array = data._array
+    elif isinstance(data, np.ndarray) or _is_foreign_array(data):
+        array = as_array(data)
+    else:
+        array = _from_python(data, dtype)
+    if dtype is not None and array.dtype != dtype:
+        array = array.astype(as_dtype(dtype))
+    if device is not None:
+        array = to_device(array, device)
+    return array
+
+
+def _is_foreign_array(data) -> bool:
+    return hasattr(data, "__dlpack_device__") or hasattr(data, "__cuda_array_interface__")
+
+
+def _from_python(data, dtype):
+    try:
+        if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) for item in data):
+            data = [item.tolist() if isinstance(item, Tensor) else item for item in data]
+        array = np.asarray(data)
+    except ValueError as error:
+        raise ValueError(
+            f"tensor: the nested lists do not form a rectangular array ({error}). "
+            "Give each list at one depth the same length."
+        ) from None
+    if array.dtype.kind not in "fiubV" or (array.dtype.kind == "V" and not is_float(array.dtype)):
+        raise TypeError(
+            f"tensor: cannot make a tensor from {type(data).__name__} holding {array.dtype}; "
+            "give numbers, booleans or arrays of them."
+        )
+    if dtype is None and array.dtype == np.float64 and not isinstance(data, np.generic):
+        if not _holds_numpy(data):
+            array = array.astype(np.float32)
+    return array
+
+
+def _holds_numpy(data) -> bool:
+    """Whether nested lists hold NumPy values, whose dtype then counts."""
+    while isinstance(data, (list, tuple)) and data:
+        data = data[0]
+    return isinstance(data, (np.ndarray, np.generic))
+
+
+def new_like(tensor: Tensor, shape) -> Any:
+    """An uninitialised array of `shape` with the tensor's dtype and device."""
+    return empty(shape, tensor._array.dtype, device_of(tensor._array))
+
+
+def numel(shape) -> int:
+    return math.prod(shape)

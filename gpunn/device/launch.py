@@ -1,0 +1,201 @@
+"""Launchers: what a primitive's launch code calls to run a kernel.
+
+All launchers of CUDA C++ look alike to the launch code, so the same lines run a kernel on a GPU
+(`CudaLauncher`) and list the kernels that must compile (`RecordingLauncher`). `NumbaLauncher`
+runs the teaching versions.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpunn.device import compiler, probe, sources
+from gpunn.device.arrays import empty, pointer
+from gpunn.device.device import Device
+from gpunn.errors import LaunchError
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+_CTYPES = {
+    np.dtype(np.float16): "__half",
+    BFLOAT16: "__nv_bfloat16",
+    np.dtype(np.float32): "float",
+    np.dtype(np.float64): "double",
+    np.dtype(np.int32): "int",
+    np.dtype(np.int64): "long long",
+    np.dtype(np.uint8): "unsigned char",
+    np.dtype(np.uint32): "unsigned int",
+    np.dtype(np.bool_): "bool",
+}
+
+# Static shared memory is limited to this; a kernel must ask for more before its first launch.
+DEFAULT_SHARED = 48 * 1024
+
+
+class Launcher:
+    """Common ground of the launchers of CUDA C++.
+
+    Attributes
+    ----------
+    arch : the architecture kernels are compiled for, such as ``"sm_90a"``
+    multiprocessors : their number, for grids that fill the chip
+    shared_limit : bytes of dynamic shared memory that one block may use
+    """
+
+    arch: str
+    multiprocessors: int
+    shared_limit: int
+
+    @staticmethod
+    def ctype(dtype) -> str:
+        """The C++ name of a NumPy dtype: float32 is ``float``, bfloat16 ``__nv_bfloat16``."""
+        return _CTYPES[np.dtype(dtype)]
+
+    @staticmethod
+    def aligned(alignment: int, *arrays) -> bool:
+        """Whether every array given (None is passed over) starts at a multiple of `alignment`."""
+        return all(a is None or pointer(a) % alignment == 0 for a in arrays)
+
+    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
+        raise NotImplementedError
+
+    def empty(self, shape, dtype):
+        """Scratch memory on the device of the launch."""
+        raise NotImplementedError
+
+
+class CudaLauncher(Launcher):
+    """Runs kernels of one source file on one GPU through CuPy."""
+
+    def __init__(self, source: str, device: Device):
+        self.source, self.device = source, device
+        properties = device_properties(device.index)
+        self.arch = properties["arch"]
+        self.multiprocessors = properties["multiProcessorCount"]
+        self.shared_limit = properties["sharedMemPerBlockOptin"]
+        self._kernels: dict[str, Any] = {}
+
+    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
+        kernel = self._kernels.get(expression)
+        if kernel is None:
+            kernel = self._kernels[expression] = self._load(expression)
+        try:
+            if shared > DEFAULT_SHARED and kernel.max_dynamic_shared_size_bytes < shared:
+                kernel.max_dynamic_shared_size_bytes = shared
+            kernel(grid, block, tuple(_NULL if a is None else a for a in args), shared_mem=shared)
+        except probe.import_cupy().cuda.driver.CUDADriverError as error:
+            raise LaunchError(
+                f"{self.source}: {expression} could not run on {self.device} with grid {grid}, "
+                f"block {block} and {shared} bytes of shared memory: {error}"
+            ) from error
+
+    def _load(self, expression: str):
+        made = compiler.build(self.source, (expression,), self.arch)
+        cupy = probe.import_cupy()
+        with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
+            file = Path(folder) / "kernel.cubin"  # RawModule takes machine code only from a file
+            file.write_bytes(made.cubin)
+            with self.device.activate():
+                module = cupy.RawModule(path=str(file))
+                return module.get_function(made.symbols[expression])
+
+    def empty(self, shape, dtype):
+        return empty(shape, dtype, self.device)
+
+
+_NULL = np.uint64(0)
+
+
+@functools.cache
+def device_properties(index: int) -> dict[str, Any]:
+    """CUDA's properties of GPU `index`, with ``arch`` as our compiler names it."""
+    properties = dict(probe.import_cupy().cuda.runtime.getDeviceProperties(index))
+    number = properties["major"] * 10 + properties["minor"]
+    # From 9.0 on, the instructions of one generation (wgmma, tcgen05) need the letter.
+    properties["arch"] = f"sm_{number}a" if number >= 90 else f"sm_{number}"
+    return properties
+
+
+@functools.cache
+def cuda_launcher(source: str, device: Device) -> CudaLauncher:
+    """The launcher of one source on one GPU; made once."""
+    return CudaLauncher(source, device)
+
+
+class RecordingLauncher(Launcher):
+    """Launches nothing and notes what would have been: ``launches`` holds (source, expression).
+
+    It looks like an H200 unless told otherwise, so that the launch code chooses as it would there.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        arch: str = "sm_90a",
+        multiprocessors: int = 132,
+        shared_limit: int = 227 * 1024,
+    ):
+        self.source, self.arch = source, arch
+        self.multiprocessors, self.shared_limit = multiprocessors, shared_limit
+        self.launches: list[tuple[str, str]] = []
+
+    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
+        check_scalars(expression, args)
+        self.launches.append((self.source, expression))
+
+    def empty(self, shape, dtype):
+        return np.empty(shape, dtype)
+
+
+def check_scalars(expression: str, args) -> None:
+    """Refuse Python numbers: CUDA would read 8 bytes where the kernel may declare 4."""
+    for position, value in enumerate(args):
+        if isinstance(value, (bool, int, float)) and not isinstance(value, np.generic):
+            raise TypeError(
+                f"{expression}: argument {position} is a Python {type(value).__name__}; "
+                "pass a NumPy scalar of the kernel's own type"
+            )
+
+
+class NumbaLauncher:
+    """Runs the Numba kernels of one file, on a GPU or in Numba's CUDA simulator."""
+
+    def __init__(self, source: str, device: Device):
+        # With the protocol's default, each launch on a CuPy array would wait for the whole stream.
+        os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
+        self.source, self.device = source, device
+        self.module = sources.numba_module(source)
+
+    def __call__(self, name: str, grid, block, args, shared: int = 0) -> None:
+        kernel = getattr(self.module, name)
+        with np.errstate(all="ignore"):  # the simulator computes with NumPy scalars
+            kernel[grid, block, self._stream(), shared](*args)
+
+    def _stream(self):
+        if self.device.type == "cpu":
+            return 0
+        from numba import cuda
+
+        return cuda.external_stream(probe.import_cupy().cuda.get_current_stream().ptr)
+
+    def empty(self, shape, dtype):
+        return empty(shape, dtype, self.device)
+
+
+@functools.cache
+def numba_launcher(source: str, device: Device) -> NumbaLauncher:
+    """The launcher of one Numba file on one device; made once."""
+    return NumbaLauncher(source, device)
+
+
+@functools.cache
+def numba_simulated() -> bool:
+    """Whether Numba runs CUDA kernels in its simulator (``NUMBA_ENABLE_CUDASIM=1``)."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")

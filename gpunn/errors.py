@@ -1,0 +1,27 @@
+"""The errors that gpunn raises itself. Each is one sentence or two: what, where, what to do."""
+
+from __future__ import annotations
+
+
+class GpunnError(Exception):
+    """Base of gpunn's own errors."""
+
+
+class DeviceError(GpunnError, RuntimeError):
+    """A device cannot be used; the text says what to install or set."""
+
+
+class OutOfMemoryError(GpunnError, MemoryError):
+    """A device has too little free memory for an allocation."""
+
+
+class CompileError(GpunnError, RuntimeError):
+    """A CUDA source did not compile; the text holds the compiler's log."""
+
+
+class LaunchError(GpunnError, RuntimeError):
+    """A kernel could not be launched, or failed while it ran."""
+
+
+class UnsupportedError(GpunnError, NotImplementedError):
+    """No implementation of a primitive runs for this device, dtype and shape."""

@@ -1,0 +1,314 @@
+"""The kernel table: a primitive is declared once and implemented several times.
+
+A primitive's function is its *specification*: it checks the arguments through its `Call`, makes
+the outputs, and hands both to `Call.run`, which picks the implementation for the device:
+
+========  =====================================================================
+numpy     the reference; runs on the CPU
+cuda      our CUDA C++ kernel, compiled by NVRTC and launched through CuPy
+numba     our Numba kernel, where asked for with ``GPUNN_KERNELS=numba`` or `using`
+========  =====================================================================
+
+Tests, benchmarks, the doctor and the documentation walk over `TABLE`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpunn.device.device import Device
+from gpunn.device.launch import cuda_launcher, numba_launcher, numba_simulated
+from gpunn.errors import UnsupportedError
+from gpunn.primitives.call import Call
+from gpunn.primitives.samples import FLOATING, Sample
+
+TABLE: dict[str, Primitive] = {}
+
+IMPLEMENTATIONS = ("numpy", "cuda", "numba")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one call must do at the least: `flops`, and bytes `read` and `written`, each once."""
+
+    flops: float
+    read: float
+    written: float
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read and written."""
+        return self.read + self.written
+
+
+class _Choice(threading.local):
+    """The choices of this thread: a forced implementation, and who intercepts runs."""
+
+    forced: str | None = None
+    intercept: Callable | None = None
+
+
+_choice = _Choice()
+
+
+class Primitive:
+    """One row of the kernel table. Calling it checks the arguments and runs it.
+
+    Attributes
+    ----------
+    name, family : as in the kernel's name and file
+    cuda_source, numba_source : files below ``kernels/cuda`` and ``kernels/numba``
+    numba_dtypes : dtypes the Numba kernel takes
+    bench_shapes : shapes that `gpunn bench` uses unless told others
+    """
+
+    bench_shapes: tuple[tuple[int, ...], ...] = ()
+
+    def __init__(self, specification: Callable, family: str, cuda: str, numba: str):
+        self.name, self.family = specification.__name__, family
+        self.cuda_source, self.numba_source = cuda, numba
+        self.numba_dtypes: tuple = (np.dtype(np.float32), np.dtype(np.float64))
+        self._specification = specification
+        self._reference = self._cuda = self._numba = None
+        self._cost = self._samples = self._inputs = None
+        functools.update_wrapper(self, specification)
+        signature = inspect.signature(specification)
+        self.__signature__ = signature.replace(
+            parameters=list(signature.parameters.values())[1:]  # without `call`
+        )
+
+    def __call__(self, *args, **kwargs):
+        return self._specification(Call(self), *args, **kwargs)
+
+    def __repr__(self) -> str:
+        return f"<primitive {self.name}{self.__signature__}>"
+
+    # ---- registration, used as decorators -----------------------------------------------------
+
+    def reference(self, function: Callable) -> Callable:
+        """Register the NumPy implementation."""
+        self._reference = function
+        return function
+
+    def cuda(self, function: Callable) -> Callable:
+        """Register the launch code of the CUDA C++ kernel."""
+        self._cuda = function
+        return function
+
+    def numba(self, function: Callable | None = None, *, dtypes=None):
+        """Register the launch code of the Numba kernel."""
+        if dtypes is not None:
+            self.numba_dtypes = tuple(np.dtype(d) for d in dtypes)
+        if function is None:
+            return self.numba
+        self._numba = function
+        return function
+
+    def cost(self, function: Callable) -> Callable:
+        """Register the cost model; it gets the arguments of `Call.run`."""
+        self._cost = function
+        return function
+
+    def samples(self, function: Callable) -> Callable:
+        """Register the generator of parity samples; it gets a `numpy.random.Generator`."""
+        self._samples = function
+        return function
+
+    def inputs(self, function: Callable) -> Callable:
+        """Register benchmark inputs: function(rng, shape) -> (args, kwargs) in float32."""
+        self._inputs = function
+        return function
+
+    # ---- what the table knows -----------------------------------------------------------------
+
+    @property
+    def implementations(self) -> tuple[str, ...]:
+        """Names of the implementations that exist."""
+        found = zip(IMPLEMENTATIONS, (self._reference, self._cuda, self._numba), strict=True)
+        return tuple(name for name, function in found if function is not None)
+
+    def sample_list(self, seed: int = 0) -> list[Sample]:
+        """The parity samples, the same for the same seed."""
+        return list(self._samples(np.random.default_rng(seed)))
+
+    def benchmark_inputs(self, shape: tuple[int, ...], seed: int = 0) -> tuple[tuple, dict]:
+        """Random inputs of a shape for benchmarks, on the CPU in float32."""
+        return self._inputs(np.random.default_rng(seed), tuple(shape))
+
+    def cost_of(self, *args, **kwargs) -> Cost:
+        """The cost of a call with these arguments; nothing is run."""
+        found: list[Cost] = []
+        with intercepting(lambda call, run_args: found.append(self._cost(*run_args))):
+            self(*args, **kwargs)
+        return found[0]
+
+    # ---- running ------------------------------------------------------------------------------
+
+    def run(self, call: Call, args: tuple) -> None:
+        """Run on checked arguments, with the implementation for the call's device."""
+        if _choice.intercept is not None:
+            _choice.intercept(call, args)
+        elif _DEBUG:
+            _run_and_report(call, args)
+        else:
+            _run(call, args)
+
+    def run_cuda(self, launch, args: tuple) -> None:
+        """Run the launch code with a launcher (also one that only records)."""
+        self._cuda(launch, *args)
+
+
+def primitive(family: str, cuda: str, numba: str) -> Callable[[Callable], Primitive]:
+    """Declare the decorated specification as a row of the table."""
+
+    def declare(specification: Callable) -> Primitive:
+        made = Primitive(specification, family, cuda, numba)
+        TABLE[made.name] = made
+        return made
+
+    return declare
+
+
+# ---- which implementation runs -----------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def using(implementation: str | None) -> Iterator[None]:
+    """Run primitives with one implementation inside a ``with`` block: "numba", "cuda", "numpy".
+
+    >>> with gpunn.kernels.using("numba"):
+    ...     y = gpunn.kernels.softmax_forward(x_on_the_gpu)
+    """
+    if implementation not in (None, *IMPLEMENTATIONS):
+        raise ValueError(
+            f"kernels: {implementation!r} is not an implementation; use one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    before, _choice.forced = _choice.forced, implementation
+    try:
+        yield
+    finally:
+        _choice.forced = before
+
+
+@contextlib.contextmanager
+def intercepting(function: Callable[[Call, tuple], None]) -> Iterator[None]:
+    """Give every run inside the block to `function(call, args)` and run nothing else."""
+    before, _choice.intercept = _choice.intercept, function
+    try:
+        yield
+    finally:
+        _choice.intercept = before
+
+
+def implementation_for(device: Device) -> str:
+    """The implementation that runs on `device` now."""
+    forced = _choice.forced or os.environ.get("GPUNN_KERNELS") or None
+    if forced is None:
+        return "numpy" if device.type == "cpu" else "cuda"
+    if forced not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"GPUNN_KERNELS={forced} is not an implementation; use one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
+        )
+    if device.type == "cpu" and forced == "numba" and not numba_simulated():
+        raise UnsupportedError(
+            "Numba's CUDA kernels do not run on CPU arrays: move the arrays to a GPU, or set "
+            "NUMBA_ENABLE_CUDASIM=1 before Python starts to run them in Numba's simulator"
+        )
+    if device.type == "cpu" and forced == "cuda":
+        raise UnsupportedError(
+            "CUDA kernels do not run on CPU arrays: move the arrays to a GPU with "
+            "gpunn.tensor(x, device='cuda') or cupy.asarray(x)"
+        )
+    if device.type == "cuda" and forced == "numpy":
+        raise UnsupportedError(
+            "NumPy does not run on GPU arrays: move the arrays to the CPU with .get() or .cpu()"
+        )
+    return forced
+
+
+def _run(call: Call, args: tuple) -> None:
+    made, device = call.primitive, call.device
+    if device.type == "cpu" and _choice.forced is None and not _FORCED_BY_ENVIRONMENT:
+        made._reference(*args)
+        return
+    implementation = implementation_for(device)
+    if implementation == "numpy":
+        made._reference(*args)
+    elif implementation == "cuda":
+        with device.activate():
+            made._cuda(cuda_launcher(made.cuda_source, device), *args)
+    else:
+        _require_numba(made, args)
+        with device.activate() if device.type == "cuda" else contextlib.nullcontext():
+            made._numba(numba_launcher(made.numba_source, device), *args)
+
+
+_FORCED_BY_ENVIRONMENT = bool(os.environ.get("GPUNN_KERNELS"))
+
+
+def _require_numba(made: Primitive, args: tuple) -> None:
+    for value in args:
+        dtype = getattr(value, "dtype", None)
+        if dtype in FLOATING and dtype not in made.numba_dtypes:
+            raise UnsupportedError(
+                f"{made.name} has no Numba kernel for dtype {dtype} (shape {value.shape}): convert "
+                f"to {' or '.join(d.name for d in made.numba_dtypes)}, or use the CUDA C++ kernel"
+            )
+
+
+_DEBUG = int(os.environ.get("GPUNN_DEBUG", "0") or 0)
+
+
+def _run_and_report(call: Call, args: tuple) -> None:
+    """GPUNN_DEBUG=1: run, wait, and print the primitive with its shapes, time and rates."""
+    from gpunn.device import synchronize
+
+    synchronize(call.device)
+    start = time.perf_counter()
+    _run(call, args)
+    synchronize(call.device)
+    seconds = max(time.perf_counter() - start, 1e-9)
+    cost = call.primitive._cost(*args)
+    shapes = " ".join(
+        f"{value.dtype}{list(value.shape)}" for value in args if hasattr(value, "shape")
+    )
+    print(
+        f"{call.primitive.name:28} {implementation_for(call.device):6} {seconds * 1e6:10.1f} us "
+        f"{cost.bytes / seconds / 1e9:9.2f} GB/s {cost.flops / seconds / 1e9:9.2f} GFLOP/s  {shapes}"
+    )
+
+
+def reachable_kernels(arch: str = "sm_90a", multiprocessors: int = 132) -> dict[str, list[str]]:
+    """Every CUDA kernel that the samples reach: source file -> sorted name expressions.
+
+    The launch code is run on the samples with a launcher that only takes notes, so a kernel is in
+    this list if and only if a parity test can reach it. No GPU is needed.
+    """
+    from gpunn.device.launch import RecordingLauncher
+
+    reached: dict[str, set[str]] = {}
+
+    def record(call: Call, args: tuple) -> None:
+        launcher = RecordingLauncher(call.primitive.cuda_source, arch, multiprocessors)
+        call.primitive.run_cuda(launcher, args)
+        for source, expression in launcher.launches:
+            reached.setdefault(source, set()).add(expression)
+
+    with intercepting(record):
+        for made in TABLE.values():
+            for sample in made.sample_list():
+                for dtype in sample.dtypes:
+                    args, kwargs = sample.cast(dtype)
+                    made(*args, **kwargs)
+    return {source: sorted(names) for source, names in sorted(reached.items())}

@@ -1,0 +1,133 @@
+"""`History`: what a training run measured, one record for each epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpunn.io import write_text
+
+_GROWING = ("accuracy", "r2", "precision", "recall", "f1", "auc")
+
+
+def resolve_mode(metric: str, mode: str = "auto") -> str:
+    """``"min"`` or ``"max"``: whether a smaller or a larger value of `metric` is better.
+
+    "auto" goes by the name: accuracy, r2, precision, recall, f1 and auc grow, all else shrinks.
+    """
+    if mode not in ("auto", "min", "max"):
+        raise ValueError(f"mode must be 'auto', 'min' or 'max', got {mode!r}")
+    if mode != "auto":
+        return mode
+    return "max" if any(word in metric.lower() for word in _GROWING) else "min"
+
+
+class History(Sequence):
+    """The records of a training run, in the order of the epochs.
+
+    Each record is a dictionary: ``epoch`` (from 1), ``loss``, the metrics by name, the same with
+    the prefix ``validation_`` if there were validation data, ``learning_rate`` and ``seconds``.
+
+    ``history["loss"]`` is the list of one value an epoch, ``history[-1]`` the last record.
+
+    Attributes
+    ----------
+    interrupted : the run was stopped by Ctrl-C
+    stop_reason : why it ended before its last epoch, else None
+    best_epoch : the epoch whose weights the model bears, if `EarlyStopping` put them back
+    """
+
+    def __init__(self, records: Sequence[dict[str, float]] = ()):
+        self.records: list[dict[str, float]] = [dict(record) for record in records]
+        self.interrupted = False
+        self.stop_reason: str | None = None
+        self.best_epoch: int | None = None
+
+    def append(self, record: dict[str, float]) -> None:
+        """Add the record of an epoch."""
+        self.records.append(dict(record))
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[dict[str, float]]:
+        return iter(self.records)
+
+    def __contains__(self, metric: object) -> bool:
+        return any(metric in record for record in self.records)
+
+    def __getitem__(self, key: Any) -> Any:
+        if not isinstance(key, str):
+            return self.records[key]
+        if key not in self:
+            raise KeyError(f"the history has no {key!r}; it has {', '.join(self.metrics())}")
+        return [record.get(key, float("nan")) for record in self.records]
+
+    def metrics(self) -> list[str]:
+        """The names that occur in the records, in the order of their first appearance."""
+        return list(dict.fromkeys(name for record in self.records for name in record))
+
+    def best(self, metric: str = "validation_loss", mode: str = "auto") -> dict[str, float]:
+        """The record in which `metric` is best (the first, if several are equal).
+
+        KeyError if no record has it, ValueError if it is NaN throughout.
+        """
+        sign = -1.0 if resolve_mode(metric, mode) == "max" else 1.0
+        values = [sign * value for value in self[metric]]
+        usable = [index for index, value in enumerate(values) if value == value]
+        if not usable:
+            raise ValueError(f"the history has no finite {metric!r}")
+        return self.records[min(usable, key=values.__getitem__)]
+
+    def to_csv(self, path: str | os.PathLike | None = None) -> str:
+        """The records as CSV text with a header; also written to `path` if one is given.
+
+        Numbers are written in the shortest form that reads back to the same value.
+        """
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, self.metrics(), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.records)
+        if path is not None:
+            write_text(path, buffer.getvalue())
+        return buffer.getvalue()
+
+    @classmethod
+    def from_csv(cls, path: str | os.PathLike) -> History:
+        """Read what `to_csv` wrote. ValueError if the file is not such a table."""
+        history = cls()
+        with open(path, encoding="utf-8", newline="") as file:
+            for line, row in enumerate(csv.DictReader(file), start=2):
+                try:
+                    record = {
+                        name: int(text) if name == "epoch" else float(text)
+                        for name, text in row.items()
+                        if text != ""
+                    }
+                except (TypeError, ValueError):
+                    raise ValueError(f"{path}, line {line}: not a row of numbers") from None
+                history.append(record)
+        return history
+
+    def plot(self, path: str | os.PathLike | None = None, title: str = "Training") -> Any:
+        """Curves of the loss and the metrics, training against validation.
+
+        Returns the matplotlib Figure, written to `path` (PNG, SVG, PDF by its suffix) if given.
+        ImportError, saying what to install, without matplotlib.
+        """
+        from gpunn.train.plots import save_figure, training_curves
+
+        figure = training_curves(self, title=title)
+        if path is not None:
+            save_figure(figure, Path(path))
+        return figure
+
+    def __repr__(self) -> str:
+        if not self.records:
+            return "History(no epochs)"
+        last = ", ".join(f"{name}={value:.4g}" for name, value in self.records[-1].items())
+        return f"History({len(self)} epochs; last: {last})"

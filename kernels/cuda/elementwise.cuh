@@ -1,0 +1,58 @@
+// elementwise.cuh - the common core of kernels that compute out[i] = f(in0[i], in1[i], ...).
+//
+// Who does what: a block owns a tile of blockDim.x * UNROLL packs; thread t holds packs t, t + blockDim.x, …
+// of the tile, so that a warp always touches neighbouring packs. A pack is 16 bytes if every pointer
+// is aligned to 16 (VECTOR), else one element.
+// The limit: each input byte is read once and each output byte written once. UNROLL loads of every
+// input are under way before the first is used, which is what hides the latency of memory.
+// The elements behind the last whole pack are done one by one by the first threads of the last block.
+#pragma once
+#include "common.cuh"
+
+// Packs in flight a thread. Two for double: its slow functions need the registers.
+template <typename T> constexpr int UNROLL = sizeof(T) == 8 ? 2 : 4;
+
+template <typename T, int INPUTS> struct Inputs {
+    const T* pointer[INPUTS];
+};
+
+template <typename T, bool VECTOR, int INPUTS, typename Function>
+__device__ __forceinline__ void elementwise(T* out, const Inputs<T, INPUTS>& in, int64 n, Function f) {
+    constexpr int WIDTH = VECTOR ? PACK<T> : 1;
+    typedef Pack<T, WIDTH> Item;
+    typedef Accumulator<T> A;
+    const int64 packs = n / WIDTH;
+    const int64 first = static_cast<int64>(blockIdx.x) * blockDim.x * UNROLL<T> + threadIdx.x;
+
+    Item item[UNROLL<T>][INPUTS];
+#pragma unroll
+    for (int u = 0; u < UNROLL<T>; u++) {
+        const int64 p = first + static_cast<int64>(u) * blockDim.x;
+        if (p < packs) {
+#pragma unroll
+            for (int k = 0; k < INPUTS; k++) item[u][k] = load_pack<T, WIDTH>(in.pointer[k] + p * WIDTH);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < UNROLL<T>; u++) {
+        const int64 p = first + static_cast<int64>(u) * blockDim.x;
+        if (p < packs) {
+            Item result;
+#pragma unroll
+            for (int e = 0; e < WIDTH; e++) {
+                A value[INPUTS];
+#pragma unroll
+                for (int k = 0; k < INPUTS; k++) value[k] = widen(item[u][k].item[e]);
+                result.item[e] = narrow<T>(f(value));
+            }
+            store_pack(out + p * WIDTH, result);
+        }
+    }
+    const int64 tail = packs * WIDTH + threadIdx.x;
+    if (blockIdx.x == gridDim.x - 1 && tail < n) {
+        A value[INPUTS];
+#pragma unroll
+        for (int k = 0; k < INPUTS; k++) value[k] = widen(in.pointer[k][tail]);
+        out[tail] = narrow<T>(f(value));
+    }
+}
