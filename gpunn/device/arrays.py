@@ -75,13 +75,17 @@ def empty(shape, dtype, device: Device | str | None = None):
         raise out_of_memory(device, shape, dtype) from error
 
 
+def _as_tuple(shape) -> tuple[int, ...]:
+    return (int(shape),) if np.ndim(shape) == 0 else tuple(map(int, shape))
+
+
 def out_of_memory(device: Device, shape, dtype) -> OutOfMemoryError:
     """The error for an allocation that did not fit."""
     wanted = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
     with device.activate():
         free, total = import_cupy().cuda.runtime.memGetInfo()
     return OutOfMemoryError(
-        f"{device} has no room for an array of shape {tuple(np.atleast_1d(shape))} "
+        f"{device} has no room for an array of shape {_as_tuple(shape)} "
         f"{np.dtype(dtype).name} ({wanted / 2**20:,.1f} MiB): {free / 2**20:,.0f} MiB of "
         f"{total / 2**20:,.0f} MiB are free. Use a smaller batch or model, or free other arrays."
     )

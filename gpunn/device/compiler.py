@@ -67,6 +67,7 @@ def build(source: str, expressions: Iterable[str], arch: str) -> Build:
     own messages if the source does not compile.
     """
     probe.require_compiler()
+    _check_arch(arch)
     names = tuple(sorted(set(expressions)))
     path = cache_folder() / "cubin" / f"{_key(source, names, arch)}.cubin"
     cached = _read(path)
@@ -74,6 +75,18 @@ def build(source: str, expressions: Iterable[str], arch: str) -> Build:
         return cached
     made = _compile(source, names, arch)
     return _write(path, made)
+
+
+def _check_arch(arch: str) -> None:
+    from cupy.cuda import nvrtc
+
+    known = nvrtc.getSupportedArchs()
+    found = re.fullmatch(r"sm_(\d+)[af]?", arch)
+    if not found or int(found[1]) not in known:
+        raise CompileError(
+            f"{arch} is not an architecture that this NVRTC {'.'.join(map(str, nvrtc.getVersion()))} "
+            f"knows; it knows {', '.join(f'sm_{n}' for n in known)} (and sm_90a, sm_100a …)"
+        )
 
 
 def _options(arch: str) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ def import_cupy():
     try:
         import cupy
     except ImportError as error:
-        if importlib.util.find_spec("cupy") is None:
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
             raise DeviceError(f"CuPy is not installed: {INSTALL}.") from error
         raise DeviceError(
             f"CuPy is installed but does not import ({error}): reinstall it, and only one of "
@@ -227,6 +227,11 @@ def _driver_in_sight() -> bool:
     if os.environ.get("CUDA_VISIBLE_DEVICES", None) in ("", "-1"):
         return False
     return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu"))
+
+
+def numba_importable() -> bool:
+    """Whether Numba's CUDA kernels can be had, asked without importing it."""
+    return importlib.util.find_spec("numba") is not None
 
 
 def findings() -> list[Finding]:

@@ -20,7 +20,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -289,7 +289,9 @@ def _run_and_report(call: Call, args: tuple) -> None:
     )
 
 
-def reachable_kernels(arch: str = "sm_90a", multiprocessors: int = 132) -> dict[str, list[str]]:
+def reachable_kernels(
+    arch: str = "sm_90a", multiprocessors: int = 132, primitives: Iterable[Primitive] | None = None
+) -> dict[str, list[str]]:
     """Every CUDA kernel that the samples reach: source file -> sorted name expressions.
 
     The launch code is run on the samples with a launcher that only takes notes, so a kernel is in
@@ -306,7 +308,7 @@ def reachable_kernels(arch: str = "sm_90a", multiprocessors: int = 132) -> dict[
             reached.setdefault(source, set()).add(expression)
 
     with intercepting(record):
-        for made in TABLE.values():
+        for made in TABLE.values() if primitives is None else primitives:
             for sample in made.sample_list():
                 for dtype in sample.dtypes:
                     args, kwargs = sample.cast(dtype)

@@ -7,6 +7,9 @@
 // 4 bytes an element that is 8 or 12 bytes for each of 1 to about 40 operations, so memory is the
 // limit on any GPU with fast float32.
 // Assumes: nothing of the shape; VECTOR only if all pointers are multiples of 16 bytes.
+//
+// Spills: activation_backward<double, Gelu: erfc in float64 holds values across the subroutine that
+// divides; 8 bytes a thread, beside a hundred float64 operations an element.
 #include "activation.cuh"
 #include "elementwise.cuh"
 

@@ -1,0 +1,81 @@
+# gpunn. `make` lists the targets; a fresh machine needs only Python >= 3.11 and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SEED ?= 0
+
+# The CUDA release that the NVIDIA driver supports: 12, 13, … or nothing without a driver.
+DRIVER := $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9]*\).*/\1/p' | head -n 1)
+ifeq ($(DRIVER),)
+  GPU_EXTRA :=
+  TEST_EXTRA := cuda12
+else ifeq ($(DRIVER),12)
+  GPU_EXTRA := cuda12
+  TEST_EXTRA := cuda12
+else
+  GPU_EXTRA := cuda13
+  TEST_EXTRA := cuda13
+endif
+comma := ,
+TRAIN_EXTRAS := examples$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA))
+TEST_EXTRAS := test,$(TEST_EXTRA)
+
+.PHONY: help train test test-oracle gpu bench lint docs-tables clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+train: $(VENV)/.train  ## set up, then train a network on real handwritten digits
+	$(BIN)/gpunn train digits --seed $(SEED)
+
+test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
+	$(BIN)/python -m pytest -n auto --ignore tests/oracle
+
+test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
+	$(BIN)/python -m pytest tests/oracle
+
+gpu:  ## on a machine with a GPU: all GPU tests and benchmarks, one result file; installs nothing
+	$(PYTHON) benchmarks/gpu.py
+
+bench: $(VENV)/.test  ## time every kernel against its peers
+	$(BIN)/gpunn bench all
+
+lint: $(VENV)/.test  ## style and errors that a reader of the code would see
+	$(BIN)/python -m pip install --quiet "ruff>=0.8"
+	$(BIN)/ruff check gpunn kernels tests benchmarks
+
+docs-tables: $(VENV)/.test  ## rewrite the tables in docs from the committed result files
+	$(BIN)/python -m gpunn.bench.report
+
+clean:  ## remove the virtual environment and caches
+	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache build dist
+
+# ---- virtual environment: one, filled step by step; a stamp file marks each step done --------------
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "gpunn needs Python 3.11 or newer; this is $$($(PYTHON) --version). Try: make PYTHON=python3.12 ..."; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# uv is several times faster; pip does the same.
+define install
+	@echo "installing gpunn[$(1)] into $(VENV)"
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python -e ".[$(1)]" 2>$(VENV)/uv.log \
+	  || $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[$(1)]"
+endef
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(call install,$(TRAIN_EXTRAS))
+	@touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(call install,$(TEST_EXTRAS))
+	@touch $@
+
+# pip, not uv: only pip looks where the CPU build of PyTorch may lie on a test machine.
+$(VENV)/.oracle: $(VENV)/.test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[oracle]"
+	@touch $@

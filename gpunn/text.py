@@ -1,0 +1,29 @@
+"""Plain text that aligns: the tables that commands print."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
+    """Rows under headers in aligned columns; the columns numbered in `right` to the right.
+
+    >>> print(table(["name", "bytes"], [["x", 12], ["total", 7]], right=[1]))
+    name   bytes
+    -----  -----
+    x         12
+    total      7
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [
+        max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))
+    ]
+
+    def line(row: Sequence[str]) -> str:
+        aligned = (
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([line(headers), "  ".join("-" * width for width in widths), *map(line, cells)])

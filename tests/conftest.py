@@ -1,0 +1,65 @@
+"""What all tests share: the count of parity checks that closes the run, and quiet surroundings."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+
+import pytest
+
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that need a GPU are only collected where one is usable."""
+    from gpunn.device import probe
+
+    if not probe.cuda_usable():
+        items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
+
+
+@pytest.fixture
+def count_parity(record_property):
+    """Call it with (primitive, implementation, samples checked); the sum is printed at the end."""
+
+    def count(primitive: str, implementation: str, samples: int) -> None:
+        record_property("parity", f"{primitive}|{implementation}|{samples}")
+
+    return count
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Primitives x implementations x samples checked, and the devices that were there."""
+    samples, pairs = Counter(), set()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "parity" and getattr(report, "when", "") == "call":
+                    primitive, implementation, count = value.split("|")
+                    samples[implementation] += int(count)
+                    pairs.add((primitive, implementation))
+    if not pairs:
+        return
+    terminalreporter.section("kernel table")
+    for implementation in sorted(samples):
+        primitives = sum(1 for _, name in pairs if name == implementation)
+        terminalreporter.line(
+            f"{implementation:16} {primitives:3} primitives  {samples[implementation]:6} samples"
+        )
+    total = sum(samples.values())
+    terminalreporter.line(
+        f"{len({p for p, _ in pairs})} primitives x {len(samples)} implementations: "
+        f"{total} samples checked; devices: {', '.join(devices())}"
+    )
+
+
+def devices() -> list[str]:
+    """Names of the devices that tests could use."""
+    from gpunn.device import probe
+
+    found = ["cpu"]
+    if probe.cuda_usable():
+        found.append(probe.find_gpus().detail)
+    else:
+        found.append("no GPU (CUDA kernels were compiled, not run on hardware)")
+    return found

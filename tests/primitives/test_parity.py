@@ -1,0 +1,92 @@
+"""Every primitive x implementation x sample against the NumPy reference in float64."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpunn import kernels
+from gpunn.primitives import parity
+from gpunn.primitives.registry import reachable_kernels
+
+TABLE = kernels.table()
+
+
+def check_all(name: str, implementation: str, device: str, count_parity) -> None:
+    """Check every sample of a primitive and report all that fail at once."""
+    cases = parity.cases(TABLE[name], implementation)
+    results = [
+        parity.check(TABLE[name], sample, dtype, implementation, device) for sample, dtype in cases
+    ]
+    assert results, f"{name} has no samples for {implementation}"
+    failed = [str(result) for result in results if not result.passed]
+    assert not failed, "\n".join(failed)
+    count_parity(name, implementation, len(results))
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_numpy(name, count_parity):
+    check_all(name, "numpy", "cpu", count_parity)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TABLE)
+def test_cuda(name, count_parity):
+    check_all(name, "cuda", "cuda", count_parity)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TABLE)
+def test_numba(name, count_parity):
+    check_all(name, "numba", "cuda", count_parity)
+
+
+@pytest.mark.parametrize("family", sorted({made.family for made in TABLE.values()}))
+def test_numba_in_its_simulator(family, count_parity):
+    """The simulator is switched on by the environment before Numba is imported: a process each."""
+    environment = dict(os.environ, NUMBA_ENABLE_CUDASIM="1", CUDA_VISIBLE_DEVICES="")
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("run_numba_simulator.py")), family],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    checked = json.loads(done.stdout.splitlines()[-1])
+    for name, count in checked.items():
+        assert count > 0, name
+        count_parity(name, "numba simulator", count)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_row_is_complete(name):
+    made = TABLE[name]
+    assert made.implementations == ("numpy", "cuda", "numba")
+    assert made.__doc__ and made.__doc__.strip().splitlines()[0].endswith((".", "``"))
+    samples = made.sample_list()
+    assert len({sample.name for sample in samples}) == len(samples), "names of samples repeat"
+    assert made.bench_shapes
+    args, kwargs = made.benchmark_inputs(made.bench_shapes[0])
+    cost = made.cost_of(*args, **kwargs)
+    assert cost.bytes > 0 and cost.flops >= 0
+
+
+def test_every_kernel_is_reached_by_a_sample():
+    """Each __global__ function of kernels/cuda stands in at least one reached expression."""
+    import re
+
+    from gpunn.device.sources import kernels_folder
+
+    reached = reachable_kernels()
+    for source in sorted((kernels_folder() / "cuda").glob("*.cu")):
+        text = source.read_text()
+        declared = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)", text))
+        used = {expression.split("<")[0] for expression in reached.get(source.name, [])}
+        assert declared, f"{source.name} declares no kernel"
+        assert declared == used, f"{source.name}: never reached {sorted(declared - used)}"
