@@ -1,5 +1,41 @@
-"""gpunn: training neural networks on NVIDIA GPUs with hand-written CUDA kernels."""
+"""gpunn: training neural networks on NVIDIA GPUs with hand-written CUDA kernels.
 
+>>> import gpunn
+>>> from gpunn import nn, optim
+>>> import gpunn.nn.functional as F
+
+Tensors, layers and optimizers bear PyTorch's names. `gpunn.kernels` are the kernels as plain
+functions on arrays, `gpunn.train` the Trainer, `gpunn.data` datasets and loaders, `gpunn.io` model
+files. Nothing here imports CuPy, Numba, matplotlib or scikit-learn before they are needed.
+"""
+
+import importlib as _importlib
+
+from gpunn import autograd, errors, kernels
+from gpunn.autograd import *  # noqa: F403
+from gpunn.autograd import __all__ as _tensor_names
+from gpunn.autograd import random
 from gpunn.device import Device as device
+from gpunn.device import default_device, set_default_device, synchronize
 
 __version__ = "0.1.0"
+
+__all__ = [  # noqa: PLE0604
+    *_tensor_names,
+    "autograd",
+    "default_device",
+    "device",
+    "errors",
+    "kernels",
+    "random",
+    "set_default_device",
+    "synchronize",
+]
+
+_LAZY = ("bench", "data", "io", "nn", "optim", "train")
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return _importlib.import_module(f"gpunn.{name}")
+    raise AttributeError(f"module 'gpunn' has no attribute {name!r}")

@@ -10,7 +10,23 @@ copy and computed there by our CUDA C++ kernels, or by the Numba ones inside
 ``with kernels.using("numba"):``. `table()` lists the rows.
 """
 
+from gpunn.primitives import (  # noqa: F401  importing a family fills the table
+    activation,
+    clip,
+    cross_entropy,
+    loss,
+    matmul as _matmul,
+    optimizer,
+    random,
+    reduce,
+    softmax,
+)
+from gpunn.primitives.activation import ACTIVATIONS
 from gpunn.primitives.registry import TABLE, Cost, Primitive, using
+
+globals().update(TABLE)
+
+__all__ = ["ACTIVATIONS", "Cost", "Primitive", "table", "using", *TABLE]
 
 
 def table() -> dict[str, Primitive]:

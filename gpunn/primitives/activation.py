@@ -28,7 +28,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.polynomial.chebyshev import chebval
 
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOATING, Sample, accumulator_dtype
@@ -135,6 +134,8 @@ _ERFC_SERIES = (
 
 def _phi(x):
     """The normal distribution function erfc(-x / sqrt(2)) / 2, in the dtype of x."""
+    from numpy.polynomial.chebyshev import chebval  # not on the path of `import gpunn`
+
     z = np.abs(x) * math.sqrt(0.5)
     t = 2 / (2 + z)
     # 12 terms are as good as float32 gets

@@ -161,7 +161,8 @@ class Call:
         raise error(f"{text} {remedy}".rstrip())
 
     def _describe(self, value) -> str:
-        if not hasattr(value, "dtype") or not hasattr(value, "shape"):
+        scalar = isinstance(value, np.generic)  # has a dtype and a shape, but is no array
+        if scalar or not hasattr(value, "dtype") or not hasattr(value, "shape"):
             return f"is {value!r:.60}" if value is not None else "is None"
         return f"has shape {tuple(value.shape)} and dtype {value.dtype} on {arrays.device_of(value)}"
 

@@ -30,6 +30,13 @@ class Accumulator:
 
 
 @dataclass(frozen=True)
+class Fixed:
+    """Marks an array of a sample that keeps its dtype, whatever the dtype under test."""
+
+    array: np.ndarray
+
+
+@dataclass(frozen=True)
 class Sample:
     """One call of a primitive for parity tests.
 
@@ -37,6 +44,8 @@ class Sample:
     rounded to each of `dtypes` in turn (arrays in `Accumulator` to the accumulator's dtype),
     integer arrays and numbers stay. `tolerance` maps a dtype to a relative error that replaces the
     usual bound. `numba=False` leaves out Numba's simulator, a thousand times slower, for big ones.
+    With `unaligned` the arrays start one element past a multiple of 16 bytes. With `exact` an
+    implementation must give the very bits of the NumPy reference in the dtype under test.
     """
 
     name: str
@@ -45,12 +54,15 @@ class Sample:
     dtypes: tuple = (FLOAT32,)
     tolerance: dict = field(default_factory=dict)
     numba: bool = True
+    unaligned: bool = False
+    exact: bool = False
 
     def cast(self, dtype) -> tuple[list, dict]:
         """Fresh copies of the arguments with the floating arrays rounded to `dtype`."""
+        place = _one_element_on if self.unaligned else lambda value: value
         return (
-            [_cast(value, dtype) for value in self.args],
-            {name: _cast(value, dtype) for name, value in self.kwargs.items()},
+            [place(_cast(value, dtype)) for value in self.args],
+            {name: place(_cast(value, dtype)) for name, value in self.kwargs.items()},
         )
 
     def cast_reference(self, dtype) -> tuple[list, dict]:
@@ -62,6 +74,8 @@ class Sample:
 def _cast(value, dtype):
     if isinstance(value, Accumulator):
         return _cast(value.array, accumulator_dtype(dtype))
+    if isinstance(value, Fixed):
+        return value.array.copy()
     if isinstance(value, np.ndarray):
         with np.errstate(all="ignore"):  # extreme values become inf in a narrow type, as they should
             target = dtype if value.dtype == FLOAT64 else value.dtype
@@ -79,6 +93,15 @@ def _like(value: np.ndarray, dtype) -> np.ndarray:
     view = padded[..., ::2]
     view[...] = value
     return view
+
+
+def _one_element_on(value):
+    """A copy of a contiguous array that starts one element behind where NumPy would place it."""
+    if not isinstance(value, np.ndarray):
+        return value
+    longer = np.empty(value.size + 1, value.dtype)
+    longer[1:] = value.reshape(-1)
+    return longer[1:].reshape(value.shape)
 
 
 def _widen(value):

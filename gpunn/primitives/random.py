@@ -1,0 +1,450 @@
+"""Random numbers from a counter: Philox4x32-10, the same bits in NumPy, CUDA and Numba.
+
+Philox4x32-10 (Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
+2011) is a bijection of 128-bit counters under a 64-bit key that passes BigCrush. Nothing is drawn
+in sequence: element i of an array depends only on (seed, offset, i),
+
+    word(i) = word i % 4 of philox(counter = (i // 4, offset), key = seed)
+
+with the counter's four 32-bit words (i // 4 low, i // 4 high, offset low, offset high). So any
+thread can make any element, a longer array begins with a shorter one, and two offsets never share
+a counter. `random_bits` gives the words; the others are functions of b(i), which is
+word(i) for float16, bfloat16 and float32, and for float64 the 53 bits of word(i) with 21 more
+behind it, the top ones of the word at block 2^63 + i // 4. A float64 draw therefore agrees with the
+float32 draw of the same seed to float32's precision.
+
+===========  =====================================================================================
+uniform      u = (word >> 8) 2^-24, or b 2^-53 in float64: in [0, 1), never 1; then
+             low + (high - low) u
+normal       z = Phi^-1((word + 1/2) 2^-32), or (b + 1/2) 2^-53 in float64; then mean + std z.
+             |z| reaches 6.34 in float32 and 8.29 in float64 and is never 0.
+dropout      keeps element i if u(i) >= p, with the float32 u for every dtype
+===========  =====================================================================================
+
+The bits are the same everywhere because integers are, and because all floating arithmetic is made
+of + - * / that are each rounded by themselves; `gpunn.primitives.random_reference` says how.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import numpy as np
+
+from gpunn.primitives.random_reference import draws_in_passes, standard_normal, words_in_passes
+from gpunn.primitives.registry import Cost, primitive
+from gpunn.primitives.samples import FLOATING, Sample, accumulator_dtype
+
+BLOCK = 256
+UINT32 = np.dtype(np.uint32)
+
+# Operations of one Philox block of four words, and of one normal quantile.
+_PHILOX_FLOPS, _QUANTILE_FLOPS = 80, 50
+
+
+# ---- specification -------------------------------------------------------------------------------
+
+
+_RANGE = "expected an integer from 0 to 2^64 - 1"
+
+
+def _counter(call, name: str, value) -> int:
+    """A seed or an offset as a Python int in [0, 2^64)."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{call.primitive.name}: {name} is {value!r:.60}; {_RANGE}.") from None
+    call.require(0 <= number < 1 << 64, name, f"is {number}", _RANGE)
+    return number
+
+
+def _finite(call, name: str, value, dtype, low: float | None = None) -> float:
+    """`value` as a number that is finite in `dtype`."""
+    number = call.number(name, value, low=low)
+    call.require(
+        abs(number) <= float(np.finfo(dtype).max),
+        name,
+        f"is {value!r}",
+        f"expected a number that is finite in {dtype.name}",
+    )
+    return number
+
+
+@primitive(family="random", cuda="random.cu", numba="random.py")
+def random_bits(call, out, *, seed: int, offset: int = 0, first_block: int = 0):
+    """Fill `out` with the 32-bit words of Philox4x32-10: ``out[i] = word(4 first_block + i)``.
+
+    Parameters
+    ----------
+    out : uint32 array of any shape, contiguous and writable, filled in place
+    seed : the key, an integer in [0, 2^64)
+    offset : the upper half of the counter, an integer in [0, 2^64)
+    first_block : the lower half of the counter for the first four words, an integer in [0, 2^64);
+        with it a part of a longer sequence can be made alone
+
+    Returns
+    -------
+    out
+
+    Raises
+    ------
+    TypeError, ValueError : an `out` of another dtype, not contiguous or read-only; a seed, offset
+        or first_block that is no integer or out of range
+    """
+    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    first_block = _counter(call, "first_block", first_block)
+    out = call.inplace("out", out, dtypes=(UINT32,))
+    call.run(out, seed, offset, first_block)
+    return out
+
+
+@primitive(family="random", cuda="random.cu", numba="random.py")
+def random_uniform(
+    call, out, *, seed: int, offset: int = 0, low: float = 0.0, high: float = 1.0
+):
+    """Fill `out` with numbers uniform in [low, high): ``out = low + (high - low) u``.
+
+    u has 24 bits, or 53 for float64. The 16-bit types are the float32 result rounded once. The
+    rounding of the sum (and that to 16 bits) can give `high` itself; in [0, 1) of float32 and
+    float64 nothing is rounded.
+
+    Parameters
+    ----------
+    out : float16, bfloat16, float32 or float64 array, contiguous and writable, filled in place
+    seed, offset : integers in [0, 2^64); one pair gives one sequence, whatever the device
+    low, high : finite numbers, low <= high
+
+    Returns
+    -------
+    out
+
+    Raises
+    ------
+    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, low > high
+    """
+    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    out = call.inplace("out", out, dtypes=FLOATING)
+    dtype = accumulator_dtype(out.dtype)
+    low, high = _finite(call, "low", low, dtype), _finite(call, "high", high, dtype)
+    call.require(low <= high, "low", f"is {low} and high is {high}", "give low <= high")
+    width = _finite(call, "high - low", high - low, dtype)
+    call.run(out, seed, offset, dtype.type(low), dtype.type(width))
+    return out
+
+
+@primitive(family="random", cuda="random.cu", numba="random.py")
+def random_normal(
+    call, out, *, seed: int, offset: int = 0, mean: float = 0.0, std: float = 1.0
+):
+    """Fill `out` with normally distributed numbers: ``out = mean + std z``.
+
+    z is the standard normal quantile of 32 uniform bits, or of 53 for float64 (see the top of this
+    file): a monotone function of the word. The 16-bit types are the float32 result rounded once.
+
+    Parameters
+    ----------
+    out : float16, bfloat16, float32 or float64 array, contiguous and writable, filled in place
+    seed, offset : integers in [0, 2^64); one pair gives one sequence, whatever the device
+    mean : a finite number
+    std : a finite number >= 0
+
+    Returns
+    -------
+    out
+
+    Raises
+    ------
+    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, std < 0
+    """
+    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    out = call.inplace("out", out, dtypes=FLOATING)
+    dtype = accumulator_dtype(out.dtype)
+    mean = _finite(call, "mean", mean, dtype)
+    std = _finite(call, "std", std, dtype, low=0.0)
+    call.run(out, seed, offset, dtype.type(mean), dtype.type(std))
+    return out
+
+
+@primitive(family="random", cuda="random.cu", numba="random.py")
+def dropout(call, x, *, p: float, seed: int, offset: int = 0, out=None):
+    """Zero elements with probability p: ``out[i] = x[i] / (1 - p)`` if u(i) >= p, else 0.
+
+    u is `random_uniform` in float32 with the same seed and offset, for every dtype of `x`, so the
+    mask depends on nothing else. The factor 1 / (1 - p) is rounded once and the product once. The
+    backward pass is the same call on the gradient. A dropped element is 0 also where x is NaN or
+    infinite (a product with the mask would give NaN). p = 0 copies, p = 1 gives zeros.
+    Srivastava et al., "Dropout", JMLR 15 (2014), in the form scaled while training.
+
+    Parameters
+    ----------
+    x : float16, bfloat16, float32 or float64 array of any shape
+    p : probability of zero, in [0, 1]
+    seed, offset : integers in [0, 2^64)
+    out : array of the shape and dtype of `x` to write; may be `x` itself
+
+    Raises
+    ------
+    TypeError, ValueError : a dtype that is not floating, p outside [0, 1], a seed or offset out of
+        range, an `out` that does not fit
+    """
+    p = call.number("p", p, low=0.0, high=1.0)
+    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    x = call.array("x", x, dtypes=FLOATING)
+    out = call.output("out", out, shape=x.shape, dtype=x.dtype)
+    # u >= p for a multiple u of 2^-24 is a comparison of integers, with no rounding anywhere.
+    threshold = np.uint32(math.ceil(p * 2**24))
+    scale = accumulator_dtype(x.dtype).type(1 / (1 - p) if p < 1 else 0)
+    call.run(x, out, seed, offset, threshold, scale)
+    return out
+
+
+# ---- NumPy reference -----------------------------------------------------------------------------
+
+
+@random_bits.reference
+def _(out, seed, offset, first_block):
+    flat = out.reshape(-1)
+    for start, stop, words in words_in_passes(out.size, seed, offset, first_block):
+        flat[start:stop] = words
+
+
+@random_uniform.reference
+def _(out, seed, offset, low, width):
+    flat, real = out.reshape(-1), low.dtype
+    discard, unit = (8, 2.0**-24) if real == np.float32 else (0, 2.0**-53)
+    with np.errstate(over="ignore"):  # in a 16-bit out
+        for start, stop, draws in draws_in_passes(out.size, seed, offset, real):
+            draws >>= discard
+            values = draws.view(f"i{real.itemsize}").astype(real)
+            values *= unit
+            values *= width
+            values += low
+            flat[start:stop] = values
+
+
+@random_normal.reference
+def _(out, seed, offset, mean, std):
+    flat = out.reshape(-1)
+    with np.errstate(over="ignore"):  # of the largest mean and std, or of a 16-bit out
+        for start, stop, draws in draws_in_passes(out.size, seed, offset, mean.dtype):
+            values = standard_normal(draws)
+            values *= std
+            values += mean
+            flat[start:stop] = values
+
+
+@dropout.reference
+def _(x, out, seed, offset, threshold, scale):
+    if threshold == 0:
+        np.copyto(out, x)
+        return
+    if threshold == 1 << 24:
+        out.fill(0)
+        return
+    source, target = x.reshape(-1), out.reshape(-1)
+    target_bits = target.view(f"i{out.itemsize}")
+    least = threshold << np.uint32(8)  # word >> 8 >= threshold in one comparison
+    with np.errstate(all="ignore"):
+        for start, stop, words in words_in_passes(x.size, seed, offset):
+            target[start:stop] = source[start:stop].astype(scale.dtype, copy=False) * scale
+            # The product of the bits as an integer with 0 or 1: NaN becomes 0 too, and it is twenty
+            # times as fast as an assignment under a mask.
+            np.multiply(target_bits[start:stop], words >= least, out=target_bits[start:stop])
+
+
+# ---- launch --------------------------------------------------------------------------------------
+
+
+def _grid(launch, size: int) -> tuple[int]:
+    """Blocks of threads, four elements a thread; with more than 16 a multiprocessor they loop."""
+    return (max(1, min(-(-size // (4 * BLOCK)), 16 * launch.multiprocessors)),)
+
+
+def _run(launch, kernel: str, array, args, others=()) -> None:
+    """Launch ``kernel<T, VECTOR>`` (for words ``kernel<VECTOR>``) over the elements of `array`."""
+    if array.size == 0:
+        return
+    vector = str(launch.aligned(min(16, 4 * array.itemsize), array, *others)).lower()
+    types = vector if array.dtype == UINT32 else f"{launch.ctype(array.dtype)}, {vector}"
+    launch(f"{kernel}<{types}>", grid=_grid(launch, array.size), block=(BLOCK,), args=args)
+
+
+@random_bits.cuda
+def _(launch, out, seed, offset, first_block):
+    args = (out, np.int64(out.size), *map(np.uint64, (seed, offset, first_block)))
+    _run(launch, "random_bits", out, args)
+
+
+@random_uniform.cuda
+def _(launch, out, seed, offset, low, width):
+    args = (out, np.int64(out.size), np.uint64(seed), np.uint64(offset), low, width)
+    _run(launch, "random_uniform", out, args)
+
+
+@random_normal.cuda
+def _(launch, out, seed, offset, mean, std):
+    args = (out, np.int64(out.size), np.uint64(seed), np.uint64(offset), mean, std)
+    _run(launch, "random_normal", out, args)
+
+
+@dropout.cuda
+def _(launch, x, out, seed, offset, threshold, scale):
+    args = (x, out, np.int64(x.size), np.uint64(seed), np.uint64(offset), threshold, scale)
+    _run(launch, "dropout", x, args, others=(out,))
+
+
+def _numba_grid(size: int) -> tuple[int]:
+    return (min(-(-size // (4 * 128)), 65535),)
+
+
+@random_bits.numba
+def _(launch, out, seed, offset, first_block):
+    if out.size:
+        args = (out.reshape(-1), *map(np.uint64, (seed, offset, first_block)))
+        launch("random_bits", _numba_grid(out.size), (128,), args)
+
+
+@random_uniform.numba
+def _(launch, out, seed, offset, low, width):
+    if out.size:
+        args = (out.reshape(-1), np.uint64(seed), np.uint64(offset), low, width)
+        launch(f"random_uniform_{out.dtype}", _numba_grid(out.size), (128,), args)
+
+
+@random_normal.numba
+def _(launch, out, seed, offset, mean, std):
+    if out.size:
+        args = (out.reshape(-1), np.uint64(seed), np.uint64(offset), mean, std)
+        launch(f"random_normal_{out.dtype}", _numba_grid(out.size), (128,), args)
+
+
+@dropout.numba
+def _(launch, x, out, seed, offset, threshold, scale):
+    if x.size:
+        flat = (x.reshape(-1), out.reshape(-1))
+        args = (*flat, np.uint64(seed), np.uint64(offset), threshold, scale)
+        launch("dropout", _numba_grid(x.size), (128,), args)
+
+
+# ---- cost, samples, benchmark inputs -------------------------------------------------------------
+
+
+def _philox_flops(array) -> float:
+    blocks = -(-array.size // 4)
+    return _PHILOX_FLOPS * blocks * (2 if array.dtype == np.float64 else 1)
+
+
+@random_bits.cost
+def _(out, seed, offset, first_block):
+    return Cost(flops=_philox_flops(out), read=0, written=out.nbytes)
+
+
+@random_uniform.cost
+def _(out, seed, offset, low, width):
+    return Cost(flops=_philox_flops(out) + 4 * out.size, read=0, written=out.nbytes)
+
+
+@random_normal.cost
+def _(out, seed, offset, mean, std):
+    flops = _philox_flops(out) + _QUANTILE_FLOPS * out.size
+    return Cost(flops=flops, read=0, written=out.nbytes)
+
+
+@dropout.cost
+def _(x, out, seed, offset, threshold, scale):
+    flops = _PHILOX_FLOPS * -(-x.size // 4) + 3 * x.size
+    return Cost(flops=flops, read=x.nbytes, written=out.nbytes)
+
+
+def _known_answers():
+    """Counter and key of the test vectors that come with the authors' Random123 library."""
+    yield "zeros", 0, 0, 0
+    yield "ones", (1 << 64) - 1, (1 << 64) - 1, (1 << 64) - 1
+    yield "digits of pi", 0x299F31D0A4093822, 0x0370734413198A2E, 0x85A308D3243F6A88
+
+
+def _outputs(dtypes):
+    """Samples' (name, shape, dtypes, what differs from the usual): tails, views, many elements."""
+    first = dtypes[:1]
+    yield "one element", (1,), first, {}
+    yield "no axis", (), first, {}
+    yield "nothing", (0, 3), first, {}
+    yield "odd 7x13", (7, 13), dtypes, {}
+    yield "4096", (4096,), dtypes, {"numba": False}
+    yield "unaligned 45", (45,), dtypes, {"unaligned": True}
+    yield "more than a grid", (70001,), first, {"numba": False}
+
+
+_SEED = {"seed": 0x1234_5678_9ABC_DEF0, "offset": (1 << 40) + 7}
+_FLOATING = (np.dtype(np.float32), *(d for d in FLOATING if d != np.float32))
+
+
+@random_bits.samples
+def _(rng):
+    for name, seed, offset, block in _known_answers():
+        arguments = {"seed": seed, "offset": offset, "first_block": block}
+        yield Sample(f"known answer, {name}", (np.zeros(9, np.uint32),), arguments)
+    arguments = {"seed": 1, "first_block": (1 << 32) - 2}
+    yield Sample("carry into the second word", (np.zeros(16, np.uint32),), arguments)
+    for name, shape, _, more in _outputs(_FLOATING[:1]):
+        yield Sample(name, (np.zeros(shape, np.uint32),), _SEED, **more)
+
+
+def _fill_samples(**options):
+    for name, shape, dtypes, more in _outputs(_FLOATING):
+        yield Sample(name, (np.zeros(shape),), _SEED, dtypes, exact=True, **more)
+    for name, values in options.items():
+        arguments = _SEED | values
+        yield Sample(name, (np.zeros(99),), arguments, _FLOATING, exact=True)
+
+
+@random_uniform.samples
+def _(rng):
+    return _fill_samples(interval={"low": -0.3, "high": 1.7}, point={"low": 0.1, "high": 0.1})
+
+
+@random_normal.samples
+def _(rng):
+    return _fill_samples(scaled={"mean": -0.3, "std": 0.07}, constant={"mean": 0.1, "std": 0.0})
+
+
+@dropout.samples
+def _(rng):
+    for name, shape, dtypes, more in _outputs(_FLOATING):
+        arguments = _SEED | {"p": 0.3}
+        x = rng.normal(size=shape)
+        yield Sample(name, (np.asarray(x),), arguments, dtypes, exact=True, **more)
+    for p in (0.0, 1e-9, 0.5, 1 - 1e-9, 1.0):
+        yield Sample(
+            f"p = {p}", (rng.normal(size=99),), _SEED | {"p": p}, _FLOATING, exact=True
+        )
+    special = np.tile([np.nan, np.inf, -np.inf, -0.0, 1e-310, 1e-40, 6e-8, 6e4, 3e38, 1.7e308], 3)
+    arguments = _SEED | {"p": 0.5}
+    yield Sample("not finite, tiny and huge", (special,), arguments, _FLOATING, exact=True)
+    view = rng.normal(size=(9, 22))[:, ::2]
+    yield Sample("strided view", (view,), arguments, exact=True)
+
+
+@random_bits.inputs
+def _(rng, shape):
+    return (np.empty(shape, np.uint32),), {"seed": 0}
+
+
+@random_uniform.inputs
+def _(rng, shape):
+    return (np.empty(shape, np.float32),), {"seed": 0}
+
+
+@random_normal.inputs
+def _(rng, shape):
+    return (np.empty(shape, np.float32),), {"seed": 0}
+
+
+@dropout.inputs
+def _(rng, shape):
+    return (rng.standard_normal(shape, dtype=np.float32),), {"p": 0.1, "seed": 0}
+
+
+for _made in (random_bits, random_uniform, random_normal, dropout):
+    _made.bench_shapes = ((1 << 20,), (1 << 26,))
