@@ -9,6 +9,7 @@ functions on arrays, `gpunn.train` the Trainer, `gpunn.data` datasets and loader
 files. Nothing here imports CuPy, Numba, matplotlib or scikit-learn before they are needed.
 """
 
+import builtins as _builtins
 import importlib as _importlib
 
 from gpunn import autograd, errors, kernels
@@ -21,7 +22,8 @@ from gpunn.device import default_device, set_default_device, synchronize
 __version__ = "0.1.0"
 
 __all__ = [  # noqa: PLE0604
-    *_tensor_names,
+    # gpunn.sum and gpunn.float are there, but a star import leaves Python's own alone
+    *(name for name in _tensor_names if not hasattr(_builtins, name)),
     "autograd",
     "default_device",
     "device",

@@ -25,7 +25,7 @@ _PYTHON_TYPES = {"float": float32, "int": int64, "bool": bool_}
 
 
 def as_dtype(value: Any) -> np.dtype:
-    """A NumPy dtype from a dtype, its name or a Python type (``float`` means float32, as in PyTorch)."""
+    """A NumPy dtype from a dtype, its name or a Python type (``float`` means float32)."""
     if type(value) is np.dtype:
         return value
     if isinstance(value, type) and value.__module__ == "builtins":
@@ -37,7 +37,7 @@ def as_dtype(value: Any) -> np.dtype:
 
 def is_float(dtype: np.dtype) -> bool:
     """Whether `dtype` is one of float16, bfloat16, float32 and float64."""
-    return dtype in FLOATS
+    return (dtype.kind == "f" and dtype.itemsize <= 8) or dtype == bfloat16
 
 
 def is_low(dtype: np.dtype) -> bool:
@@ -52,7 +52,7 @@ def wide(array):
 
 @functools.cache
 def promote(a: np.dtype, b: np.dtype) -> np.dtype:
-    """The type that holds a result of `a` and `b`: a float beats an integer, then the wider wins."""
+    """The type for a result of `a` and `b`: a float beats an integer, then the wider wins."""
     if a == b:
         return a
     if is_float(a) != is_float(b):

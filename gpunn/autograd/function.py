@@ -3,8 +3,8 @@
 Every differentiable operation is a subclass of `Function` with a `forward` and a `backward` on raw
 arrays (NumPy or CuPy). `apply` runs the forward, and, where a gradient will be wanted, leaves the
 node on the result (`Tensor.grad_fn`) with edges to the nodes of its inputs. `backward` visits the
-nodes from the youngest to the oldest: a node is always younger than its inputs, so each has received
-all of its gradient when its turn comes, and the order never depends on hashing or on threads.
+nodes from the youngest to the oldest: a node is always younger than its inputs, so each has
+received all of its gradient when its turn comes, and the order is the same on every run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Function:
         raise NotImplementedError
 
     def save(self, *arrays) -> None:
-        """Keep `arrays` for `backward`; writing to an input or output kept here is an error there."""
+        """Keep `arrays` for `backward`, where a write to a kept input or output is an error."""
         self.saved = arrays
 
     @property
@@ -74,30 +74,25 @@ class Function:
         node = cls()
         node.saved = ()
         record = mode.state.enabled
-        needed = False
-        arrays, needs = [], []
+        recorded = False
+        arrays, needs, edges = [], [], []
         for value in inputs:
             if isinstance(value, Tensor):
                 arrays.append(value._array)
-                wanted = record and value._requires_grad
-                needs.append(wanted)
-                if record and value._seen != value._cell[1]:
-                    _check_stale(cls, value)
-                needed |= wanted
+                if record:
+                    if value._seen != value._cell[1]:
+                        check_fresh(cls.__name__, value)
+                    if value._requires_grad:
+                        needs.append(True)
+                        edges.append(value._node or value)
+                        recorded = True
+                        continue
             else:
                 arrays.append(value)
-                needs.append(False)
+            needs.append(False)
+            edges.append(None)
         node.needs = needs
-        node.low = None
-        if cls.widens:
-            first = arrays[0]
-            dtype = (first if hasattr(first, "dtype") else arrays[1]).dtype
-            if is_low(dtype):
-                node.low = dtype
-                arrays = [_widen(array, dtype) for array in arrays]
-        out = node.forward(*arrays)
-        if node.low is not None:
-            out = out.astype(node.low)
+        out = _run_forward(node, arrays)
         if isinstance(out, np.generic):
             out = np.asarray(out)
         result = wrap(out)
@@ -105,11 +100,8 @@ class Function:
             source = inputs[0]
             result._cell = source._cell
             result._seen = source._cell[1]
-        if needed:
-            node.edges = [
-                (value._node or value) if wanted else None
-                for value, wanted in zip(inputs, needs, strict=True)
-            ]
+        if recorded:
+            node.edges = edges
             node.sequence = _sequence()
             node.grad = node.retained = None
             if node.saved:
@@ -124,14 +116,27 @@ class Function:
         Returning the array given here from `backward` saves the copy into the arena.
         """
         leaf = self.edges[index]
-        if (
-            isinstance(leaf, Tensor)
-            and leaf.grad is None
-            and leaf._grad_slot is not None
-            and sum(edge is leaf for edge in self.edges) == 1
-        ):
-            return leaf._grad_slot
-        return None
+        if not isinstance(leaf, Tensor) or leaf.grad is not None:
+            return None
+        for position, edge in enumerate(self.edges):
+            if edge is leaf and position != index:
+                return None  # a second gradient of this node goes there as well
+        return leaf._grad_slot
+
+
+def _run_forward(node: Function, arrays: list):
+    """The forward on the device of its first array, 16-bit floats widened if the class asks."""
+    first = arrays[0] if hasattr(arrays[0], "dtype") else arrays[1]
+    node.low = None
+    if node.widens and is_low(first.dtype):
+        node.low = first.dtype
+        arrays = [_widen(array, node.low) for array in arrays]
+    if isinstance(first, np.ndarray):
+        out = node.forward(*arrays)
+    else:
+        with device_of(first).activate():
+            out = node.forward(*arrays)
+    return out if node.low is None else out.astype(node.low)
 
 
 def _widen(array, low):
@@ -151,10 +156,11 @@ def _watch(saved, tensors):
     return watched
 
 
-def _check_stale(function, tensor) -> None:
-    if tensor._seen >= 0:
+def check_fresh(name: str, tensor: Tensor) -> None:
+    """Raise the error for a view of memory whose history was rewritten by a recorded write."""
+    if tensor._seen >= 0 and tensor._seen != tensor._cell[1]:
         raise RuntimeError(
-            f"{function.__name__}: this tensor of shape {tensor.shape} shares memory with one that "
+            f"{name}: this tensor of shape {tensor.shape} shares memory with one that "
             "was written in place with its gradient recorded, so its own history is out of date. "
             "Index or reshape the written tensor again, or work on a .clone()."
         )
@@ -197,10 +203,18 @@ def _step_back(node: Function, grad, retain_graph: bool) -> None:
                     f"after the forward (version {cell[0]}, expected {version}). Use an operation "
                     "that makes a new tensor, or modify a .clone()."
                 )
-    if node.low is not None:
-        grads = node.backward(grad.astype(np.float32))
+    if isinstance(grad, np.ndarray):
+        _hand_on(node, grad)
     else:
-        grads = node.backward(grad)
+        with device_of(grad).activate():
+            _hand_on(node, grad)
+    if node.saved and not retain_graph:
+        node.saved = None
+
+
+def _hand_on(node: Function, grad) -> None:
+    """Compute the gradients of a node's inputs and give each to its edge."""
+    grads = node.backward(grad if node.low is None else grad.astype(np.float32))
     if not isinstance(grads, tuple):
         grads = (grads,)
     for position, (edge, given) in enumerate(zip(node.edges, grads, strict=False)):
@@ -211,14 +225,14 @@ def _step_back(node: Function, grad, retain_graph: bool) -> None:
         if node.low is not None and given.dtype != node.low:
             given = given.astype(node.low)
         if isinstance(edge, Tensor):
-            shared = given is grad or any(given is other for other in grads[:position])
-            accumulate(edge, given, owned=not shared and given.base is None)
+            owned = given is not grad and given.base is None
+            if owned and position:
+                owned = not any(given is other for other in grads[:position])
+            accumulate(edge, given, owned)
         elif edge.grad is None:
             edge.grad = given
         else:
             edge.grad = add_arrays(edge.grad, given)
-    if node.saved and not retain_graph:
-        node.saved = None
 
 
 def _ordered(root: Function) -> list[Function]:
@@ -263,13 +277,16 @@ def add_arrays(a, b, out=None):
         out[...] = total
         return out
     if out is None:
-        return a + b if a.ndim else (a + b).reshape(())
+        total = a + b
+        return np.asarray(total) if isinstance(total, np.generic) else total
     out += b
     return out
 
 
 def check_devices(name: str, *tensors: Tensor) -> None:
     """Raise the error for operands on different devices."""
+    if all(isinstance(tensor._array, np.ndarray) for tensor in tensors):
+        return
     devices = {str(device_of(tensor._array)): tensor for tensor in tensors}
     if len(devices) > 1:
         came = ", ".join(f"{place} (shape {tensor.shape})" for place, tensor in devices.items())

@@ -48,7 +48,7 @@ class set_grad_enabled:
 
 
 class no_grad(set_grad_enabled):
-    """``with no_grad():`` or ``@no_grad()``: nothing inside is recorded, nothing needs a gradient."""
+    """``with no_grad():`` or ``@no_grad()``: nothing inside is recorded for `backward`."""
 
     _mode = False
 

@@ -1,8 +1,8 @@
 """`Tensor`: an array on a device, with the node of the tape that made it.
 
-This file holds what a Tensor is: its attributes, conversions, moves between devices, and `backward`.
-The operations (arithmetic, shapes, reductions …) live in `gpunn.autograd.functions` and are attached
-as methods in `gpunn.autograd.methods`.
+This file holds what a Tensor is: its attributes, its conversions, and `backward`. The operations
+(arithmetic, shapes, reductions …) live in `gpunn.autograd.functions` and are attached as methods
+in `gpunn.autograd.methods`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.dtypes import as_dtype, is_float
-from gpunn.device import Device, array_module, as_array, device_of, empty, to_device, to_numpy
+from gpunn.device import Device, array_module, as_array, device_of, to_device, to_numpy
 
 
 class Tensor:
@@ -179,15 +179,15 @@ class Tensor:
             )
         if not self._requires_grad:
             raise RuntimeError(
-                f"backward: this tensor (shape {self.shape}) does not require a gradient and has no "
-                "grad_fn. Set requires_grad=True on an input, and leave no_grad() before the forward."
+                f"backward: this tensor (shape {self.shape}) has no grad_fn and requires no "
+                "gradient. Set requires_grad=True on an input and run outside no_grad()."
             )
         array, xp = self._array, self._xp
         if gradient is None:
             if array.size != 1:
                 raise RuntimeError(
-                    f"backward: the gradient may be left out only for one element, this tensor has "
-                    f"shape {self.shape}. Reduce it (.sum(), .mean()) or pass gradient of that shape."
+                    f"backward: without gradient= a tensor must have one element; this one has "
+                    f"shape {self.shape}. Reduce it (.sum(), .mean()) or pass one of that shape."
                 )
             seed = xp.ones_like(array)
         else:
@@ -330,6 +330,7 @@ def wrap(array) -> Tensor:
 
 
 def _fill(tensor, array):
+    """Set every slot of a new Tensor (or of a subclass)."""
     tensor._array = array
     tensor._requires_grad = False
     tensor._node = tensor.grad = tensor._grad_slot = None
@@ -397,11 +398,6 @@ def _holds_numpy(data) -> bool:
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
     return isinstance(data, (np.ndarray, np.generic))
-
-
-def new_like(tensor: Tensor, shape) -> Any:
-    """An uninitialised array of `shape` with the tensor's dtype and device."""
-    return empty(shape, tensor._array.dtype, device_of(tensor._array))
 
 
 def numel(shape) -> int:

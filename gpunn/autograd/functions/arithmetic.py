@@ -12,7 +12,6 @@ from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import (
     array_xp,
     as_float,
-    as_tensor_like,
     cast,
     check_broadcast,
     operands,
@@ -73,9 +72,7 @@ class Mul(Binary):
 
     def backward(self, grad):
         a, b = self.saved
-        return self.reduce(
-            grad * b if self.needs[0] else None, grad * a if self.needs[1] else None
-        )
+        return self.reduce(grad * b if self.needs[0] else None, grad * a if self.needs[1] else None)
 
 
 class Div(Binary):
@@ -168,6 +165,8 @@ class Minimum(Extreme):
 class Where(Function):
     """a where the condition holds, else b; each gets the gradient of its elements"""
 
+    widens = True
+
     def forward(self, a, b, condition):
         self.shapes = shape_of(a), shape_of(b)
         self.save(condition)
@@ -183,7 +182,7 @@ class Where(Function):
         )
 
 
-# ---- the public functions; `input` and `other` are PyTorch's names ---------------------------------
+# ---- the public functions; `input` and `other` are PyTorch's names -------------------------------
 
 
 def add(input, other, *, alpha=1) -> Tensor:

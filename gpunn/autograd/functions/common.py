@@ -1,4 +1,4 @@
-"""What several families share: making operands meet, summing gradients over broadcast dimensions."""
+"""What several families share: making operands meet, summing what broadcasting repeated."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def check_broadcast(name: str, *shapes) -> None:
 
 def shape_of(value) -> tuple[int, ...]:
     """The shape of an array, () for a number."""
-    return value.shape if hasattr(value, "shape") else ()
+    return getattr(value, "shape", ())
 
 
 def sum_to(grad, shape):
@@ -104,13 +104,17 @@ def sum_to(grad, shape):
         return grad
     added = grad.ndim - len(shape)
     axes = tuple(range(added)) + tuple(
-        axis + added for axis, size in enumerate(shape) if size == 1 and grad.shape[axis + added] != 1
+        axis + added
+        for axis, size in enumerate(shape)
+        if size == 1 and grad.shape[axis + added] != 1
     )
     low = is_low(grad.dtype)
     total = grad.sum(axis=axes, dtype=np.float32 if low else grad.dtype)
     if low:
         total = total.astype(grad.dtype)
-    return np.asarray(total).reshape(shape) if isinstance(total, np.generic) else total.reshape(shape)
+    return (
+        np.asarray(total).reshape(shape) if isinstance(total, np.generic) else total.reshape(shape)
+    )
 
 
 def normal_dim(name: str, dim: int, ndim: int) -> int:
@@ -118,8 +122,7 @@ def normal_dim(name: str, dim: int, ndim: int) -> int:
     limit = max(ndim, 1)
     if not -limit <= dim < limit:
         raise IndexError(
-            f"{name}: dim {dim} is out of range for {ndim} dimensions; "
-            f"use {-limit} to {limit - 1}"
+            f"{name}: dim {dim} is out of range for {ndim} dimensions; use {-limit} to {limit - 1}"
         )
     return dim + limit if dim < 0 else dim
 

@@ -15,15 +15,19 @@ from gpunn.autograd.tensor import Tensor, wrap
 
 
 class Unary(Function):
-    """One operand; `value(xp, x)`, and `slope(xp, x, y)`, the derivative where y = value(x)."""
+    """One operand; `value(xp, x)`, and `slope(xp, x, y)`, the derivative where y = value(x).
+
+    `keeps` is "x" or "y", whichever the slope needs; the other is not kept in memory.
+    """
 
     widens = True
+    keeps = "x"
 
     def forward(self, x):
         with np.errstate(all="ignore"):
             y = self.value(array_xp(x), x)
         if self.needs[0]:
-            self.save(x, y)
+            self.save(*((x, None) if self.keeps == "x" else (None, y)))
         return y
 
     def backward(self, grad):
@@ -32,9 +36,10 @@ class Unary(Function):
             return (grad * self.slope(array_xp(grad), x, y)).astype(grad.dtype, copy=False)
 
 
-def _unary(name: str, formula: str, value, slope, floats: bool = True):
+def _unary(name: str, formula: str, value, slope, keeps: str = "x", floats: bool = True):
     """A public function `name` from its value and its slope."""
-    node = type(name.title(), (Unary,), {"value": staticmethod(value), "slope": staticmethod(slope)})
+    members = {"value": staticmethod(value), "slope": staticmethod(slope), "keeps": keeps}
+    node = type(name.title(), (Unary,), members)
     node.__doc__ = formula
 
     def function(input: Tensor) -> Tensor:
@@ -45,32 +50,37 @@ def _unary(name: str, formula: str, value, slope, floats: bool = True):
     return function
 
 
-exp = _unary("exp", "e^x", lambda xp, x: xp.exp(x), lambda xp, x, y: y)
-expm1 = _unary("expm1", "e^x - 1, exact near 0", lambda xp, x: xp.expm1(x), lambda xp, x, y: y + 1)
+exp = _unary("exp", "e^x", lambda xp, x: xp.exp(x), lambda xp, x, y: y, "y")
+expm1 = _unary(
+    "expm1", "e^x - 1, exact near 0", lambda xp, x: xp.expm1(x), lambda xp, x, y: y + 1, "y"
+)
 log = _unary("log", "The natural logarithm", lambda xp, x: xp.log(x), lambda xp, x, y: 1 / x)
 log2 = _unary(
-    "log2", "The logarithm to base 2", lambda xp, x: xp.log2(x), lambda xp, x, y: 1.4426950408889634 / x
-)
+    "log2", "The logarithm to base 2",
+    lambda xp, x: xp.log2(x), lambda xp, x, y: 1.4426950408889634 / x,
+)  # fmt: skip
 log10 = _unary(
-    "log10", "The logarithm to base 10", lambda xp, x: xp.log10(x),
-    lambda xp, x, y: 0.4342944819032518 / x,
+    "log10", "The logarithm to base 10",
+    lambda xp, x: xp.log10(x), lambda xp, x, y: 0.4342944819032518 / x,
 )  # fmt: skip
 log1p = _unary(
     "log1p", "log(1 + x), exact near 0", lambda xp, x: xp.log1p(x), lambda xp, x, y: 1 / (1 + x)
 )
-sqrt = _unary("sqrt", "The square root", lambda xp, x: xp.sqrt(x), lambda xp, x, y: 0.5 / y)
+sqrt = _unary("sqrt", "The square root", lambda xp, x: xp.sqrt(x), lambda xp, x, y: 0.5 / y, "y")
 rsqrt = _unary(
-    "rsqrt", "1 / sqrt(x)", lambda xp, x: 1 / xp.sqrt(x), lambda xp, x, y: -0.5 * y * y * y
+    "rsqrt", "1 / sqrt(x)", lambda xp, x: 1 / xp.sqrt(x), lambda xp, x, y: -0.5 * y * y * y, "y"
 )
-reciprocal = _unary("reciprocal", "1 / x", lambda xp, x: 1 / x, lambda xp, x, y: -y * y)
+reciprocal = _unary("reciprocal", "1 / x", lambda xp, x: 1 / x, lambda xp, x, y: -y * y, "y")
 square = _unary("square", "x^2", lambda xp, x: x * x, lambda xp, x, y: 2 * x, floats=False)
 sin = _unary("sin", "The sine", lambda xp, x: xp.sin(x), lambda xp, x, y: xp.cos(x))
 cos = _unary("cos", "The cosine", lambda xp, x: xp.cos(x), lambda xp, x, y: -xp.sin(x))
-tan = _unary("tan", "The tangent", lambda xp, x: xp.tan(x), lambda xp, x, y: 1 + y * y)
-atan = _unary("atan", "The arc tangent", lambda xp, x: xp.arctan(x), lambda xp, x, y: 1 / (1 + x * x))
+tan = _unary("tan", "The tangent", lambda xp, x: xp.tan(x), lambda xp, x, y: 1 + y * y, "y")
+atan = _unary(
+    "atan", "The arc tangent", lambda xp, x: xp.arctan(x), lambda xp, x, y: 1 / (1 + x * x)
+)
 abs = _unary(
-    "abs", "|x|; the slope at 0 is 0", lambda xp, x: xp.absolute(x), lambda xp, x, y: xp.sign(x),
-    floats=False,
+    "abs", "|x|; the slope at 0 is 0",
+    lambda xp, x: xp.absolute(x), lambda xp, x, y: xp.sign(x), floats=False,
 )  # fmt: skip
 
 
@@ -107,7 +117,7 @@ def clamp(input: Tensor, min=None, max=None) -> Tensor:
     return Clamp.apply(input, min, max)
 
 
-# ---- no gradient: steps are flat ------------------------------------------------------------------
+# ---- no gradient: steps are flat -----------------------------------------------------------------
 
 
 class Flat(Function):

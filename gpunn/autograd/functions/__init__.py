@@ -1,0 +1,1 @@
+"""The differentiable functions, one file a family: forward and backward side by side."""

@@ -1,0 +1,180 @@
+"""Matrix products: `matmul`, and `linear` with bias and activation in one kernel."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpunn.autograd.dtypes import is_float
+from gpunn.autograd.function import Function, check_devices
+from gpunn.autograd.functions.activation import needs_only_output
+from gpunn.autograd.functions.common import operands, sum_to
+from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.primitives import activation as activation_primitives
+from gpunn.primitives import matmul as primitives
+
+
+class Matmul(Function):
+    """a b for matrices and stacks of them; the gradients are g b^T and a^T g"""
+
+    def forward(self, a, b):
+        self.save(a if self.needs[1] else None, b if self.needs[0] else None)
+        self.shapes = a.shape, b.shape
+        return primitives.matmul(a, b)
+
+    def backward(self, grad):
+        a, b = self.saved
+        grad_a = grad_b = None
+        shape_a, shape_b = self.shapes
+        if self.needs[0]:
+            grad_a = sum_to(primitives.matmul(grad, b, transpose_b=True), shape_a)
+        if self.needs[1]:
+            if len(shape_b) == 2 and len(shape_a) > 2:  # one long product instead of many and a sum
+                rows = math.prod(shape_a[:-1])
+                a, grad = a.reshape(rows, a.shape[-1]), grad.reshape(rows, grad.shape[-1])
+            grad_b = sum_to(primitives.matmul(a, grad, transpose_a=True), shape_b)
+        return grad_a, grad_b
+
+
+class Linear(Function):
+    """act(x W^T + b) in one kernel; gradients by x, W and b
+
+    relu and leaky_relu find their derivative from the output; the others keep the pre-activation.
+    The gradients by W and b are written straight into the optimizer's arena where there is one.
+    """
+
+    def forward(self, x, weight, bias, activation, alpha):
+        inputs, outputs = x.shape[-1], weight.shape[0]
+        rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), inputs)
+        kept = None
+        if activation == "identity":
+            out = primitives.matmul(rows, weight, transpose_b=True, bias=bias)
+        elif needs_only_output(activation, alpha) or not any(self.needs):
+            out = kept = primitives.matmul(
+                rows, weight, transpose_b=True, bias=bias, activation=activation, alpha=alpha
+            )
+        else:
+            out, kept = primitives.matmul(
+                rows, weight, transpose_b=True, bias=bias, activation=activation, alpha=alpha,
+                keep_preactivation=True,
+            )  # fmt: skip
+        if x.ndim != 2:
+            same = kept is out
+            out = out.reshape(*x.shape[:-1], outputs)
+            kept = out if same else kept
+        self.activation, self.alpha = activation, alpha
+        self.save(x if self.needs[1] else None, weight if self.needs[0] else None, kept)
+        return out
+
+    def backward(self, grad):
+        x, weight, kept = self.saved
+        shape, outputs = grad.shape[:-1], grad.shape[-1]
+        rows = math.prod(shape)
+        if grad.ndim != 2:
+            grad = grad.reshape(rows, outputs)
+        if self.activation != "identity":
+            grad = activation_primitives.activation_backward(
+                grad, kept.reshape(rows, outputs), activation=self.activation, alpha=self.alpha
+            )
+        grad_x = grad_weight = grad_bias = None
+        if self.needs[0]:
+            grad_x = primitives.matmul(grad, weight).reshape(*shape, weight.shape[1])
+        if self.needs[1]:
+            inputs = x.reshape(rows, x.shape[-1])
+            grad_weight = primitives.matmul(grad, inputs, transpose_a=True, out=self.slot(1))
+        if self.needs[2]:
+            grad_bias = primitives.bias_gradient(grad, out=self.slot(2))
+        return grad_x, grad_weight, grad_bias
+
+
+def matmul(input: Tensor, other: Tensor) -> Tensor:
+    """The matrix product ``input @ other`` with PyTorch's rules.
+
+    (M, K) @ (K, N) -> (M, N); leading dimensions are a batch and broadcast; a vector counts as a
+    row on the left and a column on the right, and its dimension vanishes from the result.
+
+    Raises ValueError where the inner sizes differ, TypeError for an operand that is no tensor.
+    """
+    if not isinstance(input, Tensor) or not isinstance(other, Tensor):
+        a, b = (v if isinstance(v, Tensor) else None for v in (input, other))
+        reference = a if a is not None else b
+        if not all(isinstance(v, Tensor) or hasattr(v, "dtype") for v in (input, other)):
+            raise TypeError(
+                f"matmul: cannot multiply {type(input).__name__} and {type(other).__name__} as "
+                "matrices; expected two tensors. Use * for a number."
+            )
+        input, other = (
+            v if isinstance(v, Tensor) else wrap(reference._xp.asarray(v)) for v in (input, other)
+        )
+    a, b = operands("matmul", input, other)
+    if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
+        raise ValueError(
+            f"matmul: shapes {a.shape} and {b.shape} do not fit; the last size of input must equal "
+            "the last but one of other (for a vector its only one)"
+        )
+    if not is_float(a.dtype):
+        return wrap(np.asarray(a._array @ b._array) if not a.is_cuda else a._array @ b._array)
+    row, column = a.ndim == 1, b.ndim == 1
+    left = reshape(a, 1, a.shape[0]) if row else a
+    right = reshape(b, b.shape[0], 1) if column else b
+    out = Matmul.apply(left, right)
+    if row or column:
+        shape = out.shape[:-2] + (() if row else out.shape[-2:-1])
+        out = reshape(out, shape + (() if column else out.shape[-1:]))
+    return out
+
+
+def linear(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "identity",
+    alpha: float | None = None,
+) -> Tensor:
+    """``act(input @ weight.T + bias)`` in one kernel.
+
+    Parameters
+    ----------
+    input : (..., in_features), floating
+    weight : (out_features, in_features), bias : (out_features,) or None, of the same dtype
+    activation, alpha : one of `gpunn.kernels.ACTIVATIONS` and its parameter (beyond PyTorch)
+
+    Returns (..., out_features). Raises ValueError where the sizes or devices differ, TypeError
+    where the dtypes do.
+    """
+    x, w = input._array, weight._array
+    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
+        raise ValueError(
+            f"linear: input has shape {x.shape} and weight {w.shape}; expected input (..., "
+            "in_features) and weight (out_features, in_features)"
+        )
+    if x.dtype != w.dtype or (bias is not None and bias._array.dtype != w.dtype):
+        raise TypeError(
+            f"linear: input has dtype {x.dtype} and weight {w.dtype}"
+            f"{'' if bias is None else f', bias {bias.dtype}'}; they must be equal. "
+            f"Convert the input with .to({w.dtype.name!r}), or the model."
+        )
+    if type(x) is not np.ndarray or type(w) is not np.ndarray:
+        check_devices("linear", *(t for t in (input, weight, bias) if t is not None))
+    return Linear.apply(input, weight, bias, activation, alpha)
+
+
+def bmm(input: Tensor, mat2: Tensor) -> Tensor:
+    """A batch of products: (B, M, K) @ (B, K, N) -> (B, M, N)."""
+    return matmul(input, mat2)
+
+
+def dot(input: Tensor, other: Tensor) -> Tensor:
+    """The sum of products of two vectors of one length."""
+    if input.ndim != 1 or other.ndim != 1:
+        raise ValueError(f"dot: expected two vectors, got shapes {input.shape} and {other.shape}")
+    return matmul(input, other)
+
+
+def outer(input: Tensor, vec2: Tensor) -> Tensor:
+    """All products of two vectors: (N,), (M,) -> (N, M)."""
+    if input.ndim != 1 or vec2.ndim != 1:
+        raise ValueError(f"outer: expected two vectors, got shapes {input.shape} and {vec2.shape}")
+    return reshape(input, -1, 1) * vec2

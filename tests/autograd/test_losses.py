@@ -1,0 +1,80 @@
+"""Losses and softmax as functions of Tensors: closed forms and errors."""
+
+import math
+
+import numpy as np
+import pytest
+
+import gpunn.autograd as g
+import gpunn.nn.functional as F
+
+
+def cpu(data, **options):
+    return g.tensor(data, device="cpu", **options)
+
+
+def test_closed_forms():
+    a, b = cpu([1.0, 2.0, 5.0]), cpu([1.0, 4.0, 1.0])
+    assert F.mse_loss(a, b).item() == pytest.approx(20 / 3)
+    assert F.l1_loss(a, b, reduction="sum").item() == 6
+    assert F.huber_loss(a, b, reduction="none", delta=1.0).tolist() == [0, 1.5, 3.5]
+    assert F.smooth_l1_loss(a, b, beta=2.0).item() == pytest.approx((0 + 1 + 3) / 3)
+    assert F.smooth_l1_loss(a, b, beta=0.0).item() == 2
+    assert F.cross_entropy(g.zeros(2, 4, device="cpu"), cpu([0, 3])).item() == pytest.approx(
+        math.log(4)
+    )
+    assert F.cross_entropy(g.zeros(4, device="cpu"), cpu(1)).item() == pytest.approx(math.log(4))
+    logits = cpu([100.0, -100.0])
+    assert F.binary_cross_entropy_with_logits(logits, cpu([0.0, 1.0])).item() == 100
+    assert F.binary_cross_entropy(cpu([0.0, 1.0]), cpu([1.0, 1.0])).item() == 50
+    assert F.nll_loss(cpu([[-1.0, -2.0], [-3.0, -4.0]]), cpu([1, 0])).item() == 2.5
+    ignored = F.nll_loss(cpu([[-1.0, -2.0], [-3.0, -4.0]]), cpu([1, -100]))
+    assert ignored.item() == 2
+
+
+def test_weights_of_binary_cross_entropy():
+    x, t = cpu([0.3, -0.2]), cpu([1.0, 0.0])
+    p = 1 / (1 + np.exp(-np.array([0.3, -0.2])))
+    expected = np.mean([-3 * np.log(p[0]) * 2, -np.log(1 - p[1]) * 0.5])
+    loss = F.binary_cross_entropy_with_logits(
+        x, t, weight=cpu([2.0, 0.5]), pos_weight=cpu([3.0, 3.0])
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_loss_of_16_bit_logits_is_float32():
+    x = g.randn(4, 3, device="cpu").bfloat16().requires_grad_()
+    loss = F.cross_entropy(x, cpu([0, 1, 2, 0]))
+    loss.backward()
+    assert loss.dtype == np.float32 and x.grad.dtype == g.bfloat16
+
+
+def test_broadcasting_a_target_warns():
+    with pytest.warns(UserWarning, match="rarely meant"):
+        loss = F.mse_loss(g.ones(3, 1, device="cpu"), g.zeros(3, device="cpu"))
+    assert loss.item() == 1
+
+
+@pytest.mark.parametrize(
+    ("action", "error", "text"),
+    [
+        (lambda: F.cross_entropy(g.ones(2, 3), cpu([0, 1, 2])), ValueError, r"target has shape"),
+        (lambda: F.cross_entropy(g.ones(2, 3), cpu([0, 3])), ValueError, "target"),
+        (lambda: F.cross_entropy(g.ones(2, 3), cpu([0, 1]), reduction="avg"), ValueError, "avg"),
+        (lambda: F.mse_loss(g.ones(2), g.ones(3)), ValueError, "do not broadcast"),
+        (lambda: F.binary_cross_entropy(g.ones(2), g.ones(3)), ValueError, "must be equal"),
+        (lambda: F.nll_loss(g.ones(2, 3), cpu([0, 3])), ValueError, "labels from 0 to 3"),
+        (
+            lambda: F.cross_entropy(g.ones(2, 3), g.ones(2, 3, requires_grad=True)),
+            NotImplementedError,
+            "cross_entropy: target requires a gradient",
+        ),
+        (lambda: F.gelu(g.ones(2), approximate="erf"), ValueError, "gelu"),
+        (lambda: F.linear(g.ones(2, 3), g.ones(4, 2)), ValueError, r"linear: input has shape"),
+        (lambda: F.linear(g.ones(2, 3).double(), g.ones(4, 3)), TypeError, "linear: input has"),
+        (lambda: F.softmax(g.ones(2, 3), 2), IndexError, "softmax: dim 2"),
+    ],
+)
+def test_errors(action, error, text):
+    with pytest.raises(error, match=text):
+        action()
