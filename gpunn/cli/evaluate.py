@@ -9,6 +9,11 @@ from gpunn.cli.predict import common_arguments, samples_of
 from gpunn.cli.table import aligned
 from gpunn.text import table
 
+DESCRIPTION = """\
+Measure the model of a run folder on labelled data: each class's share of right answers, the
+accuracy and the cross-entropy.
+"""
+
 EXAMPLES = """\
 DATA is a file with labels: .npz (arrays x and y) or .csv (a column named label, or the last one
 where there is no header); without DATA, the samples that were held out of the run.
@@ -24,8 +29,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "evaluate",
         help="measure the model of a run folder on labelled data",
-        description="Measure the model of a run folder on labelled data: each class's share of "
-        "right answers, the accuracy and the cross-entropy.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

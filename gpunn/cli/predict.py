@@ -11,6 +11,11 @@ from gpunn.text import table
 
 _SHOWN = 10  # rows of predictions that are printed
 
+DESCRIPTION = """\
+Predict with the model of a run folder: prints the first predictions with their probabilities and
+writes all of them as CSV.
+"""
+
 EXAMPLES = """\
 DATA is a file with one sample a row: .npy, .npz (array x), .csv (with a header or not); or
 digits-test, the images that were held out of the run.
@@ -26,8 +31,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "predict",
         help="predict with the model of a run folder",
-        description="Predict with the model of a run folder: prints the first predictions with "
-        "their probabilities and writes all of them as CSV.",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -8,6 +8,12 @@ from typing import Any
 
 from gpunn.cli.table import aligned
 
+DESCRIPTION = """\
+Train a network on real data: a progress bar with loss and accuracy, early stopping, and a run
+folder with the model (safetensors), the history (CSV), the curves and the confusion matrix (PNG)
+and the configuration that reproduces it (TOML).
+"""
+
 EXAMPLES = """\
 examples:
   gpunn train digits                                train on handwritten digits (seconds)
@@ -22,9 +28,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "train",
         help="train a network on real data and write a run folder",
-        description="Train a network on real data: a progress bar with loss and accuracy, early "
-        "stopping, and a run folder with the model (safetensors), the history (CSV), the curves "
-        "and the confusion matrix (PNG), and the configuration that reproduces it (TOML).",
+        description=DESCRIPTION,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -156,9 +156,7 @@ def collate(samples: Sequence[Any]) -> Any:
     if isinstance(first, (tuple, list)):
         counts = {len(sample) for sample in samples}
         if len(counts) > 1:
-            raise ValueError(
-                f"collate: samples have different numbers of fields: {sorted(counts)}"
-            )
+            raise ValueError(f"collate: samples have different numbers of fields: {sorted(counts)}")
         return tuple(collate(list(column)) for column in zip(*samples, strict=True))
     arrays = [raw_array(sample) for sample in samples]
     shapes = {array.shape for array in arrays}
@@ -175,13 +173,17 @@ def collate(samples: Sequence[Any]) -> Any:
 
 
 def as_dataset(data: Any, name: str = "data") -> Any:
-    """`data` as a dataset: a dataset passes, ``(x, y)`` or an array becomes a `TensorDataset`.
+    """`data` as a dataset.
 
-    TypeError for what is neither; ValueError if it is empty.
+    A dataset passes. A tuple of arrays, such as ``(x, y)``, one array, or a list of numbers or of
+    lists of numbers becomes a `TensorDataset`; a list of tuples is a dataset of samples.
+    TypeError for what is none of these; ValueError if it is empty.
     """
-    if isinstance(data, (tuple, list)) and len(data) and all(map(_has_rows, data)):
+    if isinstance(data, tuple) and data:
         dataset = TensorDataset(*data)
     elif isinstance(data, Tensor) or is_array(data):
+        dataset = TensorDataset(data)
+    elif isinstance(data, list) and data and not isinstance(data[0], (tuple, Mapping)):
         dataset = TensorDataset(data)
     elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         dataset = data
@@ -192,7 +194,3 @@ def as_dataset(data: Any, name: str = "data") -> Any:
     if len(dataset) == 0:
         raise ValueError(f"{name}: has no samples; give at least one")
     return dataset
-
-
-def _has_rows(value: Any) -> bool:
-    return isinstance(value, (Tensor, list, tuple)) or is_array(value)

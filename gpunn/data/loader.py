@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.random import default_generator
 from gpunn.autograd.tensor import Tensor
 from gpunn.data.dataset import TensorDataset, as_dataset, collate, take
 from gpunn.data.splits import permutation, resolve_seed
-from gpunn.device import to_device
+from gpunn.device import device_of, to_device
 
 
 class DataLoader:
@@ -26,7 +27,7 @@ class DataLoader:
     batch_size : samples in a batch, 1 or more
     shuffle : a new order each epoch
     generator : a NumPy Generator (or an object with ``initial_seed()``) that gives the seed
-    seed : the seed itself; 0 if neither is given
+    seed : the seed itself; if neither is given, that of `gpunn.manual_seed`
     drop_last : leave out the last batch if it is not full
     transform : ``transform(fields, rng) -> fields`` on each batch of arrays, as `RandomAffine`
         does; `rng` is a NumPy Generator that depends only on (seed, epoch, batch)
@@ -69,7 +70,8 @@ class DataLoader:
         self.batch_size = int(batch_size)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
         self.transform, self.collate_fn, self.device = transform, collate_fn, device
-        self.seed = resolve_seed((seed if generator is None else generator) or 0)
+        source = generator if seed is None else seed
+        self.seed = resolve_seed(default_generator if source is None else source)
         self._next_epoch = 0  # of the next `for` loop
         self._resume_at = 0  # its first batch
         self._running: tuple[int, int] | None = None  # (epoch, batches given) of an open loop
@@ -107,7 +109,7 @@ class DataLoader:
         return self._batches(epoch, first)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
-        order = self.order(epoch) if self.shuffle else None
+        order = self._placed(self.order(epoch)) if self.shuffle else None
         for number in range(first, len(self)):
             span = slice(number * self.batch_size, (number + 1) * self.batch_size)
             fields = self._fetch(span if order is None else order[span])
@@ -116,6 +118,13 @@ class DataLoader:
             last = number + 1 == len(self)
             self._running = None if last else (epoch, number + 1)
             yield _as_tensors(fields, self.device)
+
+    def _placed(self, order: np.ndarray):
+        """The order where the arrays are: on a GPU it goes there once an epoch, not each batch."""
+        if not isinstance(self.dataset, TensorDataset) or self.collate_fn is not None:
+            return order
+        places = {device_of(array) for array in self.dataset.arrays}
+        return to_device(order, places.pop()) if len(places) == 1 else order
 
     def _fetch(self, indices: np.ndarray | slice) -> Any:
         if self.collate_fn is None:

@@ -89,9 +89,7 @@ class Normalizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the statistics that `state_dict` gave. ValueError if they are not usable."""
         if set(state) != {"mean", "scale"}:
-            raise ValueError(
-                f"Normalizer: expected the arrays mean and scale, got {sorted(state)}"
-            )
+            raise ValueError(f"Normalizer: expected the arrays mean and scale, got {sorted(state)}")
         arrays = {
             name: np.array(to_numpy(raw_array(value)), np.float64) for name, value in state.items()
         }

@@ -55,9 +55,7 @@ def random_split(dataset: Any, lengths: Sequence[float], generator: Any = 0) -> 
     sizes = _sizes(lengths, total)
     order = permutation(total, resolve_seed(generator))
     ends = np.cumsum(sizes)
-    return [
-        Subset(dataset, order[end - size : end]) for size, end in zip(sizes, ends, strict=True)
-    ]
+    return [Subset(dataset, order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
 
 def _sizes(lengths: Sequence[float], total: int) -> list[int]:

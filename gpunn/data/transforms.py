@@ -58,9 +58,7 @@ class RandomAffine:
                 f"{height} x {width} pixels"
             )
         xp = array_module(device_of(images))
-        rows, columns = (
-            to_device(part, device_of(images)) for part in self._positions(count, rng)
-        )
+        rows, columns = (to_device(part, device_of(images)) for part in self._positions(count, rng))
         # One ring of background around the image makes every neighbour of a clipped position valid.
         padded = xp.full((count, height + 2, width + 2), self.fill, images.dtype)
         padded[:, 1:-1, 1:-1] = images.reshape(count, height, width)

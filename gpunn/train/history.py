@@ -113,15 +113,18 @@ class History(Sequence):
                 history.append(record)
         return history
 
-    def plot(self, path: str | os.PathLike | None = None, title: str = "Training") -> Any:
+    def plot(
+        self, path: str | os.PathLike | None = None, title: str = "Training", note: str = ""
+    ) -> Any:
         """Curves of the loss and the metrics, training against validation.
 
         Returns the matplotlib Figure, written to `path` (PNG, SVG, PDF by its suffix) if given.
+        `note` is written below the curves.
         ImportError, saying what to install, without matplotlib.
         """
         from gpunn.train.plots import save_figure, training_curves
 
-        figure = training_curves(self, title=title)
+        figure = training_curves(self, title, note)
         if path is not None:
             save_figure(figure, Path(path))
         return figure

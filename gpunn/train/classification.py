@@ -1,0 +1,244 @@
+"""`run_job`: train a job's model and write its run folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpunn
+from gpunn import nn, optim
+from gpunn.autograd.random import manual_seed
+from gpunn.data import DataLoader, Normalizer, RandomAffine, Split
+from gpunn.device import Device, as_device
+from gpunn.io import write_text
+from gpunn.train import run_folder as files
+from gpunn.train.callbacks import EarlyStopping, LearningRateScheduler
+from gpunn.train.history import History
+from gpunn.train.jobs import Job
+from gpunn.train.plots import confusion_matrix_figure, save_figure
+from gpunn.train.trained import TrainedModel
+from gpunn.train.trainer import Trainer
+
+
+@dataclass
+class JobResult:
+    """What a job gives back.
+
+    Attributes
+    ----------
+    folder : the run folder; trained : the model; history : one record an epoch
+    metrics : test_accuracy, test_loss, validation_accuracy, validation_loss, test_samples, epochs,
+        best_epoch, seconds, interrupted
+    confusion : counts [true, predicted] on the test data
+    notes : what could not be written, and why
+    """
+
+    folder: Path
+    trained: TrainedModel
+    history: History
+    metrics: dict[str, Any]
+    confusion: np.ndarray
+    notes: list[str]
+
+
+def run_job(
+    job: Job,
+    config: Any = None,
+    output: str | os.PathLike | None = None,
+    verbose: bool = True,
+    say: Callable[[str], None] = print,
+) -> JobResult:
+    """Train, measure on the held-out data, and write the run folder.
+
+    Parameters
+    ----------
+    job : from `JOBS`
+    config : its configuration, None for the defaults. The same configuration gives the same
+        weights bit for bit on the same device.
+    output : the run folder, which must not exist yet; None makes a new one under ``runs/``
+    verbose : say what is trained and show the progress, through `say`
+
+    Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
+    matplotlib or tomli-w only leaves out their files, with a note.
+    """
+    config = config or job.config()
+    device = as_device(None if config.device == "auto" else config.device)
+    config = replace(config, device=str(device))
+    split, test_rows = job.split(config)
+    manual_seed(config.seed)
+    model = job.model(config).to(device)
+    folder = files.new_run_folder(job.name, output)
+    if verbose:
+        for line in describe(job, config, split, model, device):
+            say(line)
+    normalizer = Normalizer(per_feature=False).fit(split.train[0])
+    trained = TrainedModel(job, config, model, normalizer, device)
+    start = time.perf_counter()
+    try:
+        with one_blas_thread():
+            history = fit(trained, split, verbose)
+    except BaseException:
+        folder.rmdir()  # nothing is in it yet
+        raise
+    metrics, confusion = measure(trained, split, history, time.perf_counter() - start)
+    trained.save(folder)
+    notes = write_results(folder, trained, history, metrics, confusion)
+    x, y = split.test
+    write_predictions(folder / files.PREDICTIONS, trained.probabilities(x), y, test_rows)
+    return JobResult(folder, trained, history, metrics, confusion, notes)
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager:
+    """A context in which NumPy's matrix products use one thread, where threadpoolctl is installed.
+
+    The products of a job are too small to gain from a second thread, lose much when other programs
+    want the cores, and could round differently on a machine with another number of cores.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(1, user_api="blas")
+
+
+def describe(job: Job, config: Any, split: Split, model: Any, device: Device) -> list[str]:
+    """A few lines on what is about to be trained."""
+    train, validation, test = (len(part[1]) for part in split)
+    shape = " x ".join(map(str, job.shape))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    widths = " - ".join(map(str, (np.prod(job.shape), *config.hidden, job.classes)))
+    changed = ", changed a little at random in each epoch" if config.augments else ""
+    return [
+        f"{job.title}: {train + validation + test:,} {job.what} of {shape}, {job.classes} classes",
+        f"  device      {device}",
+        f"  data        {train:,} to train on{changed}; {validation} for validation, "
+        f"{test} to test",
+        f"  model       {widths}, {config.activation}, dropout {config.dropout:g}: "
+        f"{parameters:,} parameters",
+        f"  training    AdamW, one-cycle learning rate up to {config.learning_rate:g}, batches of "
+        f"{config.batch_size}, at most {config.epochs} epochs",
+    ]
+
+
+def fit(trained: TrainedModel, split: Split, verbose: bool) -> History:
+    """Train `trained.model` on the split by its configuration."""
+    config, scale = trained.config, trained.normalizer.transform
+    x, y = split.train
+    transform = None
+    if config.augments:
+        # The background of a normalised image is not 0 but the normalised 0.
+        paper = float(scale(np.zeros((1, 1), np.float32))[0, 0])
+        transform = RandomAffine(
+            trained.job.shape, config.rotation, config.scale, config.shift, fill=paper
+        )
+    loader = DataLoader(
+        (scale(x), y),
+        config.batch_size,
+        shuffle=True,
+        seed=config.seed,
+        transform=transform,
+        device=trained.device,
+    )
+    trainer = Trainer(
+        trained.model,
+        nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+        lambda parameters: optim.AdamW(
+            parameters, lr=config.learning_rate, weight_decay=config.weight_decay
+        ),
+        metrics=["accuracy"],
+        callbacks=[EarlyStopping("validation_loss", patience=config.patience)],
+        device=trained.device,
+        seed=config.seed,
+        scheduler=lambda optimizer: LearningRateScheduler(
+            optim.lr_scheduler.OneCycleLR(
+                optimizer, config.learning_rate, total_steps=config.epochs * len(loader)
+            ),
+            every="batch",
+        ),
+    )
+    validation = (scale(split.validation[0]), split.validation[1])
+    return trainer.fit(loader, validation, epochs=config.epochs, verbose=verbose)
+
+
+def measure(trained: TrainedModel, split: Split, history: History, seconds: float):
+    """The final figures for ``metrics.json``, and the confusion matrix of the test data."""
+    validation, test = trained.evaluate(*split.validation), trained.evaluate(*split.test)
+    metrics = {
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "validation_accuracy": validation["accuracy"],
+        "validation_loss": validation["loss"],
+        "test_samples": len(split.test[1]),
+        "epochs": len(history),
+        "epochs_at_most": trained.config.epochs,
+        "best_epoch": history.best_epoch,
+        "seconds": round(seconds, 3),
+        "interrupted": history.interrupted,
+        "device": str(trained.device),
+        "gpunn": gpunn.__version__,
+    }
+    return metrics, test["confusion_matrix"]
+
+
+def write_results(
+    folder: Path, trained: TrainedModel, history: History, metrics: dict, confusion: np.ndarray
+) -> list[str]:
+    """Write configuration, measurements and pictures; returns notes on what was left out."""
+    files.write_json(folder / files.METRICS, metrics)
+    history.to_csv(folder / files.HISTORY)
+    job, notes = trained.job, []
+    try:
+        text = files.config_to_toml(trained.config, job.name)
+        write_text(folder / files.CONFIG, text)
+    except ImportError as error:
+        notes.append(str(error))
+    try:
+        figure = confusion_matrix_figure(confusion, title=f"{job.title}, test {job.what}")
+        save_figure(figure, folder / files.CONFUSION)
+        if len(history):
+            title = f"{job.title}: how it learned"
+            history.plot(folder / files.CURVES, title, _note(trained.config))
+    except ImportError as error:
+        notes.append(str(error))
+    return notes
+
+
+def _note(config: Any) -> str:
+    """Why the training curve may lie on the wrong side of the validation curve."""
+    parts = ["with dropout"] if config.dropout else []
+    parts += ["on images changed at random"] if config.augments else []
+    return f"training is measured {' and '.join(parts)}" if parts else ""
+
+
+def write_predictions(
+    path: Path,
+    probabilities: np.ndarray,
+    labels: np.ndarray | None = None,
+    rows: np.ndarray | None = None,
+    every_class: bool = False,
+) -> None:
+    """Write predictions as CSV: row, label (if known), prediction, probability [, p0, p1, …].
+
+    `rows` are the numbers of the samples, from 0; by default their positions.
+    """
+    predicted = probabilities.argmax(axis=1)
+    columns = ["row", *(["label"] if labels is not None else []), "prediction", "probability"]
+    if every_class:
+        columns += [f"p{number}" for number in range(probabilities.shape[1])]
+    lines = [",".join(columns)]
+    for position, scores in enumerate(probabilities):
+        cells = [str(position if rows is None else rows[position])]
+        if labels is not None:
+            cells.append(str(labels[position]))
+        cells += [str(predicted[position]), f"{scores[predicted[position]]:.6g}"]
+        if every_class:
+            cells += [f"{score:.6g}" for score in scores]
+        lines.append(",".join(cells))
+    write_text(path, "\n".join(lines) + "\n")

@@ -1,0 +1,344 @@
+"""`Trainer`: fit, evaluate and predict."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpunn.autograd.mode import no_grad
+from gpunn.autograd.random import initial_seed, manual_seed
+from gpunn.device import Device, as_device, to_numpy
+from gpunn.train.callbacks import Callback, CallbackList, LearningRateScheduler
+from gpunn.train.history import History
+from gpunn.train.inputs import (
+    as_loader,
+    check_labels,
+    input_batches,
+    match_target,
+    model_device,
+    model_dtype,
+    split_batch,
+)
+from gpunn.train.metrics import as_metric
+from gpunn.train.progress import ProgressBar
+from gpunn.train.regularization import Regularization
+from gpunn.train.running import LossMean, NonFiniteLoss, TrainingError
+
+_FETCH_EVERY = 64  # steps between two looks at the loss on a GPU; on the CPU it costs nothing
+
+
+class Trainer:
+    """Train a model, measure it, and predict with it.
+
+    Parameters
+    ----------
+    model : an `nn.Module`; called as ``model(x)``, or ``model(x1, x2, …)`` for batches of several
+        inputs
+    loss : ``loss(prediction, target)`` giving a Tensor of shape (), such as `nn.CrossEntropyLoss()`
+    optimizer : an optimizer of `gpunn.optim`, or a function ``parameters -> optimizer``
+    metrics : names ("accuracy", "mae", "mse", "r2", "top_5_accuracy"), `Metric` objects, or
+        functions of (prediction, target) NumPy arrays
+    callbacks : `Callback` objects
+    device : where to train; None leaves the model where it is
+    l1, l2 : adds ``l1·Σ|w| + l2·Σw²`` over the weights (parameters of two axes or more, so not the
+        biases) to what is minimised; the reported loss is without it
+    gradient_clip_norm : scale all gradients together so that their norm is at most this
+    gradient_clip_value : clip each gradient element to ± this (before the norm)
+    scheduler : a schedule of `gpunn.optim.lr_scheduler`, a function ``optimizer -> schedule``, or a
+        `LearningRateScheduler` that says how often it steps
+    seed : makes a run repeatable: shuffling and the random numbers of each epoch (dropout) depend
+        on (seed, epoch) alone, so that ``fit(epochs=5)`` twice equals ``fit(epochs=10)``. It calls
+        `gpunn.manual_seed`. None goes on from the global random state. The initial weights are
+        those the model was given: call `gpunn.manual_seed` before making it.
+
+    Attributes
+    ----------
+    history : the `History` of the latest `fit`
+    epoch : epochs trained so far, over all calls of `fit`
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Callable,
+        optimizer: Any,
+        metrics: Sequence[Any] = (),
+        callbacks: Sequence[Callback] = (),
+        device: Any = None,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        gradient_clip_norm: float | None = None,
+        gradient_clip_value: float | None = None,
+        scheduler: Any = None,
+        seed: int | None = None,
+    ):
+        if not callable(loss):
+            raise TypeError(f"Trainer: loss must be callable, got {type(loss).__name__}")
+        self.model, self.loss = model, loss
+        self.device = model_device(model) or as_device(None) if device is None else Device(device)
+        if device is not None:
+            model.to(self.device)  # an optimizer that was made before follows its parameters
+        if hasattr(loss, "to"):
+            loss.to(self.device)  # class weights
+        self.optimizer = optimizer if hasattr(optimizer, "step") else optimizer(model.parameters())
+        self.metrics = [as_metric(metric) for metric in metrics]
+        names = [metric.name for metric in self.metrics]
+        if len(set(names)) < len(names):
+            raise ValueError(f"Trainer: two metrics have the same name: {', '.join(names)}")
+        self.callbacks = list(callbacks)
+        CallbackList(self.callbacks)  # refuses what is not a Callback, now rather than in fit
+        self.regularization = Regularization(model, l1, l2, gradient_clip_norm, gradient_clip_value)
+        self.scheduler = self._schedule(scheduler)
+        self.seed = None if seed is None else int(seed)
+        self.epoch, self.history = 0, History()
+        self.epochs, self.steps, self.first_epoch = 0, None, 1
+        self._stop: str | None = None
+        self._mean: LossMean | None = None
+
+    def _schedule(self, scheduler: Any) -> LearningRateScheduler | None:
+        ready = (type(None), LearningRateScheduler)
+        if not isinstance(scheduler, ready) and not hasattr(scheduler, "step"):
+            scheduler = scheduler(self.optimizer)
+        return scheduler if isinstance(scheduler, ready) else LearningRateScheduler(scheduler)
+
+    # ---- training -------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Any,
+        validation: Any = None,
+        epochs: int = 1,
+        batch_size: int = 32,
+        verbose: bool = True,
+        shuffle: bool = True,
+        transform: Callable | None = None,
+    ) -> History:
+        """Train for `epochs` epochs and return what was measured.
+
+        Parameters
+        ----------
+        train, validation : ``(x, y)`` of arrays or Tensors, a dataset, a `DataLoader`, or another
+            iterable of ``(x, y)`` batches. Arrays are moved to the device once; floating ones are
+            given to the model in its own dtype.
+        epochs : how many more epochs to train
+        batch_size, shuffle, transform : for data that are not batches yet; `transform` changes
+            training batches only (see `DataLoader`)
+        verbose : show a progress bar
+
+        Returns
+        -------
+        History with one record an epoch: ``loss`` (the mean over samples, measured while training,
+        so with dropout and before each update), the metrics, and the same of the validation data
+        with the prefix ``validation_``. Ctrl-C ends the training after restoring what callbacks
+        kept; then ``history.interrupted`` is True.
+
+        Raises
+        ------
+        TrainingError if the loss becomes NaN or infinite; ValueError for empty data, shapes that do
+        not match or labels outside the model's classes.
+        """
+        if epochs < 1:
+            raise ValueError(f"fit: epochs must be 1 or more, got {epochs}")
+        seed = initial_seed() if self.seed is None else self.seed
+        loader = as_loader(
+            train, "train", batch_size, self.device, shuffle=shuffle, seed=seed, transform=transform
+        )
+        if hasattr(loader, "set_epoch") and loader is not train:
+            loader.set_epoch(self.epoch)
+        if validation is not None:
+            validation = as_loader(validation, "validation", max(batch_size, 256), self.device)
+        self.epochs, self.first_epoch = int(epochs), self.epoch + 1
+        self.steps = len(loader) if hasattr(loader, "__len__") else None
+        self.history, self._stop = History(), None
+        own = [self.scheduler] if self.scheduler else []
+        shown = [ProgressBar()] if verbose else []
+        callbacks = CallbackList([*own, *self.callbacks, *shown])
+        self._run(loader, validation, callbacks)
+        return self.history
+
+    def _run(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
+        was_training = self.model.training
+        try:
+            callbacks("on_train_begin", self)
+            for _ in range(self.epochs):
+                self._train_epoch(loader, validation, callbacks)
+                if self._stop is not None:
+                    self.history.stop_reason = self._stop
+                    break
+        except KeyboardInterrupt:
+            self.history.interrupted = True
+            self.history.stop_reason = "interrupted"
+        finally:
+            callbacks("on_train_end", self)
+            self.model.train(was_training)
+
+    def _train_epoch(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
+        start, number = time.perf_counter(), self.epoch + 1
+        if self.seed is not None:
+            manual_seed(_mix(self.seed, self.epoch))
+        callbacks("on_epoch_begin", self, number)
+        rate = self.optimizer.param_groups[0]["lr"]
+        try:
+            self._train_batches(loader, number, callbacks)
+            record = {"epoch": number, **self.running()}
+        except NonFiniteLoss as error:
+            raise self._diverged(loader, number, error) from None
+        if validation is not None:
+            for name, value in self._measure(validation, "validation").items():
+                if np.ndim(value) == 0:
+                    record[f"validation_{name}"] = value
+        record["learning_rate"] = float(rate)
+        record["seconds"] = time.perf_counter() - start
+        self.epoch = number
+        self.history.append(record)
+        callbacks("on_epoch_end", self, number, self.history.records[-1])
+
+    def _train_batches(self, loader: Any, epoch: int, callbacks: CallbackList) -> None:
+        self.model.train()
+        self._mean = self._loss_mean()
+        self._reset_metrics()
+        dtype = model_dtype(self.model)
+        step = 0
+        for step, batch in enumerate(loader, start=1):
+            inputs, target = split_batch(batch, self.device, dtype, "train")
+            self._train_step(loader, inputs, target, check=epoch == self.first_epoch and step == 1)
+            callbacks("on_batch_end", self, epoch, step)
+        if step == 0:
+            raise ValueError(
+                f"train: epoch {epoch} gave no batches"
+                + ("; a generator gives its batches only once: pass a list or a DataLoader"
+                   if epoch > self.first_epoch else "")
+            )  # fmt: skip
+
+    def _train_step(self, loader: Any, inputs: list, target: Any, check: bool) -> None:
+        self.optimizer.zero_grad()
+        prediction = self.model(*inputs)
+        if check:
+            check_labels(loader, self.loss, prediction)
+        loss = self._scalar_loss(prediction, target)
+        self._mean.add(loss.data, target.shape[0])
+        loss.backward()
+        self.regularization.apply()
+        self.optimizer.step()
+        for metric in self.metrics:
+            metric.update(prediction.data, target.data)
+
+    def _scalar_loss(self, prediction: Any, target: Any) -> Any:
+        loss = self.loss(prediction, match_target(self.loss, prediction, target))
+        if loss.shape != ():
+            raise ValueError(
+                f"Trainer: the loss has shape {loss.shape}, expected (); "
+                "use reduction='mean' or 'sum'"
+            )
+        return loss
+
+    def _loss_mean(self) -> LossMean:
+        summed = getattr(self.loss, "reduction", "mean") == "sum"
+        return LossMean(summed, 1 if self.device.type == "cpu" else _FETCH_EVERY)
+
+    def _reset_metrics(self) -> None:
+        for metric in self.metrics:
+            metric.reset()
+
+    def running(self) -> dict[str, float]:
+        """The loss and the scalar metrics of the running epoch so far; waits for the device."""
+        if self._mean is None:
+            return {}
+        values = {"loss": self._mean.value()}
+        if self._mean.count:
+            values.update(
+                (metric.name, metric.compute()) for metric in self.metrics if metric.scalar
+            )
+        return values
+
+    def stop(self, reason: str) -> None:
+        """End the training after the current epoch; `reason` goes into the history."""
+        self._stop = reason
+
+    def _diverged(self, loader: Any, epoch: int, error: NonFiniteLoss) -> TrainingError:
+        rate = self.optimizer.param_groups[0]["lr"]
+        arrays = getattr(getattr(loader, "dataset", None), "arrays", ())
+        bad = [
+            f"field {number} of the training data holds NaN or infinity: remove or fill those rows"
+            for number, array in enumerate(arrays)
+            if array.dtype.kind == "f" and not math.isfinite(float(array.astype(np.float64).sum()))
+        ]
+        remedies = bad or [
+            f"use a smaller learning rate (it is {rate:g}), clip the gradients "
+            "(gradient_clip_norm=1.0), scale the inputs to mean 0 and deviation 1"
+        ]
+        steps = f" of {self.steps}" if self.steps else ""
+        return TrainingError(
+            f"the loss became {error.value} in epoch {epoch}, step {error.step}{steps}; "
+            + "; ".join(remedies)
+        )
+
+    # ---- measuring and predicting ---------------------------------------------------------
+
+    def evaluate(self, data: Any, batch_size: int = 256) -> dict[str, Any]:
+        """The loss and every metric on `data`, without dropout and without learning.
+
+        `data` as in `fit`. Returns ``{"loss": …, metric: …}``; the loss is the mean over samples.
+        ValueError as in `fit`.
+        """
+        loader = as_loader(data, "evaluate", batch_size, self.device)
+        was_training = self.model.training
+        try:
+            return self._measure(loader, "evaluate")
+        finally:
+            self.model.train(was_training)
+
+    def _measure(self, loader: Any, name: str) -> dict[str, Any]:
+        self.model.eval()
+        # A NaN is a result here, not the end of a training: nothing is fetched before the end.
+        mean = LossMean(getattr(self.loss, "reduction", "mean") == "sum", every=2**62)
+        self._reset_metrics()
+        dtype, samples = model_dtype(self.model), 0
+        with no_grad():
+            for batch in loader:
+                inputs, target = split_batch(batch, self.device, dtype, name)
+                prediction = self.model(*inputs)
+                if samples == 0:
+                    check_labels(loader, self.loss, prediction)
+                mean.add(self._scalar_loss(prediction, target).data, target.shape[0])
+                for metric in self.metrics:
+                    metric.update(prediction.data, target.data)
+                samples += target.shape[0]
+        if samples == 0:
+            raise ValueError(f"{name}: the data gave no batches")
+        try:
+            loss = mean.value()
+        except NonFiniteLoss as error:
+            loss = error.value
+        return {"loss": loss, **{metric.name: metric.compute() for metric in self.metrics}}
+
+    def predict(self, x: Any, batch_size: int = 256) -> np.ndarray:
+        """What the model gives for `x`, without dropout: a NumPy array (samples, …).
+
+        `x` is an array or Tensor (samples, …), a dataset, or a loader; where their samples have
+        several fields the last one is taken for the target and left out. ValueError for empty
+        data; the model's own errors for shapes that do not match.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            with no_grad():
+                parts = [
+                    to_numpy(self.model(*inputs).data)
+                    for inputs in input_batches(x, batch_size, self.device, model_dtype(self.model))
+                ]
+        finally:
+            self.model.train(was_training)
+        if not parts:
+            raise ValueError("predict: the data gave no batches")
+        return np.concatenate(parts)
+
+
+def _mix(seed: int, epoch: int) -> int:
+    """One 63-bit seed for the random numbers of an epoch."""
+    words = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
