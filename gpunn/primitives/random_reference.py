@@ -20,6 +20,7 @@ series. The relative error of z is below 5e-7 in float32 and 2e-15 in float64.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -212,3 +213,41 @@ def _minus_log(y: np.ndarray, made: _Precision) -> np.ndarray:
     return result
 
 
+# ---- the mask of dropout --------------------------------------------------------------------------
+
+
+class _KeepFlags:
+    """The flags of recent dropouts, a byte an element.
+
+    The backward pass asks for the flags that its forward pass has drawn, once, and drawing them in
+    NumPy takes thirty times as long as keeping them. Flags that are never asked for again (a
+    forward pass alone) go when newer ones need the room.
+    """
+
+    def __init__(self, capacity: int = 64 << 20):
+        self.capacity, self.held = capacity, 0
+        self.flags: dict[tuple, np.ndarray] = {}
+        self.lock = threading.Lock()
+
+    def take(self, size: int, seed: int, offset: int, threshold: np.uint32) -> np.ndarray:
+        """Element i is kept iff flag i; the same for the same arguments."""
+        key = (size, seed, offset, int(threshold))
+        with self.lock:
+            found = self.flags.pop(key, None)
+            if found is not None:
+                self.held -= size
+                return found
+        flags = np.empty(size, np.bool_)
+        least = threshold << np.uint32(8)  # word >> 8 >= threshold in one comparison
+        for start, stop, words in words_in_passes(size, seed, offset):
+            np.greater_equal(words, least, out=flags[start:stop])
+        with self.lock:
+            if size <= self.capacity and key not in self.flags:
+                self.held += size
+                self.flags[key] = flags
+            while self.held > self.capacity:
+                self.held -= self.flags.pop(next(iter(self.flags))).size
+        return flags
+
+
+keep_flags = _KeepFlags()

@@ -92,3 +92,17 @@ def test_wrong_dtypes_of_dropout():
         dropout(np.arange(4), p=0.5, seed=0)
     with pytest.raises(TypeError, match="dropout: out has .* expected dtype float32"):
         dropout(np.empty(4, np.float32), p=0.5, seed=0, out=np.empty(4))
+
+
+def test_flags_are_kept_for_one_backward_pass_within_bounds():
+    from gpunn.primitives.random_reference import _KeepFlags
+
+    flags = _KeepFlags(capacity=100)
+    first = flags.take(60, 1, 0, np.uint32(1 << 23))
+    assert flags.held == 60 and flags.take(60, 1, 0, np.uint32(1 << 23)) is first
+    assert flags.held == 0 and not flags.flags
+    np.testing.assert_array_equal(flags.take(60, 1, 0, np.uint32(1 << 23)), first)
+    flags.take(60, 2, 0, np.uint32(1 << 23))  # the older one has to go
+    assert flags.held == 60 and [key[1] for key in flags.flags] == [2]
+    flags.take(101, 3, 0, np.uint32(1 << 23))  # never kept
+    assert flags.held == 60
