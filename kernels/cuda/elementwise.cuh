@@ -16,6 +16,16 @@ template <typename T, int INPUTS> struct Inputs {
     const T* pointer[INPUTS];
 };
 
+// f(values, index of the element) or f(values), whichever the function takes.
+template <typename Function, typename A, int INPUTS>
+__device__ __forceinline__ auto apply_at(Function f, const A (&value)[INPUTS], int64 i, int) -> decltype(f(value, i)) {
+    return f(value, i);
+}
+template <typename Function, typename A, int INPUTS>
+__device__ __forceinline__ auto apply_at(Function f, const A (&value)[INPUTS], int64, long) -> decltype(f(value)) {
+    return f(value);
+}
+
 template <typename T, bool VECTOR, int INPUTS, typename Function>
 __device__ __forceinline__ void elementwise(T* out, const Inputs<T, INPUTS>& in, int64 n, Function f) {
     constexpr int WIDTH = VECTOR ? PACK<T> : 1;
@@ -43,7 +53,7 @@ __device__ __forceinline__ void elementwise(T* out, const Inputs<T, INPUTS>& in,
                 A value[INPUTS];
 #pragma unroll
                 for (int k = 0; k < INPUTS; k++) value[k] = widen(item[u][k].item[e]);
-                result.item[e] = narrow<T>(f(value));
+                result.item[e] = narrow<T>(apply_at(f, value, p * WIDTH + e, 0));
             }
             store_pack(out + p * WIDTH, result);
         }
@@ -53,6 +63,6 @@ __device__ __forceinline__ void elementwise(T* out, const Inputs<T, INPUTS>& in,
         A value[INPUTS];
 #pragma unroll
         for (int k = 0; k < INPUTS; k++) value[k] = widen(in.pointer[k][tail]);
-        out[tail] = narrow<T>(f(value));
+        out[tail] = narrow<T>(apply_at(f, value, tail, 0));
     }
 }
