@@ -1,0 +1,420 @@
+"""The run on hardware: every check and benchmark of a machine with a GPU, into one result file.
+
+Needs Python, NumPy, ml_dtypes and CuPy; uses PyTorch, Triton, Numba, pytest and scikit-learn where
+they are there; installs and downloads nothing. The stages share a time budget: each gets its share
+of what is left when it begins, and what it cannot do in that time is listed as not run. The file
+is written after every stage. A dry run goes through the same stages on a CPU with tiny sizes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gpunn.kernels
+from gpunn.bench import results, stages, supervise
+from gpunn.bench.cases import FIXED, Case, depends_on_dtype
+from gpunn.bench.ceilings import Ceilings
+from gpunn.bench.machine import checkout
+from gpunn.bench.measure import NotTimed, Row
+from gpunn.bench.results import Results
+from gpunn.bench.supervise import Outcome, child_environment, stop
+from gpunn.device import probe
+from gpunn.device.device import Device
+from gpunn.primitives.registry import Primitive
+
+BUDGET_SECONDS = 450.0
+# torch.compile takes seconds for each case, so it is a peer only of these, in float32 and the
+# largest shape.
+COMPILED = {
+    "activation_forward", "activation_backward", "softmax_forward", "softmax_backward",
+    "log_softmax_forward", "cross_entropy_forward", "cross_entropy_backward", "mse_forward",
+    "adam_update", "reduce_sum", "dropout",
+}  # fmt: skip
+
+
+@dataclass
+class Run:
+    """What the stages share."""
+
+    device: Device
+    found: Results
+    path: Path
+    tiny: bool
+    end: float
+    say: Callable[[str], None] = print
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def supervise(self, stage: str, items: list[dict], seconds: float, **options) -> Outcome:
+        """Run items in children, and note each as a test of this stage."""
+        outcome = supervise.supervise(
+            stage, items, device=str(self.device), seconds=seconds, tiny=self.tiny, **options
+        )
+        for name, result in outcome.results.items():
+            self.note(stage, name, result)
+        for name, reason in outcome.crashed.items():
+            failure = {"case": name, "reason": reason}
+            self.note(stage, name, {"passed": False, "checked": 1, "failures": [failure]})
+        self.left_out |= outcome.not_run
+        return outcome
+
+    def note(self, stage: str, item: str, result: dict[str, Any]) -> None:
+        """Add one tested item to the results; times and ceilings have their own places there."""
+        kept = {k: v for k, v in result.items() if k not in ("rows", "not_timed", "ceilings")}
+        self.found.tests.append({"stage": stage, "item": item, **kept})
+
+
+# ---- stages --------------------------------------------------------------------------------------
+# Each is a function of the run and the seconds it may take, and returns a sentence for the summary.
+
+
+def environment(run: Run, seconds: float) -> str:
+    """What the doctor finds."""
+    for finding in probe.findings():
+        failure = {"case": finding.detail, "reason": finding.remedy}
+        passed = finding.passed or run.tiny
+        run.note("environment", finding.name, {
+            "passed": passed, "checked": 1, "detail": finding.detail,
+            "failures": [] if passed else [failure],
+        })  # fmt: skip
+    return ", ".join(f.detail for f in probe.findings() if f.passed)
+
+
+def compile_kernels(run: Run, seconds: float) -> str:
+    """Every kernel that a sample reaches, for this GPU, in a fresh cache."""
+    from gpunn.device.launch import device_properties
+    from gpunn.primitives.registry import reachable_kernels
+
+    arch, multiprocessors = "sm_90a", 132
+    if run.device.type == "cuda":
+        properties = device_properties(run.device.index)
+        arch, multiprocessors = properties["arch"], properties["multiProcessorCount"]
+    if not probe.find_cupy().passed:
+        return "no CuPy, so no compiler"
+    begin = time.monotonic()
+    items = []
+    reached = list(reachable_kernels(arch, multiprocessors).items())
+    for source, expressions in reached[:2] if run.tiny else reached:
+        expressions = expressions[:2] if run.tiny else expressions
+        for start in range(0, len(expressions), 8):
+            items.append({"id": f"{source} {start // 8}", "source": source, "arch": arch,
+                          "expressions": expressions[start : start + 8]})  # fmt: skip
+    jobs = 1 if run.tiny else max(1, min(16, (os.cpu_count() or 2)))
+    left = seconds - (time.monotonic() - begin)
+    outcome = run.supervise("compile", items, left, jobs=jobs)
+    kernels = sum(result["checked"] for result in outcome.results.values())
+    spilling = [name for r in outcome.results.values() for name in r.get("spilling", ())]
+    text = f"{kernels} kernels for {arch} in {time.monotonic() - begin:.0f} s on {jobs} processes"
+    return text + (f"; {len(spilling)} spill registers" if spilling else "")
+
+
+def parity(run: Run, seconds: float) -> str:
+    """Every primitive, implementation and sample on the device."""
+    if run.device.type == "cuda":
+        implementations = ["cuda"]
+        if importlib.util.find_spec("numba"):
+            implementations.append("numba")
+    else:
+        implementations = ["numpy"]
+    items = [
+        {"id": f"{made.name} {name}", "primitive": made.name, "implementation": name}
+        for name in implementations
+        for made in gpunn.kernels.table().values()
+        if name in made.implementations
+    ]
+    jobs = 1 if run.tiny else 4  # they wait for compilers and the reference, not for the GPU
+    outcome = run.supervise("parity", items, seconds, jobs=jobs)
+    return f"{sum(r.get('checked', 0) for r in outcome.results.values())} samples"
+
+
+def microbenchmarks(run: Run, seconds: float) -> str:
+    """Every primitive against its floor and its peers."""
+    begin = time.monotonic()
+    first = run.supervise("ceilings", [{"id": "ceilings"}], seconds / 2)
+    if "ceilings" not in first.results or "ceilings" not in first.results["ceilings"]:
+        return "the ceilings could not be measured, so nothing else was timed"
+    ceilings = first.results["ceilings"]["ceilings"]
+    run.found.ceilings.append(Ceilings.from_json(ceilings))
+    items = [item | {"ceilings": ceilings} for item in benchmark_items(run.device)]
+    outcome = run.supervise("bench", items, seconds - (time.monotonic() - begin))
+    for result in outcome.results.values():
+        run.found.rows += [Row.from_json(row) for row in result.get("rows", ())]
+        run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
+    return f"{len(run.found.rows)} rows"
+
+
+def benchmark_items(device: Device) -> list[dict]:
+    """The cases in the order of their weight: the large shape of each in float32 first."""
+    table = gpunn.kernels.table().values()
+    large = [(made, largest(made), "float32") for made in table if made.bench_shapes]
+    narrow = [(made, shape, "bfloat16") for made, shape, _ in large if depends_on_dtype(made)]
+    others = [(made, shape, "float32") for made, first, _ in large
+              for shape in made.bench_shapes if shape != first]  # fmt: skip
+    found = []
+    for made, shape, dtype in [*large, *narrow, *others]:
+        case = Case(made.name, shape, dtype if depends_on_dtype(made) else FIXED)
+        item = {"id": case.key, "primitive": made.name, "shape": shape, "dtype": case.dtype}
+        if made.name not in COMPILED or shape != largest(made) or dtype != "float32":
+            item["without"] = ["torch.compile"]
+        found.append(item)
+    return found
+
+
+def largest(made: Primitive) -> tuple[int, ...]:
+    """The largest default shape."""
+    return max(made.bench_shapes, key=math.prod)
+
+
+def training(run: Run, seconds: float) -> str:
+    """Whole training steps against PyTorch."""
+    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
+        out = Path(folder) / "training.json"
+        command = [sys.executable, str(checkout() / "benchmarks" / "training.py")]
+        command += ["--device", str(run.device), "--json", str(out)]
+        if run.tiny:
+            command += ["--samples", "2", "--threads", "1", "--batch", "32"]
+            command += ["--jobs", "mlp-64-256-128-10"]
+        code, text = _command(command, seconds)
+        if out.exists():
+            run.found.training += results.read(out).training
+    passed = code == 0
+    failure = {"case": "benchmarks/training.py", "reason": text[-1500:]}
+    if code is None:
+        run.left_out["training jobs after those listed"] = "no time was left"
+    else:
+        run.note("training", "same losses as PyTorch", {
+            "passed": passed, "checked": 1, "failures": [] if passed else [failure]
+        })  # fmt: skip
+    return f"{len(run.found.training)} rows"
+
+
+def graphs(run: Run, seconds: float) -> str:
+    """Primitives captured into graphs."""
+    items = [
+        {"id": f"graph {made.name}", "primitive": made.name, "shape": made.bench_shapes[0]}
+        for made in gpunn.kernels.table().values()
+        if made.bench_shapes
+    ]
+    run.supervise("graphs", items, seconds)
+    return f"{len(items)} primitives"
+
+
+def training_parity(run: Run, seconds: float) -> str:
+    """The same training on the CPU and on the GPU."""
+    items = [
+        {"id": "mlp, 30 steps", "job": "mlp", "steps": 30},
+        {"id": "digits, 300 steps", "job": "digits", "steps": 300},
+    ]
+    outcome = run.supervise("training parity", items, seconds)
+    return "; ".join(
+        f"{name}: loss {r['losses'][0]:.3f} to {r['losses'][1]:.3f}"
+        for name, r in outcome.results.items()
+        if "losses" in r
+    )
+
+
+def large_arrays(run: Run, seconds: float) -> str:
+    """Arrays of more than 2^31 elements."""
+    from gpunn.bench.large import CHECKS
+
+    items = [{"id": f"large {name}", "check": name} for name in CHECKS]
+    outcome = run.supervise("large arrays", items, seconds)
+    notes = [r["note"] for r in outcome.results.values() if "note" in r]
+    return f"{len(outcome.results)} primitives" + "".join(f"; {note}" for note in notes)
+
+
+def tests(run: Run, seconds: float) -> str:
+    """The tests that need a GPU, by pytest if it is there."""
+    if importlib.util.find_spec("pytest") is None:
+        run.left_out["pytest -m gpu"] = "pytest is not installed"
+        return "pytest is not installed"
+    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
+        report = Path(folder) / "report.xml"
+        where = "tests/bench" if run.tiny else "tests"
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
+                   "--continue-on-collection-errors", f"--junitxml={report}", where]  # fmt: skip
+        code, text = _command(command, seconds)
+        if not report.exists():
+            run.left_out["pytest -m gpu"] = "no time was left" if code is None else text[-1500:]
+            return "no report"
+        counts, failures = read_junit(report)
+    passed = not failures and code in (0, 5)  # 5: no test was chosen
+    if not passed and not failures:
+        failures = [{"case": "pytest", "reason": text[-1500:]}]
+    run.note("tests", "pytest -m gpu", {
+        "passed": passed, "checked": counts["tests"] - counts["skipped"],
+        "failures": failures, "failed": len(failures), "skipped": counts["skipped"],
+    })  # fmt: skip
+    return f"{counts['tests']} tests, {counts['skipped']} skipped"
+
+
+def read_junit(path: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
+    """Counts and failures of a JUnit report."""
+    counts, failures = {"tests": 0, "skipped": 0}, []
+    for case in ElementTree.parse(path).iter("testcase"):
+        counts["tests"] += 1
+        counts["skipped"] += case.find("skipped") is not None
+        for kind in ("failure", "error"):
+            if (bad := case.find(kind)) is not None:
+                name = f"{case.get('classname', '')}::{case.get('name', '')}"
+                failures.append({"case": name, "reason": (bad.text or "")[-1500:]})
+    return counts, failures[: stages.MAX_FAILURES]
+
+
+def sanitizer(run: Run, seconds: float) -> str:
+    """memcheck and racecheck over the smallest samples of a few primitives."""
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        run.left_out["compute-sanitizer"] = "the program is not on PATH"
+        return "compute-sanitizer is not on PATH"
+    chosen = ("activation_forward", "softmax_forward", "cross_entropy_forward", "matmul",
+              "adam_update", "reduce_sum", "bias_gradient")  # fmt: skip
+    for check in ("memcheck", "racecheck"):
+        items = [
+            {"id": f"{check} {name}", "primitive": name, "implementation": "cuda"}
+            for name in chosen
+            if name in gpunn.kernels.table()
+        ]
+        prefix = [tool, "--tool", check, "--error-exitcode", "99", "--report-api-errors", "no"]
+        outcome = supervise.supervise(
+            "parity", items, device=str(run.device), seconds=seconds / 2, item_seconds=seconds,
+            tiny=True, prefix=prefix,
+        )  # fmt: skip
+        for name, result in outcome.results.items():
+            run.note("sanitizer", name, result)
+        for name, reason in outcome.crashed.items():
+            failure = {"case": name, "reason": reason}
+            run.note("sanitizer", name, {"passed": False, "checked": 1, "failures": [failure]})
+        run.left_out |= outcome.not_run
+    return "memcheck, racecheck"
+
+
+# In the order of their weight, with the seconds that each needs at most on one GPU.
+STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
+    ("environment", environment, 5),
+    ("compile", compile_kernels, 70),
+    ("parity", parity, 80),
+    ("graphs", graphs, 20),
+    ("training parity", training_parity, 20),
+    ("microbenchmarks", microbenchmarks, 150),
+    ("training", training, 40),
+    ("large arrays", large_arrays, 30),
+    ("tests", tests, 40),
+    ("sanitizer", sanitizer, 40),
+)
+
+
+def _command(command: list[str], seconds: float) -> tuple[int | None, str]:
+    """Run a command of its own; the exit code (None if the time was up) and what it said."""
+    with tempfile.TemporaryFile() as sink:
+        child = subprocess.Popen(
+            command, cwd=checkout(), env=child_environment(), stdin=subprocess.DEVNULL,
+            stdout=sink, stderr=sink, start_new_session=os.name == "posix",
+        )  # fmt: skip
+        try:
+            code = child.wait(max(seconds, 0.1))
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            stop(child)
+        sink.seek(0)
+        return code, sink.read().decode(errors="replace")
+
+
+# ---- all together --------------------------------------------------------------------------------
+
+
+def run_all(run: Run, chosen: set[str] | None = None) -> bool:
+    """Run the stages, writing the file after each; whether every test passed."""
+    todo = [stage for stage in STAGES if chosen is None or stage[0] in chosen]
+    weight = sum(share for _, _, share in todo)
+    for name, function, share in todo:
+        seconds = (run.end - time.monotonic()) * share / weight
+        weight -= share
+        _run_stage(run, name, function, seconds)
+        run.found.write(run.path)
+    return all(test["passed"] for test in run.found.tests)
+
+
+def _run_stage(run: Run, name: str, function: Callable[[Run, float], str], seconds: float) -> None:
+    tested, begin = len(run.found.tests), time.monotonic()
+    run.left_out = {}
+    state = "done"
+    try:
+        if seconds < 1:
+            run.left_out, detail = {name: "no time was left"}, ""
+        else:
+            detail = function(run, seconds)
+    except Exception as error:
+        state, detail = "broke", str(error)[:300]
+        failure = {"case": name, "reason": traceback.format_exc()[-3000:]}
+        run.note(name, name, {"passed": False, "checked": 1, "failures": [failure]})
+    mine = run.found.tests[tested:]
+    failed = sum(not test["passed"] for test in mine)
+    if run.left_out and state == "done":
+        state = "partly" if mine else "not run"
+    run.found.stages.append({
+        "name": name, "state": state, "seconds": round(time.monotonic() - begin, 1),
+        "items": len(mine), "failed": failed, "detail": detail, "not_run": run.left_out,
+    })  # fmt: skip
+    text = f"{name}: {state}, {len(mine)} checked, {failed} failed"
+    run.say(f"{text}, {time.monotonic() - begin:.0f} s. {detail}".rstrip())
+
+
+def result_path(found: Results, folder: Path) -> Path:
+    """A new file ``<folder>/<gpu>/<date>-<commit>.json``; a second one of a day gets a number."""
+    place = folder / results.folder_name(found.gpu or "dry-run")
+    place.mkdir(parents=True, exist_ok=True)
+    path, number = place / results.file_name(found), 2
+    while path.exists():
+        path = place / results.file_name(found).replace(".json", f"-{number}.json")
+        number += 1
+    return path
+
+
+def short_rows(rows: Sequence[Row]) -> list[Row]:
+    """Our row of the largest shape of each primitive and dtype, launched one by one."""
+    chosen: dict[tuple, Row] = {}
+    for row in rows:
+        key = (row.primitive, row.dtype)
+        if row.implementation in ("cuda", "numpy") and row.mode != "graph":
+            if key not in chosen or row.bytes > chosen[key].bytes:
+                chosen[key] = row
+    return list(chosen.values())
+
+
+def summary(found: Results) -> str:
+    """A short table of what happened, and one of the best rows."""
+    from gpunn.bench.tables import rows_table
+    from gpunn.bench.training import table_of
+    from gpunn.text import table
+
+    rows = [
+        (s["name"], s["state"], s["items"], s["failed"], len(s["not_run"]), f"{s['seconds']:.0f} s")
+        for s in found.stages
+    ]
+    headers = ["stage", "state", "checked", "failed", "not run", "time"]
+    parts = [table(headers, rows, right=(2, 3, 4, 5))]
+    if ours := short_rows(found.rows):
+        parts.append(rows_table(ours))
+        parts.append(f"{len(found.rows) - len(ours)} more rows are in the file")
+    if found.training:
+        parts.append(table_of(found.training))
+    failed, lines = [test for test in found.tests if not test["passed"]], []
+    for test in failed[:30]:
+        first = test["failures"][0] if test.get("failures") else {"case": "", "reason": ""}
+        reason = first["reason"].strip().splitlines()[-1] if first["reason"].strip() else ""
+        lines.append(f"FAILED {test['stage']}: {test['item']}, {first['case']}: {reason}"[:400])
+    return "\n\n".join([*parts, *filter(None, ["\n".join(lines)])])

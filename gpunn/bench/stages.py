@@ -1,0 +1,263 @@
+"""The stages of the run on hardware that run in child processes, item by item.
+
+``python -m gpunn.bench.stages parity --device cuda --items FILE --notes FILE`` is started by
+`supervise`, never by hand. ``--tiny`` takes the smallest of everything, for dry runs on a CPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+import gpunn.kernels
+from gpunn.bench import supervise
+from gpunn.bench.cases import Case, workload
+from gpunn.bench.ceilings import Ceilings, Sizes, measure_ceilings
+from gpunn.device import arrays, synchronize
+from gpunn.device.device import Device
+from gpunn.primitives import parity
+from gpunn.primitives.registry import IMPLEMENTATIONS
+
+STAGES: dict[str, Callable[[dict, Device, bool], dict]] = {}
+TINY_SAMPLES = 3
+MAX_FAILURES = 20
+TINY_SIZES = Sizes(1 << 20, {"float32": 64}, 3)
+
+
+def stage(name: str) -> Callable[[Callable], Callable]:
+    """Add a stage: function(item, device, tiny) -> result, a JSON object with "passed"."""
+
+    def add(function: Callable) -> Callable:
+        STAGES[name] = function
+        return function
+
+    return add
+
+
+# ---- compile -------------------------------------------------------------------------------------
+
+
+@stage("compile")
+def compile_kernels(item: dict, device: Device, tiny: bool) -> dict:
+    """Compile expressions of one source, each as the launcher would ask for it."""
+    from gpunn.device import compiler
+
+    failures, spilling, registers = [], [], 0
+    for expression in item["expressions"]:
+        try:
+            made = compiler.build(item["source"], (expression,), item["arch"])
+        except Exception as error:
+            failures.append({"case": expression, "reason": str(error)[-3000:]})
+            continue
+        # Compiled alone, an expression leaves what others need unused; that is no fault.
+        unused = "declared but never referenced"
+        warnings = [w for w in made.warnings if "warning #" in w and unused not in w]
+        if warnings:
+            failures.append({"case": expression, "reason": "; ".join(warnings)[:1000]})
+        for report in made.reports:
+            registers = max(registers, report.registers)
+            if report.spill_stores or report.spill_loads:
+                spilling.append(report.expression)
+    return {
+        "passed": not failures,
+        "checked": len(item["expressions"]),
+        "failures": failures,
+        "spilling": spilling,
+        "registers": registers,
+    }
+
+
+# ---- parity --------------------------------------------------------------------------------------
+
+
+@stage("parity")
+def check_parity(item: dict, device: Device, tiny: bool) -> dict:
+    """Every sample of one primitive by one implementation against the float64 reference."""
+    made = gpunn.kernels.table()[item["primitive"]]
+    implementation = item["implementation"]
+    cases = list(parity.cases(made, implementation))
+    if tiny:
+        cases = cases[:TINY_SAMPLES]
+    failures, worst = [], 0.0
+    for sample, dtype in cases:
+        label = f"{sample.name}, {np.dtype(dtype).name}"
+        try:
+            result = parity.check(made, sample, dtype, implementation, device)
+        except Exception:
+            failures.append({"case": label, "reason": traceback.format_exc()[-3000:]})
+            if poisoned(device):
+                break
+            continue
+        if result.passed:
+            worst = max(worst, result.error / result.bound if result.bound else 0.0)
+        else:
+            failures.append({"case": label, "reason": result.reason})
+    return {
+        "passed": not failures,
+        "checked": len(cases),
+        "failures": failures[:MAX_FAILURES],
+        "failed": len(failures),
+        "worst_error_over_bound": worst,
+    }
+
+
+# ---- graphs and determinism ----------------------------------------------------------------------
+
+
+@stage("graphs")
+def check_graph(item: dict, device: Device, tiny: bool) -> dict:
+    """A captured graph gives what the call gives, bit for bit; so does the call again."""
+    from gpunn.bench.timing import Contestant, captured, clock_for
+
+    made = gpunn.kernels.table()[item["primitive"]]
+    shape = tuple(min(n, 128) for n in item["shape"])
+    with clock_for(device) as clock:
+        work = workload(Case(made.name, shape, "float32"), device, copies=2)
+        # Two equal sets: primitives that work in place change the set that they are given.
+        first, second = work.sets
+        _same_start(first, second)
+        direct = _everything(first, first.call(made))
+        if device.type == "cpu":
+            again = _everything(second, second.call(made))
+            return _compare_bits(direct, again, "called again on a CPU, which has no graphs")
+        kept: list[Any] = []
+        contestant = Contestant(made.name, lambda i: kept.append(second.call(made)))
+        before = [arrays.to_numpy(v) for v in _arrays(second)]
+        captured_graph = captured(contestant, clock, 1)
+        for value, old in zip(_arrays(second), before, strict=True):
+            value.set(old)
+        captured_graph.run(0)
+        clock.synchronize()
+        return _compare_bits(direct, _everything(second, kept[-1]), "replayed from a graph")
+
+
+def _arrays(inputs) -> list:
+    values = [*inputs.args, *inputs.kwargs.values(), inputs.out]
+    return [value for value in values if hasattr(value, "shape")]
+
+
+def _same_start(first, second) -> None:
+    for a, b in zip(_arrays(first), _arrays(second), strict=True):
+        b[...] = a
+
+
+def _everything(inputs, result) -> list[np.ndarray]:
+    results = result if isinstance(result, tuple) else (result,)
+    found = [*_arrays(inputs), *(r for r in results if hasattr(r, "shape"))]
+    return [arrays.to_numpy(value).copy() for value in found]
+
+
+def _compare_bits(a: list[np.ndarray], b: list[np.ndarray], how: str) -> dict:
+    differ = sum(x.tobytes() != y.tobytes() for x, y in zip(a, b, strict=True))
+    failures = [{"case": how, "reason": f"{differ} of {len(a)} arrays differ"}] if differ else []
+    return {"passed": not differ, "checked": 1, "failures": failures, "how": how}
+
+
+# ---- training and large arrays -------------------------------------------------------------------
+
+
+@stage("training parity")
+def check_training(item: dict, device: Device, tiny: bool) -> dict:
+    """The same training on the CPU and on the device: equal losses, and it learns."""
+    from gpunn.bench import training
+
+    steps = 5 if tiny else item["steps"]
+    return training.check(item["job"], device, steps)
+
+
+@stage("large arrays")
+def check_large(item: dict, device: Device, tiny: bool) -> dict:
+    """Arrays of more than 2^31 elements."""
+    from gpunn.bench import large as checks
+
+    return checks.check(item["check"], device, 1 << 12 if tiny else (1 << 31) + 12345)
+
+
+# ---- times ---------------------------------------------------------------------------------------
+
+
+@stage("ceilings")
+def time_ceilings(item: dict, device: Device, tiny: bool) -> dict:
+    """Copy bandwidth and rates of the device."""
+    return {
+        "passed": True,
+        "ceilings": measure_ceilings(device, TINY_SIZES if tiny else None).to_json(),
+    }
+
+
+@stage("bench")
+def time_case(item: dict, device: Device, tiny: bool) -> dict:
+    """One case of the microbenchmarks."""
+    from gpunn.bench import peers
+    from gpunn.bench.measure import measure
+
+    shape = tuple(min(n, 64) for n in item["shape"]) if tiny else tuple(item["shape"])
+    rows, skipped = measure(
+        Case(item["primitive"], shape, item["dtype"]),
+        device,
+        Ceilings.from_json(item["ceilings"]),
+        implementations=item.get("implementations"),
+        peer_names=[p for p in peers.available(device) if p not in item.get("without", ())],
+        samples=2 if tiny else 20,
+    )
+    ours = [one for one in skipped if one.contestant in ("all", *IMPLEMENTATIONS)]
+    failures = [{"case": f"{one.case} {one.contestant}", "reason": one.reason} for one in ours]
+    return {
+        "passed": not failures,
+        "checked": 1,
+        "failures": failures,
+        "rows": [row.to_json() for row in rows],
+        "not_timed": [asdict(one) for one in skipped],
+    }
+
+
+# ---- the child -----------------------------------------------------------------------------------
+
+
+def poisoned(device: Device) -> bool:
+    """Whether the device no longer answers this process."""
+    try:
+        synchronize(device)
+    except Exception:
+        return True
+    return False
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the items of a stage; POISONED if the device was lost on the way."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("stage", choices=sorted(STAGES))
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--items", required=True)
+    parser.add_argument("--notes", required=True)
+    parser.add_argument("--tiny", action="store_true")
+    parsed = parser.parse_args(arguments)
+    with open(parsed.items) as file:
+        items = json.load(file)
+    device = Device(parsed.device)
+    with open(parsed.notes, "a", buffering=1) as notes:
+        for item in items:
+            notes.write(json.dumps({"begin": item["id"]}) + "\n")
+            start = time.monotonic()
+            try:
+                result = STAGES[parsed.stage](item, device, parsed.tiny)
+            except Exception:
+                failure = {"case": item["id"], "reason": traceback.format_exc()[-3000:]}
+                result = {"passed": False, "checked": 1, "failures": [failure]}
+            result["seconds"] = round(time.monotonic() - start, 3)
+            notes.write(json.dumps({"end": item["id"], "result": result}) + "\n")
+            if not result["passed"] and poisoned(device):
+                return supervise.POISONED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""Running items of a stage in child processes, so that none can take the others down.
+
+A kernel that writes where it must not poisons the CUDA context of its whole process: every later
+call fails. So the items of a stage run in a child, one after another; the child notes the begin
+and the end of each in a file; and when it dies, hangs or gives itself up, the parent blames the
+item under way and starts a new child with the rest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpunn.bench.machine import checkout
+
+# The exit code of a child that found its CUDA context unusable.
+POISONED = 77
+POLL_SECONDS = 0.05
+
+
+@dataclass
+class Outcome:
+    """What became of the items, by their ids: results, or why there is none."""
+
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    crashed: dict[str, str] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
+
+    def update(self, other: Outcome) -> None:
+        """Take in another outcome."""
+        self.results |= other.results
+        self.crashed |= other.crashed
+        self.not_run |= other.not_run
+
+
+def supervise(
+    stage: str,
+    items: Sequence[dict[str, Any]],
+    *,
+    device: str,
+    seconds: float,
+    item_seconds: float = 60.0,
+    jobs: int = 1,
+    tiny: bool = False,
+    prefix: Sequence[str] = (),
+) -> Outcome:
+    """Run the items of a stage in `jobs` children at a time within `seconds` in all.
+
+    Each item is a JSON object with an ``"id"``. `prefix` stands before the child's command (a
+    debugging tool). What is not done in time is listed as not run.
+    """
+    deadline = time.monotonic() + seconds
+    shares = [list(items[start::jobs]) for start in range(jobs)]
+    command = ["--device", device, *(["--tiny"] if tiny else [])]
+
+    def run(share):
+        return _run_share(stage, share, command, prefix, deadline, item_seconds)
+
+    outcome = Outcome()
+    with ThreadPoolExecutor(jobs) as pool:
+        for one in pool.map(run, filter(None, shares)):
+            outcome.update(one)
+    return outcome
+
+
+def _run_share(
+    stage: str,
+    items: list[dict[str, Any]],
+    command: list[str],
+    prefix: Sequence[str],
+    deadline: float,
+    item_seconds: float,
+) -> Outcome:
+    outcome = Outcome()
+    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
+        while items:
+            if time.monotonic() >= deadline:
+                outcome.not_run |= {item["id"]: "no time was left" for item in items}
+                break
+            items = _one_child(
+                stage, items, command, prefix, deadline, item_seconds, Path(folder), outcome
+            )
+    return outcome
+
+
+def _one_child(
+    stage, items, command, prefix, deadline, item_seconds, folder: Path, outcome: Outcome
+) -> list[dict[str, Any]]:
+    """Run one child over the items; note what it did and return the items still to do."""
+    todo, notes, errors = folder / "items.json", folder / "notes.jsonl", folder / "errors.txt"
+    todo.write_text(json.dumps(items))
+    notes.write_text("")
+    arguments = [stage, *command, "--items", str(todo), "--notes", str(notes)]
+    with open(errors, "wb") as sink:
+        child = subprocess.Popen(
+            [*prefix, sys.executable, "-m", "gpunn.bench.stages", *arguments],
+            cwd=checkout(),
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=os.name == "posix",
+        )
+        why = _watch(child, notes, deadline, item_seconds)
+    begun, ended = read_notes(notes)
+    outcome.results |= ended
+    rest = [item for item in items if item["id"] not in ended]
+    tail = _tail(errors)
+    if not rest:
+        if prefix and child.returncode not in (0, POISONED):  # what a debugging tool found
+            what = f"{Path(prefix[0]).name} {' '.join(prefix[1:3])}"
+            outcome.crashed[what] = f"it ended with code {child.returncode}: {tail}"
+        return []
+    reason = why or f"the process ended with code {child.returncode}: {tail}"
+    if begun in {item["id"] for item in rest}:
+        if "no time was left" in reason:
+            outcome.not_run[begun] = reason
+        else:
+            outcome.crashed[begun] = reason
+        return [item for item in rest if item["id"] != begun]
+    if child.returncode == POISONED:
+        return rest  # it gave up between two items, after a failure that is noted
+    outcome.not_run |= {item["id"]: reason for item in rest}
+    return []
+
+
+def child_environment() -> dict[str, str]:
+    """The environment with the checkout first on Python's path."""
+    old = os.environ.get("PYTHONPATH")
+    path = os.pathsep.join(filter(None, (str(checkout()), old)))
+    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _watch(child: subprocess.Popen, notes: Path, deadline: float, item_seconds: float) -> str:
+    """Wait for the child; kill it when the time is up and return why, else an empty string."""
+    size, since = 0, time.monotonic()
+    try:
+        while child.poll() is None:
+            time.sleep(POLL_SECONDS)
+            now, new = time.monotonic(), notes.stat().st_size
+            if new != size:
+                size, since = new, now
+            if now > deadline:
+                return "no time was left: stopped while it ran"
+            if now - since > item_seconds:
+                return f"stopped: it took more than {item_seconds:.0f} s"
+    finally:
+        stop(child)
+    return ""
+
+
+def stop(child: subprocess.Popen) -> None:
+    """End a child that was started in a session of its own, with all that it has started."""
+    if child.poll() is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if os.name == "posix":
+                os.killpg(child.pid, signal.SIGKILL)
+            else:
+                child.kill()
+    child.wait()
+
+
+def read_notes(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
+    """The id of the item begun last, and the results of those that ended."""
+    begun, ended = None, {}
+    for line in path.read_text().splitlines():
+        try:
+            note = json.loads(line)
+        except ValueError:  # the child was stopped while it wrote
+            continue
+        if "begin" in note:
+            begun = note["begin"]
+        else:
+            ended[note["end"]] = note["result"]
+    return begun, ended
+
+
+def _tail(path: Path, characters: int = 1500) -> str:
+    text = path.read_bytes().decode(errors="replace").strip()
+    return text[-characters:] if text else "it said nothing"
