@@ -97,6 +97,8 @@ def _options(arch: str) -> tuple[str, ...]:
         "-default-device",
         "-lineinfo",
         "--ptxas-options=-v",
+        # A constant that one instantiation of a template leaves unused is no mistake.
+        "--diag-suppress=177",
         *(f"-I{folder}" for folder in includes),
     )
 
