@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from gpunn import kernels
+from gpunn.device.sources import kernels_folder
 from gpunn.primitives import parity
 from gpunn.primitives.registry import reachable_kernels
 
 TABLE = kernels.table()
+PATTERN = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\s*\(", re.DOTALL)
 
 
 def check_all(name: str, implementation: str, device: str, count_parity) -> None:
@@ -79,14 +82,10 @@ def test_a_row_is_complete(name):
 
 def test_every_kernel_is_reached_by_a_sample():
     """Each __global__ function of kernels/cuda stands in at least one reached expression."""
-    import re
-
-    from gpunn.device.sources import kernels_folder
-
     reached = reachable_kernels()
     for source in sorted((kernels_folder() / "cuda").glob("*.cu")):
         text = source.read_text()
-        declared = set(re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s*)?(\w+)", text))
+        declared = set(PATTERN.findall(text))
         used = {expression.split("<")[0] for expression in reached.get(source.name, [])}
         assert declared, f"{source.name} declares no kernel"
         assert declared == used, f"{source.name}: never reached {sorted(declared - used)}"

@@ -1,0 +1,210 @@
+"""`Arena`: the parameters of a group in one flat array, beside their gradients and their state.
+
+One launch then updates all of them. The parameters' Tensors become views of the arena, and their
+gradients are written straight into it by `backward`. Every parameter starts at a multiple of 16
+bytes; the gaps behind it are zeros in every array and stay zeros under every update.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gpunn.device import Device, device_of, empty, to_device
+from gpunn.primitives.samples import accumulator_dtype
+
+ALIGNMENT = 16  # bytes: the widest load of a thread
+
+
+def zeros(size: int, dtype, device: Device | str):
+    """A flat array of zeros."""
+    array = empty((size,), dtype, device)
+    array.view(np.uint8)[...] = 0  # as bytes, because CuPy computes nothing with bfloat16
+    return array
+
+
+class Cohort:
+    """Parameters of an arena that have made the same steps, and so share one `hyper` array.
+
+    All parameters of an arena are one cohort, until a step finds gradients for some of them only.
+    """
+
+    def __init__(self, members: list[int], hyper: Any):
+        self.members, self.hyper = members, hyper
+        self.values: tuple | None = None  # of the hyperparameters now in `hyper`
+
+    def write(self, values: tuple[float, ...]) -> None:
+        """Put the hyperparameters into `hyper`, if they changed."""
+        if values == self.values:
+            return
+        host = np.array(values, np.float64)
+        if isinstance(self.hyper, np.ndarray):
+            self.hyper[: host.size] = host
+        else:
+            self.hyper[: host.size].set(host)
+        self.values = values
+
+
+class Arena:
+    """Parameters of one dtype on one device.
+
+    Attributes
+    ----------
+    tensors : the parameters, in their order in the arena
+    indices : the place of each in its parameter group
+    parameters, gradients : flat arrays of their dtype
+    state : name -> flat array of float32 (float64 for float64)
+    views, slots : the part of `parameters` and of `gradients` that belongs to each parameter
+    cohorts : see `Cohort`
+    """
+
+    def __init__(self, tensors: list, indices: list[int], hyper: np.ndarray):
+        first = tensors[0].data
+        self.device, self.dtype = device_of(first), first.dtype
+        self.tensors, self.indices = tensors, indices
+        step = ALIGNMENT // self.dtype.itemsize
+        self.shapes = [tensor.data.shape for tensor in tensors]
+        self.sizes = [tensor.data.size for tensor in tensors]
+        self.offsets = [0]
+        for size in self.sizes:
+            self.offsets.append(self.offsets[-1] + -(-size // step) * step)
+        self.size = self.offsets.pop()
+        self.parameters = zeros(self.size, self.dtype, self.device)
+        self.gradients = zeros(self.size, self.dtype, self.device)
+        self.state: dict[str, Any] = {}
+        self.views = [self.part(self.parameters, i) for i in range(len(tensors))]
+        self.slots = [self.part(self.gradients, i) for i in range(len(tensors))]
+        self.cohorts = [Cohort(list(range(len(tensors))), to_device(hyper.copy(), self.device))]
+        for i in range(len(tensors)):
+            self.take_parameter(i)
+
+    def part(self, flat, i: int):
+        """The part of a flat array of this arena that belongs to parameter `i`, in its shape."""
+        return flat[self.offsets[i] : self.offsets[i] + self.sizes[i]].reshape(self.shapes[i])
+
+    # ---- parameters and gradients ---------------------------------------------------------------
+
+    def fits(self, array) -> bool:
+        """Whether an array could be a parameter of this arena."""
+        return array.dtype == self.dtype and device_of(array) == self.device
+
+    def check_shape(self, i: int) -> None:
+        """Raise ValueError if parameter `i` no longer has the shape it had."""
+        if self.tensors[i].data.shape != self.shapes[i]:
+            raise ValueError(
+                f"optimizer: parameter {self.indices[i]} of its group changed its shape from "
+                f"{self.shapes[i]} to {self.tensors[i].data.shape}. Make a new optimizer."
+            )
+
+    def take_parameter(self, i: int) -> None:
+        """Copy the data of parameter `i` into the arena and make its Tensor a view of it."""
+        tensor, view = self.tensors[i], self.views[i]
+        view[...] = tensor.data
+        tensor.data = view
+        tensor._grad_slot = self.slots[i]
+
+    def take_gradients(self) -> list[int]:
+        """The parameters that have a gradient; gradients that lie elsewhere are copied in."""
+        active = []
+        for i, tensor in enumerate(self.tensors):
+            grad = tensor.grad
+            if grad is None:
+                continue
+            if grad.data is not self.slots[i]:
+                self._take_gradient(i, grad)
+            active.append(i)
+        return active
+
+    def _take_gradient(self, i: int, grad) -> None:
+        array, slot = grad.data, self.slots[i]
+        if array.shape != slot.shape or device_of(array) != self.device:
+            raise ValueError(
+                f"optimizer: the gradient of parameter {self.indices[i]} of its group has shape "
+                f"{array.shape} on {device_of(array)}, the parameter has {slot.shape} on "
+                f"{self.device}. Assign a gradient like the parameter."
+            )
+        slot[...] = array
+        grad.data = slot
+
+    def clear_gradients(self) -> None:
+        """Fill all gradients with zeros."""
+        self.gradients.view(np.uint8)[...] = 0
+        for i, tensor in enumerate(self.tensors):
+            if tensor.grad is not None and tensor.grad.data is not self.slots[i]:
+                tensor.grad.data[...] = 0
+
+    # ---- what a step works on -------------------------------------------------------------------
+
+    def active_cohorts(self, active: list[int]) -> list[Cohort]:
+        """The cohorts whose members are just the `active` parameters; mixed ones are split."""
+        if len(self.cohorts) == 1 and len(active) == len(self.tensors):
+            return self.cohorts
+        wanted, found, rest = set(active), [], []
+        for cohort in self.cohorts:
+            inside = [i for i in cohort.members if i in wanted]
+            if len(inside) == len(cohort.members):
+                found.append(cohort)
+                continue
+            if inside:
+                found.append(Cohort(inside, cohort.hyper.copy()))
+                cohort.members = [i for i in cohort.members if i not in wanted]
+            rest.append(cohort)
+        self.cohorts = found + rest
+        return found
+
+    def runs(self, members: list[int], tight: bool = False) -> list[tuple[int, int]]:
+        """(start, stop) in the flat arrays of neighbouring members, with the gaps between them.
+
+        `tight` leaves the gaps out, for updates that would not keep them zero.
+        """
+        found: list[tuple[int, int]] = []
+        previous = None
+        for i in members:
+            start, stop = self.offsets[i], self.offsets[i] + self.sizes[i]
+            if found and previous == i - 1 and not (tight and found[-1][1] != start):
+                found[-1] = (found[-1][0], stop)
+            else:
+                found.append((start, stop))
+            previous = i
+        return [run for run in found if run[0] < run[1]]
+
+    def require_state(self, name: str, value: float = 0.0):
+        """The flat state array `name`, made and filled with `value` when first asked for."""
+        if name not in self.state:
+            self.state[name] = zeros(self.size, accumulator_dtype(self.dtype), self.device)
+            if value:
+                self.state[name] += value
+        return self.state[name]
+
+    # ---- state of single parameters -------------------------------------------------------------
+
+    def state_of(self, step_slot: int) -> dict[int, dict[str, Any]]:
+        """Place in the group -> step and state arrays (views), of parameters that made a step."""
+        found = {}
+        for cohort in self.cohorts:
+            step = float(cohort.hyper[step_slot])
+            if step:
+                for i in cohort.members:
+                    arrays = {name: self.part(flat, i) for name, flat in self.state.items()}
+                    found[self.indices[i]] = {"step": step, **arrays}
+        return found
+
+    def set_state(self, saved: dict, names: dict[str, float], hyper, step_slot: int) -> None:
+        """Take over states as `state_of` gives them; parameters without one start anew.
+
+        `names` are the arrays to have in any case and what they are filled with.
+        """
+        steps: dict[float, list[int]] = {}
+        self.state.clear()
+        for name, value in names.items():
+            self.require_state(name, value)
+        for i, index in enumerate(self.indices):
+            state = dict(saved.get(index, {}))
+            steps.setdefault(float(state.pop("step", 1 if state else 0)), []).append(i)
+            for name, array in state.items():
+                self.part(self.require_state(name), i)[...] = to_device(array, self.device)
+        self.cohorts = []
+        for step, members in steps.items():
+            hyper[step_slot] = step
+            self.cohorts.append(Cohort(members, to_device(hyper.copy(), self.device)))
