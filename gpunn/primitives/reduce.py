@@ -10,10 +10,11 @@ reduce_argmax  index of the first largest   int64                           Valu
                x; NaN counts as largest
 =============  ===========================  ==============================  ======================
 
-16-bit and float32 sums are kept in float32 and rounded once. Every implementation sums in blocks or
-trees, so for up to some 10^7 elements the error stays below about 2^-24 times a hundred times the
-sum of |x|, and is mostly a few roundings; the bound is at the top of ``kernels/cuda/reduce.cu``.
-The order of additions is fixed: the same input gives the same bits on the same device.
+16-bit and float32 sums are kept in float32 and rounded once. NumPy and CUDA sum in blocks and
+trees, mostly with an error of a few roundings; its bound, 2^-24 times the sum of |x| times the
+longest chain of additions, grows on the GPU with n / 4096 and not with n (see
+``kernels/cuda/reduce.cu``). The order of additions is fixed: the same input gives the same bits on
+the same device.
 """
 
 from __future__ import annotations

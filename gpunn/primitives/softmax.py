@@ -25,10 +25,9 @@ from gpunn.primitives.samples import FLOAT32, FLOATING, Sample, accumulator_dtyp
 
 
 def _require_columns(call, name, array) -> None:
-    call.require(
-        array.shape[-1] >= 1, name, f"has shape {array.shape} with an empty last axis",
-        "give a column or more",
-    )  # fmt: skip
+    if array.shape[-1] < 1:
+        problem = f"has shape {array.shape} with an empty last axis"
+        call.require(False, name, problem, "give a column or more")
 
 
 def _forward(call, x, out):

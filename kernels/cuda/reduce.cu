@@ -16,9 +16,9 @@
 // The limit: every element is read once and next to nothing is written, so memory is the limit; AHEAD
 // packs are under way in every thread to reach it.
 // Deterministic: states are always joined in the same tree, never by atomics. Float sums are kept short:
-// a thread sums AHEAD packs apart before it adds them to its own sum (columns: 64 elements), so
-// the error is at most about (64 + n / (64 * threads * parts) + log2(threads * parts)) * 2^-24 * sum |x|,
-// where a plain running sum would have n * 2^-24 * sum |x|.
+// a thread sums K elements apart before it adds them to its own sum (K = AHEAD packs of a row, 64 of
+// a column), so the error is at most (K + n / (K threads parts) + log2(threads parts)) 2^-24 sum |x|,
+// where a plain running sum would have n 2^-24 sum |x|.
 // NaN is the largest number, as in NumPy: max gives NaN and argmax the first one's index.
 // Assumes: contiguous x; vector only if x is a multiple of 16 bytes and, in reduce_columns, inner is a
 // multiple of WIDTH.
@@ -116,7 +116,8 @@ template <typename Op> struct DivisorOf { typedef int type; };  // not used
 template <typename T> struct DivisorOf<SumOf<T>> { typedef typename SumOf<T>::State type; };
 template <typename Op> using Divisor = typename DivisorOf<Op>::type;
 
-constexpr int AHEAD = 4;  // packs that a thread has under way
+// Packs of a row that a thread has under way. Two of bytes: 64 of them take more registers than there are.
+template <typename T> constexpr int ROW_AHEAD = sizeof(T) == 1 ? 2 : 4;
 
 // ---- rows -------------------------------------------------------------------------------------------
 
@@ -127,6 +128,7 @@ reduce_rows(const typename Op::Input* x, typename Op::Result* out, typename Op::
             int64 cols, int parts, int threads, Divisor<Op> divisor, bool vector) {
     typedef typename Op::Input T;
     typedef typename Op::State State;
+    constexpr int AHEAD = ROW_AHEAD<T>;
     __shared__ State scratch[WARP];
     for (RowLoop at(rows * parts, threads); at.more(); at.next()) {
         const int64 r = parts == 1 ? at.row() : at.row() / parts;  // mostly 1: spare the slow division

@@ -5,8 +5,8 @@
 //
 // Three ways, chosen by the launch code; rows are cut into 16-byte packs as row.cuh explains:
 //
-//   softmax_*        a group of 1 to 512 threads (row.cuh) holds its row in registers: PACKS packs a thread.
-//                    Columns up to 16384 (8192 double), backward half of it.
+//   softmax_*        a group of 1 to 256 threads (row.cuh) holds its row in registers: PACKS packs a thread.
+//                    Columns up to 8192 forward, 4096 backward, 2048 of double.
 //   softmax_*_long   one block a row. The first pass reads the row and keeps its first `kept` packs in
 //                    shared memory (all of it up to 227 KB); the second reads from there, and only what
 //                    did not fit from memory again. It goes backwards, because what was read
@@ -18,8 +18,8 @@
 // The limit: forward moves 2 elements of memory an element, backward 3, for about 15 operations
 // each, so memory is the limit. That holds as long as each byte is read once, which is why the row is
 // held; a plainer kernel that reads it for the maximum, the sum and the output moves twice as much.
-// What reads twice (long rows beyond shared memory) can reach 2/3 of copy bandwidth forward at best,
-// and more by what L2 still holds.
+// A row beyond shared memory is read twice but for what was kept: of n bytes with k kept, forward moves
+// 3 n - k instead of 2 n, less what L2 still holds. Holding it across a cluster would spare that.
 // Assumes: contiguous rows, cols >= 1; vector only if all pointers are multiples of 16.
 // -inf elements give 0 (LOG: -inf); a row of only -inf, or one with +inf or NaN, gives NaN.
 #include "row.cuh"
@@ -33,7 +33,7 @@ template <typename T> __device__ __forceinline__ T zero() { return narrow<T>(Acc
 
 // ---- the row in registers -------------------------------------------------------------------------
 
-// Registers: PACKS * PACK<T> values of the accumulator (32, or 16 double, in the larger of the two sizes).
+// Registers: PACKS * PACK<T> values of the accumulator (32, or 8 double, in the larger of the two sizes).
 // The maximum drops NaN; the sum then brings it to the whole row.
 template <typename T, int PACKS, bool LOG>
 __global__ void __launch_bounds__(256, sizeof(T) == 8 ? 2 : 3)
