@@ -196,7 +196,8 @@ def _refuse_overlap(call, name, out, **inputs) -> None:
 def _folded(a, b, bias, out, preactivation):
     """Many matrices times the same one are one tall matrix times that, where `a` has no gaps."""
     if b.ndim == 2 and a.flags.c_contiguous and out.size > 0:
-        a, out = a.reshape(-1, a.shape[-1]), out.reshape(-1, out.shape[-1])
+        rows = math.prod(a.shape[:-1])  # not -1: K may be 0
+        a, out = a.reshape(rows, a.shape[-1]), out.reshape(rows, out.shape[-1])
         preactivation = None if preactivation is None else preactivation.reshape(out.shape)
     return a, b, bias, out, preactivation
 
