@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()) -> str:
+def table(
+    headers: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[int] = ()
+) -> str:
     """Rows under headers in aligned columns; the columns numbered in `right` to the right.
 
     >>> print(table(["name", "bytes"], [["x", 12], ["total", 7]], right=[1]))
@@ -15,9 +17,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[object]], right: Seque
     total      7
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [
-        max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))
-    ]
+    widths = [max(len(row[i]) for row in [list(headers), *cells]) for i in range(len(headers))]
 
     def line(row: Sequence[str]) -> str:
         aligned = (

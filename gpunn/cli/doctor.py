@@ -21,7 +21,8 @@ def add_parser(commands) -> None:
         help="say which devices can be used and run each kernel once against its reference",
         description="Say which devices can be used, what is missing for a GPU and how to get it, "
         "and run each kernel once against its reference.",
-        epilog="examples:\n  gpunn doctor\n  gpunn doctor --device cuda:1\n  gpunn doctor --no-kernels",
+        epilog="examples:\n  gpunn doctor\n  gpunn doctor --device cuda:1\n"
+        "  gpunn doctor --no-kernels",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--device", help="cpu, cuda or cuda:1 (default: the one that would be used)")

@@ -41,11 +41,14 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.name or any(n in f"{made.family} {made.name}" for n in arguments.name)
     ]
     if not chosen:
-        raise ValueError(f"no kernel is named like {' or '.join(arguments.name)}; see gpunn kernels")
+        raise ValueError(
+            f"no kernel is named like {' or '.join(arguments.name)}; see gpunn kernels"
+        )
     if arguments.compile:
         return compile_kernels(chosen, arguments.compile, arguments.json)
     rows = [
-        (p.name, p.family, ", ".join(p.implementations), p.cuda_source, first_line(p)) for p in chosen
+        (p.name, p.family, ", ".join(p.implementations), p.cuda_source, first_line(p))
+        for p in chosen
     ]
     if arguments.json:
         names = ("name", "family", "implementations", "source", "summary")
@@ -73,7 +76,15 @@ def compile_kernels(primitives, architectures: list[str], as_json: bool) -> int:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         builds = list(pool.map(lambda job: compiler.build(*job), jobs))
     rows = [
-        (b.arch, b.source, r.expression, r.registers, r.shared, r.stack, r.spill_stores + r.spill_loads)
+        (
+            b.arch,
+            b.source,
+            r.expression,
+            r.registers,
+            r.shared,
+            r.stack,
+            r.spill_stores + r.spill_loads,
+        )
         for b in builds
         for r in b.reports
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+from pathlib import Path
 from typing import Any
 
 from gpunn.cli.table import aligned
@@ -103,10 +105,21 @@ def summary(result: Any) -> str:
             ("run folder", str(folder)),
         ]
     )
-    steps = [(f"gpunn predict {folder} {result.trained.job.name}-test", "look at predictions")]
+    command = how_called()
+    steps = [(f"{command} predict {folder} {result.trained.job.name}-test", "look at predictions")]
     if (folder / files.CONFIG).exists() and not metrics["interrupted"]:
-        again = f"gpunn train --config {folder / files.CONFIG}"
+        again = f"{command} train --config {folder / files.CONFIG}"
         steps.append((again, "train the same model again"))
     if (folder / files.CURVES).exists():
         steps.append((str(folder / files.CURVES), "see how it learned"))
     return f"\n{table}\n\ntry next:\n{aligned(steps)}"
+
+
+def how_called() -> str:
+    """What to type for the command: its name if the shell finds it, else the path just used."""
+    called = Path(sys.argv[0])
+    if called.name != "gpunn" or shutil.which("gpunn") or not called.is_file():
+        return "gpunn"
+    called = called.resolve()
+    here = Path.cwd()
+    return str(called.relative_to(here) if called.is_relative_to(here) else called)

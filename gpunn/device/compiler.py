@@ -83,9 +83,10 @@ def _check_arch(arch: str) -> None:
     known = nvrtc.getSupportedArchs()
     found = re.fullmatch(r"sm_(\d+)[af]?", arch)
     if not found or int(found[1]) not in known:
+        version = ".".join(map(str, nvrtc.getVersion()))
         raise CompileError(
-            f"{arch} is not an architecture that this NVRTC {'.'.join(map(str, nvrtc.getVersion()))} "
-            f"knows; it knows {', '.join(f'sm_{n}' for n in known)} (and sm_90a, sm_100a …)"
+            f"{arch} is not an architecture that this NVRTC {version} knows; it knows "
+            f"{', '.join(f'sm_{n}' for n in known)} (and sm_90a, sm_100a …)"
         )
 
 
@@ -141,7 +142,9 @@ def _compile(source: str, names: tuple[str, ...], arch: str) -> Build:
             nvrtc.compileProgram(program, _options(arch))
         except nvrtc.NVRTCError as error:
             log = nvrtc.getProgramLog(program)
-            raise CompileError(f"kernels/cuda/{source} does not compile for {arch}:\n{log}") from error
+            raise CompileError(
+                f"kernels/cuda/{source} does not compile for {arch}:\n{log}"
+            ) from error
         log = nvrtc.getProgramLog(program)
         # CuPy cuts the last byte off, taking it for the end of a string.
         cubin = nvrtc.getCUBIN(program) + b"\0"
@@ -181,7 +184,7 @@ def _reports(log: str, symbols: dict[str, str]) -> tuple[KernelReport, ...]:
     return tuple(reports[name] for name in symbols if name in reports)
 
 
-# ---- the cache: one file an entry, a line of JSON and then the machine code ---------------------
+# ---- the cache: one file an entry, a line of JSON and then the machine code ----------------------
 
 
 def _write(path: Path, made: Build) -> Build:

@@ -10,7 +10,7 @@ from gpunn.errors import DeviceError
 
 
 class Device:
-    """A place to compute: ``Device("cpu")``, ``Device("cuda")`` (the first GPU) or ``Device("cuda:1")``.
+    """A place to compute: ``Device("cpu")``, ``Device("cuda")`` (GPU 0), ``Device("cuda:1")``.
 
     A CUDA device is checked when it is made: if it cannot be used, `DeviceError` says in one
     sentence what to install or set. Devices are values: equal, hashable, usable as dictionary keys.
@@ -41,9 +41,7 @@ class Device:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str):
             other = _device(Device, *_parse(other, None), check=False)
-        return (
-            isinstance(other, Device) and self.type == other.type and self.index == other.index
-        )
+        return isinstance(other, Device) and self.type == other.type and self.index == other.index
 
     def __hash__(self) -> int:
         return hash((self.type, self.index))
@@ -59,7 +57,8 @@ class Device:
 def _parse(spec: str, index: int | None) -> tuple[str, int]:
     if not isinstance(spec, str):
         raise TypeError(
-            f"device: expected a string such as 'cpu', 'cuda' or 'cuda:1', got {type(spec).__name__}"
+            "device: expected a string such as 'cpu', 'cuda' or 'cuda:1', got "
+            f"{type(spec).__name__}"
         )
     kind, colon, tail = spec.strip().lower().partition(":")
     if colon and index is not None:

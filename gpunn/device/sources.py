@@ -12,7 +12,7 @@ from types import ModuleType
 
 @functools.cache
 def kernels_folder() -> Path:
-    """The folder with ``cuda/`` and ``numba/``: ``gpunn/_kernels`` if installed, else ``kernels``."""
+    """The folder of ``cuda/`` and ``numba/``: ``gpunn/_kernels`` if installed, else ``kernels``."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "_kernels", package.parent / "kernels"):
         if (folder / "cuda" / "common.cuh").is_file():

@@ -275,8 +275,9 @@ def _(launch, x, out, activation, alpha):
     if x.size == 0:
         return
     vector = launch.aligned(16, x, out)
+    types = f"{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}"
     launch(
-        f"activation_forward<{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}>",
+        f"activation_forward<{types}>",
         grid=elementwise_grid(x.size, x.itemsize, vector),
         block=(BLOCK,),
         args=(x, out, np.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
@@ -288,8 +289,9 @@ def _(launch, grad_output, x, out, activation, alpha):
     if x.size == 0:
         return
     vector = launch.aligned(16, grad_output, x, out)
+    types = f"{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}"
     launch(
-        f"activation_backward<{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}>",
+        f"activation_backward<{types}>",
         grid=elementwise_grid(x.size, x.itemsize, vector),
         block=(BLOCK,),
         args=(grad_output, x, out, np.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
@@ -314,7 +316,7 @@ def _(launch, grad_output, x, out, activation, alpha):
     launch(f"activation_backward_{activation}", grid, (128,), args)
 
 
-# ---- cost, samples, benchmark inputs ----------------------------------------------------------------
+# ---- cost, samples, benchmark inputs -------------------------------------------------------------
 
 
 @activation_forward.cost
@@ -358,7 +360,10 @@ def _(rng):
             args = (rng.normal(size=x.shape), x)
             yield Sample(f"{activation}, {name}", args, {"activation": activation}, dtypes)
     for activation, alpha in (("leaky_relu", 0.2), ("elu", 0.5), ("softplus", 3.0)):
-        args, arguments = tuple(rng.normal(size=(2, 99))), {"activation": activation, "alpha": alpha}
+        args, arguments = (
+            tuple(rng.normal(size=(2, 99))),
+            {"activation": activation, "alpha": alpha},
+        )
         yield Sample(f"{activation}, alpha {alpha}", args, arguments)
 
 

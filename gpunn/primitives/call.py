@@ -26,7 +26,7 @@ class Call:
         self.device: Device | None = None
         self._first: str | None = None
 
-    # ---- arrays ---------------------------------------------------------------------------------
+    # ---- arrays ----------------------------------------------------------------------------------
 
     def array(
         self,
@@ -79,7 +79,9 @@ class Call:
             self.refuse(name, value, f"shape {shape}")
         if not value.flags.c_contiguous:
             self.refuse(
-                name, value, "a C-contiguous array, because it is written in place",
+                name,
+                value,
+                "a C-contiguous array, because it is written in place",
                 "Give a contiguous array and copy the result into the view.",
             )
         if isinstance(value, np.ndarray) and not value.flags.writeable:
@@ -101,13 +103,15 @@ class Call:
         """Run the primitive on checked arguments; positional, as its implementations take them."""
         self.primitive.run(self, args)
 
-    # ---- other arguments ----------------------------------------------------------------------------
+    # ---- other arguments -------------------------------------------------------------------------
 
     def choice(self, name: str, value: Any, options) -> Any:
         """`value`, which must be one of `options`."""
         if value not in options:
             listed = ", ".join(map(repr, options))
-            raise ValueError(f"{self.primitive.name}: {name} is {value!r}; expected one of {listed}.")
+            raise ValueError(
+                f"{self.primitive.name}: {name} is {value!r}; expected one of {listed}."
+            )
         return value
 
     def number(self, name: str, value: Any, low: float | None = None, high: float | None = None):
@@ -118,8 +122,10 @@ class Call:
             raise TypeError(
                 f"{self.primitive.name}: {name} is {value!r}; expected a number."
             ) from None
-        if number != number or (low is not None and number < low) or (
-            high is not None and number > high
+        if (
+            number != number
+            or (low is not None and number < low)
+            or (high is not None and number > high)
         ):
             low_text = "-inf" if low is None else low
             high_text = "inf" if high is None else high
@@ -129,7 +135,7 @@ class Call:
             )
         return number
 
-    # ---- relations and errors ----------------------------------------------------------------------
+    # ---- relations and errors --------------------------------------------------------------------
 
     def require(self, condition: bool, argument: str, problem: str, remedy: str) -> None:
         """Raise a ValueError "primitive: argument problem; remedy." unless `condition` holds."""
@@ -151,8 +157,11 @@ class Call:
         for name, value in given[1:]:
             if value.dtype != first.dtype:
                 self.refuse(
-                    name, value, f"the dtype of {first_name}, {first.dtype}",
-                    f"Convert it with {name}.astype({first.dtype.name!r}).", error=TypeError,
+                    name,
+                    value,
+                    f"the dtype of {first_name}, {first.dtype}",
+                    f"Convert it with {name}.astype({first.dtype.name!r}).",
+                    error=TypeError,
                 )
 
     def refuse(self, name, value, expected: str, remedy: str = "", error=ValueError) -> None:
@@ -164,7 +173,9 @@ class Call:
         scalar = isinstance(value, np.generic)  # has a dtype and a shape, but is no array
         if scalar or not hasattr(value, "dtype") or not hasattr(value, "shape"):
             return f"is {value!r:.60}" if value is not None else "is None"
-        return f"has shape {tuple(value.shape)} and dtype {value.dtype} on {arrays.device_of(value)}"
+        return (
+            f"has shape {tuple(value.shape)} and dtype {value.dtype} on {arrays.device_of(value)}"
+        )
 
     def _refuse_dtype(self, name: str, value, dtypes) -> None:
         names = [np.dtype(d).name for d in dtypes]

@@ -405,6 +405,3 @@ adam_update.cost(_cost(18, 3))
 rmsprop_update.cost(_cost(14, 3))
 adagrad_update.cost(_cost(9, 1))
 lion_update.cost(_cost(11, 1))
-
-# Registers the samples and benchmark inputs; at the end, because they use the primitives above.
-from gpunn.primitives import optimizer_samples  # noqa: E402, F401

@@ -23,7 +23,7 @@ TOLERANCE = {FLOAT64: 1e-13, FLOAT32: 1e-6, FLOAT16: 6e-4, BFLOAT16: 4e-3}
 
 @dataclass(frozen=True)
 class Result:
-    """One comparison: what was compared, the worst relative error, the bound, a reason if failed."""
+    """One comparison: what was compared, the worst relative error, the bound, why it failed."""
 
     primitive: str
     sample: str

@@ -213,7 +213,7 @@ def _minus_log(y: np.ndarray, made: _Precision) -> np.ndarray:
     return result
 
 
-# ---- the mask of dropout --------------------------------------------------------------------------
+# ---- the mask of dropout -------------------------------------------------------------------------
 
 
 class _KeepFlags:

@@ -92,7 +92,7 @@ class Primitive:
     def __repr__(self) -> str:
         return f"<primitive {self.name}{self.__signature__}>"
 
-    # ---- registration, used as decorators -----------------------------------------------------
+    # ---- registration, used as decorators --------------------------------------------------------
 
     def reference(self, function: Callable) -> Callable:
         """Register the NumPy implementation."""
@@ -128,7 +128,7 @@ class Primitive:
         self._inputs = function
         return function
 
-    # ---- what the table knows -----------------------------------------------------------------
+    # ---- what the table knows --------------------------------------------------------------------
 
     @property
     def implementations(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ class Primitive:
             self(*args, **kwargs)
         return found[0]
 
-    # ---- running ------------------------------------------------------------------------------
+    # ---- running ---------------------------------------------------------------------------------
 
     def run(self, call: Call, args: tuple) -> None:
         """Run on checked arguments, with the implementation for the call's device."""
@@ -178,7 +178,7 @@ def primitive(family: str, cuda: str, numba: str) -> Callable[[Callable], Primit
     return declare
 
 
-# ---- which implementation runs -----------------------------------------------------------------
+# ---- which implementation runs -------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -285,7 +285,8 @@ def _run_and_report(call: Call, args: tuple) -> None:
     )
     print(
         f"{call.primitive.name:28} {implementation_for(call.device):6} {seconds * 1e6:10.1f} us "
-        f"{cost.bytes / seconds / 1e9:9.2f} GB/s {cost.flops / seconds / 1e9:9.2f} GFLOP/s  {shapes}"
+        f"{cost.bytes / seconds / 1e9:9.2f} GB/s {cost.flops / seconds / 1e9:9.2f} GFLOP/s  "
+        f"{shapes}"
     )
 
 

@@ -77,7 +77,9 @@ def _cast(value, dtype):
     if isinstance(value, Fixed):
         return value.array.copy()
     if isinstance(value, np.ndarray):
-        with np.errstate(all="ignore"):  # extreme values become inf in a narrow type, as they should
+        with np.errstate(
+            all="ignore"
+        ):  # extreme values become inf in a narrow type
             target = dtype if value.dtype == FLOAT64 else value.dtype
             return _like(value, target)
     return value

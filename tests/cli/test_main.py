@@ -90,7 +90,9 @@ def test_kernels_compiles_without_a_gpu(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("GPUNN_CACHE", str(tmp_path))
     assert main(["kernels", "random", "--compile", "sm_80", "sm_90a"]) == 0
     out = capsys.readouterr().out
-    assert "registers" in out and "compiled for sm_80, sm_90a" in out and "0 spill, 0 warnings" in out
+    assert (
+        "registers" in out and "compiled for sm_80, sm_90a" in out and "0 spill, 0 warnings" in out
+    )
     assert main(["kernels", "random", "--compile", "sm_1"]) == 2
 
 

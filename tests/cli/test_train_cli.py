@@ -1,5 +1,7 @@
 """The commands train, predict and evaluate, from arguments to files and exit codes."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -174,3 +176,17 @@ def test_ctrl_c_keeps_the_run_and_says_so(capsys, tmp_path, monkeypatch):
     code, out, _ = run(capsys, "train", "digits", *QUICK, "--quiet", "--output", folder)
     assert code == 130 and "2 of at most 3, interrupted" in out
     assert (folder / "model.safetensors").is_file() and "train the same model again" not in out
+
+
+def test_the_next_command_is_one_that_works(tmp_path, monkeypatch):
+    from gpunn.cli import train
+
+    script = tmp_path / ".venv" / "bin" / "gpunn"
+    script.parent.mkdir(parents=True)
+    script.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [".venv/bin/gpunn", "train"])
+    monkeypatch.setenv("PATH", "")
+    assert train.how_called() == str(Path(".venv/bin/gpunn"))
+    monkeypatch.setattr("sys.argv", [str(tmp_path / "__main__.py"), "train"])
+    assert train.how_called() == "gpunn"

@@ -83,9 +83,11 @@ def test_processes_share_the_cache(cache):
     with ThreadPoolExecutor(3) as pool:
         done = list(
             pool.map(
-                lambda _: subprocess.run(
-                    [sys.executable, "-c", code], capture_output=True, text=True, check=True
-                ).stdout,
+                lambda _: (
+                    subprocess.run(
+                        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+                    ).stdout
+                ),
                 range(3),
             )
         )

@@ -41,7 +41,7 @@ def test_wrong_names(spec, error, text):
         Device(spec)
 
 
-# ---- a stand-in for CuPy on which each step of the way to a GPU can be made to fail -----------------
+# ---- a stand-in for CuPy on which each step of the way to a GPU can be made to fail --------------
 
 
 class FakeRuntimeError(Exception):
@@ -115,7 +115,9 @@ def pretend(monkeypatch):
 
 def test_cupy_missing(pretend):
     pretend(None)
-    with pytest.raises(DeviceError, match=r"CuPy is not installed: .*pip install 'gpunn\[cuda12\]'"):
+    with pytest.raises(
+        DeviceError, match=r"CuPy is not installed: .*pip install 'gpunn\[cuda12\]'"
+    ):
         Device("cuda")
 
 
@@ -124,7 +126,9 @@ def test_cupy_broken(pretend, monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "cupy")
     (tmp_path / "cupy.py").write_text("raise ImportError('two CuPy wheels are installed')")
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(DeviceError, match="does not import .two CuPy wheels.*only one of cupy-cuda12x"):
+    with pytest.raises(
+        DeviceError, match="does not import .two CuPy wheels.*only one of cupy-cuda12x"
+    ):
         Device("cuda")
 
 
@@ -158,7 +162,9 @@ def test_no_nvrtc(pretend):
 
 def test_no_headers(pretend):
     pretend(fake_cupy(), headers=())
-    with pytest.raises(DeviceError, match="cuda_fp16.h.*install nvidia-cuda-runtime-cu12.*CUDA_PATH"):
+    with pytest.raises(
+        DeviceError, match="cuda_fp16.h.*install nvidia-cuda-runtime-cu12.*CUDA_PATH"
+    ):
         Device("cuda")
 
 
@@ -186,7 +192,7 @@ def test_out_of_memory(pretend):
         arrays.empty((1024, 1024, 1024), np.float32, "cuda")
 
 
-# ---- the default -------------------------------------------------------------------------------------
+# ---- the default ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -229,7 +235,7 @@ def test_set_default_wins(no_default, monkeypatch):
     set_default_device(None)
 
 
-# ---- arrays --------------------------------------------------------------------------------------------
+# ---- arrays --------------------------------------------------------------------------------------
 
 
 def test_arrays_on_the_cpu():

@@ -63,7 +63,10 @@ def test_implementations_can_be_chosen():
     x = cupy.asarray(X)
     with kernels.using("numba"):
         np.testing.assert_array_equal(relu(x).get(), RELU)
-    with kernels.using("numpy"), pytest.raises(NotImplementedError, match="NumPy does not run on GPU"):
+    with (
+        kernels.using("numpy"),
+        pytest.raises(NotImplementedError, match="NumPy does not run on GPU"),
+    ):
         relu(x)
 
 

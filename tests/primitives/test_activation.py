@@ -19,7 +19,10 @@ KNOWN = {  # (x, f(x)) from the closed forms, evaluated in Python's own float64
     "relu": [(-1.0, 0.0), (0.0, 0.0), (2.0, 2.0)],
     "leaky_relu": [(-2.0, -0.02), (3.0, 3.0)],
     "elu": [(-1.0, math.exp(-1) - 1), (-900.0, -1.0), (2.0, 2.0)],
-    "selu": [(1.0, 1.0507009873554805), (-1.0, 1.0507009873554805 * 1.6732632423543772 * math.expm1(-1))],
+    "selu": [
+        (1.0, 1.0507009873554805),
+        (-1.0, 1.0507009873554805 * 1.6732632423543772 * math.expm1(-1)),
+    ],
     "gelu": [(1.0, 0.5 * (1 + math.erf(math.sqrt(0.5)))), (-40.0, 0.0)],
     "gelu_tanh": [(1.0, 0.5 * (1 + math.tanh(math.sqrt(2 / math.pi) * 1.044715))), (1e30, 1e30)],
     "silu": [(1.0, 1 / (1 + math.exp(-1))), (-800.0, 0.0)],
@@ -78,7 +81,8 @@ def test_relu_needs_only_the_output_to_go_back():
 
 @given(
     x=hnp.arrays(
-        np.float32, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
+        np.float32,
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
         elements=st.floats(-50, 50, width=32),
     ),
     activation=st.sampled_from(ACTIVATIONS),

@@ -29,11 +29,11 @@ X = np.array([[-1.0, 2.0, 3.0]], np.float32)
         ("text", {}, TypeError, "x has shape .*dtype <U4"),
         ([[1.0], [1.0, 2.0]], {}, TypeError, "x is list, which is no array that can be used"),
         (np.array([object()]), {}, TypeError, r"expected dtype float16"),
-        (X, {"out": np.empty(3, np.float32)}, ValueError, r"out has shape \(3,\).*expected shape \(1, 3\)"),
-        (X, {"out": np.empty((1, 3))}, TypeError, "out has .*float64 on cpu; expected dtype float32"),
+        (X, {"out": np.empty(3, np.float32)}, ValueError, r"out has shape \(3,\).*shape \(1, 3\)"),
+        (X, {"out": np.empty((1, 3))}, TypeError, "out has .*float64 on cpu; .*dtype float32"),
         (X, {"out": np.empty((3, 1), np.float32).T[:, ::1]}, None, ""),
         (np.zeros((2, 3), np.float32), {"out": np.empty((3, 2), np.float32).T}, ValueError,
-         "out has .*expected a C-contiguous array, because it is written in place. Give a contiguous"),
+         "out has .*a C-contiguous array, because it is written in place. Give a contiguous"),
         (X, {"out": 5}, ValueError, "out is 5; expected an array to write into"),
         (X, {"alpha": 0.1}, ValueError, "alpha is 0.1 but relu has no parameter; leave alpha out"),
     ],
@@ -54,11 +54,17 @@ def test_a_read_only_output_is_refused():
 
 
 def test_relations_between_arguments():
-    with pytest.raises(ValueError, match=r"x has shape \(2,\).*expected the shape of grad_output, \(3,\)"):
+    with pytest.raises(
+        ValueError, match=r"x has shape \(2,\).*expected the shape of grad_output, \(3,\)"
+    ):
         activation_backward(np.ones(3), np.ones(2), activation="relu")
-    with pytest.raises(TypeError, match=r"expected the dtype of grad_output, float64. .*astype\('float64'\)"):
+    with pytest.raises(
+        TypeError, match=r"expected the dtype of grad_output, float64. .*astype\('float64'\)"
+    ):
         activation_backward(np.ones(3), np.ones(3, np.float32), activation="relu")
-    with pytest.raises(ValueError, match="activation is 'rely'; expected one of 'identity', 'sigmoid'"):
+    with pytest.raises(
+        ValueError, match="activation is 'rely'; expected one of 'identity', 'sigmoid'"
+    ):
         activation_forward(X, activation="rely")
     with pytest.raises(TypeError, match="alpha is 'x'; expected a number"):
         activation_forward(X, activation="elu", alpha="x")
@@ -87,7 +93,12 @@ def test_lists_and_views_are_taken():
 def test_signature_and_docstring_are_the_users():
     import inspect
 
-    assert list(inspect.signature(activation_forward).parameters) == ["x", "activation", "alpha", "out"]
+    assert list(inspect.signature(activation_forward).parameters) == [
+        "x",
+        "activation",
+        "alpha",
+        "out",
+    ]
     assert activation_forward.__doc__.startswith("An activation function")
     assert repr(activation_forward).startswith("<primitive activation_forward(x, *, activation")
 
@@ -99,12 +110,17 @@ def test_cost_without_running():
 
 
 def test_using_refuses_what_cannot_run():
-    with pytest.raises(ValueError, match="'cudnn' is not an implementation; use one of numpy, cuda"):
+    with pytest.raises(
+        ValueError, match="'cudnn' is not an implementation; use one of numpy, cuda"
+    ):
         with kernels.using("cudnn"):
             pass
     with kernels.using("numba"), pytest.raises(UnsupportedError, match="NUMBA_ENABLE_CUDASIM=1"):
         forward(X)
-    with kernels.using("cuda"), pytest.raises(UnsupportedError, match="CUDA kernels do not run on CPU"):
+    with (
+        kernels.using("cuda"),
+        pytest.raises(UnsupportedError, match="CUDA kernels do not run on CPU"),
+    ):
         forward(X)
     with kernels.using("numpy"):
         np.testing.assert_array_equal(forward(X), [[0, 2, 3]])
@@ -120,7 +136,9 @@ def test_environment_chooses_the_implementation(monkeypatch):
 
 
 def test_numba_names_the_dtype_it_lacks():
-    with pytest.raises(UnsupportedError, match="no Numba kernel for dtype float16 .*float32 or float64"):
+    with pytest.raises(
+        UnsupportedError, match="no Numba kernel for dtype float16 .*float32 or float64"
+    ):
         registry._require_numba(activation_forward, (np.ones(3, np.float16),))
 
 
@@ -131,7 +149,7 @@ def test_debug_prints_each_call(monkeypatch, capsys):
     assert line.startswith("activation_forward ") and "GB/s" in line and "float32[1, 3]" in line
 
 
-# ---- parity itself: it must see what is wrong -----------------------------------------------------------
+# ---- parity itself: it must see what is wrong ----------------------------------------------------
 
 
 def compare(actual, expected, bound=1e-6):
