@@ -30,7 +30,7 @@ train: $(VENV)/.train  ## set up, then train a network on real handwritten digit
 	$(BIN)/gpunn train digits --seed $(SEED)
 
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
-	$(BIN)/python -m pytest -n auto --ignore tests/oracle
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle
 
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
 	$(BIN)/python -m pytest tests/oracle

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from gpunn.device import compiler, probe, sources
+from gpunn.device import probe, sources
 from gpunn.device.arrays import empty, pointer
 from gpunn.device.device import Device
 from gpunn.errors import LaunchError
@@ -97,6 +96,10 @@ class CudaLauncher(Launcher):
             ) from error
 
     def _load(self, expression: str):
+        import tempfile  # these two are not on the path of `import gpunn`
+
+        from gpunn.device import compiler
+
         made = compiler.build(self.source, (expression,), self.arch)
         cupy = probe.import_cupy()
         with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:

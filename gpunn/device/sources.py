@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib.util
 import re
 from pathlib import Path
@@ -31,6 +30,8 @@ def cuda_source(name: str) -> str:
 @functools.cache
 def source_digest(name: str) -> str:
     """A digest of a CUDA source and of every file of ours that it includes, however deep."""
+    import hashlib
+
     digest, seen, todo = hashlib.sha256(), set(), [name]
     while todo:
         file = todo.pop()

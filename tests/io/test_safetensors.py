@@ -5,7 +5,6 @@ import os
 import stat
 import struct
 
-import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -59,19 +58,6 @@ def test_tensors_and_models(tmp_path):
     loaded = io.load(tmp_path / "m.safetensors")
     assert isinstance(loaded["w"], Tensor) and loaded["w"].numpy().tolist() == [1.0, 2.0]
     assert io.load_metadata(tmp_path / "m.safetensors") == {"epoch": "3", "loss": "0.5"}
-
-
-def test_pytorch_reads_our_bfloat16(tmp_path):
-    torch = pytest.importorskip("torch")
-    from safetensors.torch import load_file, save_file
-
-    values = np.array([1.5, -2.25, 3e38], dtype=ml_dtypes.bfloat16)
-    io.save({"w": values}, tmp_path / "m.safetensors")
-    tensor = load_file(tmp_path / "m.safetensors")["w"]
-    assert tensor.dtype == torch.bfloat16
-    assert tensor.float().tolist() == values.astype(float).tolist()
-    save_file({"w": tensor}, tmp_path / "t.safetensors")
-    assert np.array_equal(io.load_arrays(tmp_path / "t.safetensors")["w"], values)
 
 
 def test_save_refuses(tmp_path):
