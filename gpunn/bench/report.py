@@ -14,12 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpunn import kernels
 from gpunn.bench import machine, results
 from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
 from gpunn.bench.tables import seconds_text, significant
 from gpunn.io.atomic import write_text
+from gpunn.primitives.page import kernels_page
 
 NOT_RUN = "not yet run on hardware"
 BEGIN, END = "<!-- performance: begin -->", "<!-- performance: end -->"
@@ -204,7 +206,10 @@ def filled(text: str, block: str) -> str:
 def targets(root: Path) -> dict[Path, str]:
     """Every generated file and what it should hold."""
     folder, readme = root / "benchmarks" / "results", root / "README.md"
-    found = {root / "docs" / "performance.md": performance(folder)}
+    found = {
+        root / "docs" / "performance.md": performance(folder),
+        root / "docs" / "kernels.md": kernels_page(kernels.table().values()),
+    }
     if readme.is_file():
         found[readme] = filled(readme.read_text("utf-8"), readme_block(folder))
     return found

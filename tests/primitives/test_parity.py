@@ -75,7 +75,7 @@ def test_a_row_is_complete(name):
     samples = made.sample_list()
     assert len({sample.name for sample in samples}) == len(samples), "names of samples repeat"
     assert made.bench_shapes
-    args, kwargs = made.benchmark_inputs(made.bench_shapes[0])
+    args, kwargs = made.benchmark_inputs(tuple(min(n, 1024) for n in made.bench_shapes[0]))
     cost = made.cost_of(*args, **kwargs)
     assert cost.bytes > 0 and cost.flops >= 0
 
