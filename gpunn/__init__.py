@@ -34,10 +34,12 @@ __all__ = [  # noqa: PLE0604
     "synchronize",
 ]
 
-_LAZY = ("bench", "data", "io", "nn", "optim", "train")
+_LAZY = ("bench", "cuda", "data", "io", "nn", "optim", "train")
 
 
 def __getattr__(name: str):
     if name in _LAZY:
         return _importlib.import_module(f"gpunn.{name}")
+    if name in ("save", "load"):
+        return getattr(_importlib.import_module("gpunn.io"), name)
     raise AttributeError(f"module 'gpunn' has no attribute {name!r}")

@@ -30,5 +30,5 @@ __all__ = ["ACTIVATIONS", "Cost", "Primitive", "table", "using", *TABLE]
 
 
 def table() -> dict[str, Primitive]:
-    """All primitives by name."""
-    return dict(TABLE)
+    """All primitives by name, in the order of the families, whatever was imported first."""
+    return dict(sorted(TABLE.items(), key=lambda row: FAMILIES.index(row[1].family)))

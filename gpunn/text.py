@@ -1,4 +1,4 @@
-"""Plain text that aligns: the tables that commands print."""
+"""Plain text that aligns: what commands print."""
 
 from __future__ import annotations
 
@@ -27,3 +27,9 @@ def table(
         return "  ".join(aligned).rstrip()
 
     return "\n".join([line(headers), "  ".join("-" * width for width in widths), *map(line, cells)])
+
+
+def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
+    """Names and values in columns, without a header: each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(indent + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -18,6 +18,15 @@ def pytest_collection_modifyitems(items):
         items[:] = [item for item in items if item.get_closest_marker("gpu") is None]
 
 
+@pytest.fixture(autouse=True)
+def device_by_default(request, monkeypatch):
+    """Where there is a GPU, only the tests that need one use it without naming it."""
+    from gpunn.device import probe
+
+    if probe.cuda_usable() and request.node.get_closest_marker("gpu") is None:
+        monkeypatch.setenv("GPUNN_DEVICE", "cpu")
+
+
 @pytest.fixture
 def count_parity(record_property):
     """Call it with (primitive, implementation, samples checked); the sum is printed at the end."""

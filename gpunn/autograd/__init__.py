@@ -3,6 +3,8 @@
 Read `function.py` first (the tape is one page), then any file of `functions/`.
 """
 
+import math
+
 from gpunn.autograd import methods as _methods  # noqa: F401  attaches the operations to Tensor
 from gpunn.autograd.creation import (
     arange,
@@ -159,6 +161,7 @@ from gpunn.autograd.functions.shape import (
     unflatten,
     unsqueeze,
 )
+from gpunn.autograd.functions.sorting import argsort, bincount, sort, topk, unique
 from gpunn.autograd.gradcheck import gradcheck
 from gpunn.autograd.mode import enable_grad, is_grad_enabled, no_grad, set_grad_enabled
 from gpunn.autograd.random import (
@@ -171,11 +174,23 @@ from gpunn.autograd.random import (
 from gpunn.autograd.tensor import Tensor
 
 mm, concat, clip, swapaxes, movedim = matmul, cat, clamp, transpose, moveaxis
+inference_mode = no_grad
+pi, inf, nan = math.pi, math.inf, math.nan
 
 
 def is_tensor(value) -> bool:
     """Whether `value` is a gpunn Tensor."""
     return isinstance(value, Tensor)
+
+
+def numel(input: Tensor) -> int:
+    """The number of elements."""
+    return input.numel()
+
+
+def is_floating_point(input: Tensor) -> bool:
+    """Whether the elements are floating numbers."""
+    return input.is_floating_point()
 
 
 # PyTorch's names for types, last because they are Python's too.
@@ -199,10 +214,12 @@ __all__ = [
     "arange",
     "argmax",
     "argmin",
+    "argsort",
     "as_tensor",
     "atan",
     "bernoulli",
     "bfloat16",
+    "bincount",
     "bitwise_and",
     "bitwise_not",
     "bitwise_or",
@@ -248,11 +265,14 @@ __all__ = [
     "gt",
     "half",
     "index_select",
+    "inf",
+    "inference_mode",
     "initial_seed",
     "int16",
     "int32",
     "int64",
     "int8",
+    "is_floating_point",
     "is_grad_enabled",
     "is_tensor",
     "isclose",
@@ -286,6 +306,7 @@ __all__ = [
     "movedim",
     "mul",
     "multinomial",
+    "nan",
     "narrow",
     "ne",
     "neg",
@@ -293,11 +314,13 @@ __all__ = [
     "nonzero",
     "norm",
     "normal",
+    "numel",
     "one_hot",
     "ones",
     "ones_like",
     "outer",
     "permute",
+    "pi",
     "pow",
     "prod",
     "promote_types",
@@ -321,6 +344,7 @@ __all__ = [
     "sign",
     "sin",
     "softmax",
+    "sort",
     "split",
     "sqrt",
     "square",
@@ -334,6 +358,7 @@ __all__ = [
     "tan",
     "tanh",
     "tensor",
+    "topk",
     "transpose",
     "tril",
     "triu",
@@ -341,6 +366,7 @@ __all__ = [
     "uint8",
     "unbind",
     "unflatten",
+    "unique",
     "unsqueeze",
     "var",
     "where",

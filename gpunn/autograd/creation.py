@@ -121,6 +121,33 @@ def full_like(
     return full(input.shape, fill_value, requires_grad=requires_grad, **options)
 
 
+def new_tensor(input: Tensor, data: Any, *, dtype=None, device=None, requires_grad=False) -> Tensor:
+    """A tensor of `data` with the dtype and device of `input`."""
+    return tensor(data, requires_grad=requires_grad, **_like(input, dtype, device))
+
+
+def new_empty(input: Tensor, *size, dtype=None, device=None, requires_grad=False) -> Tensor:
+    """An uninitialised tensor of `size` with the dtype and device of `input`."""
+    return empty(*size, requires_grad=requires_grad, **_like(input, dtype, device))
+
+
+def new_full(
+    input: Tensor, size, fill_value, *, dtype=None, device=None, requires_grad=False
+) -> Tensor:
+    """One value in `size` with the dtype and device of `input`."""
+    return full(size, fill_value, requires_grad=requires_grad, **_like(input, dtype, device))
+
+
+def new_zeros(input: Tensor, *size, dtype=None, device=None, requires_grad=False) -> Tensor:
+    """Zeros of `size` with the dtype and device of `input`."""
+    return zeros(*size, requires_grad=requires_grad, **_like(input, dtype, device))
+
+
+def new_ones(input: Tensor, *size, dtype=None, device=None, requires_grad=False) -> Tensor:
+    """Ones of `size` with the dtype and device of `input`."""
+    return ones(*size, requires_grad=requires_grad, **_like(input, dtype, device))
+
+
 def arange(
     start, end=None, step=1, *, dtype=None, device=None, requires_grad: bool = False
 ) -> Tensor:

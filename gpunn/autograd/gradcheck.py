@@ -59,7 +59,7 @@ def gradcheck(
 def _differences(func, inputs, value: Tensor, direction, eps: float) -> np.ndarray:
     """d(direction . func) / d(value) by central differences, one element at a time."""
     numeric = np.empty(value.shape)
-    array = value.data
+    array = value.array
     with no_grad():
         for index in np.ndindex(value.shape):
             before = array[index].item() if array.ndim else array.item()

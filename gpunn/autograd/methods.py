@@ -6,6 +6,7 @@ A function whose first argument is the tensor serves as a method as it stands, s
 
 from __future__ import annotations
 
+from gpunn.autograd import creation
 from gpunn.autograd.functions import (
     activation,
     arithmetic,
@@ -16,6 +17,7 @@ from gpunn.autograd.functions import (
     moving,
     reduction,
     shape,
+    sorting,
 )
 from gpunn.autograd.tensor import Tensor
 
@@ -38,9 +40,11 @@ METHODS = {
         "narrow"
     ),
     indexing: "index_select nonzero",
+    sorting: "sort argsort topk unique bincount",
     linalg: "matmul bmm dot outer",
     activation: "sigmoid tanh relu softmax log_softmax",
     moving: "to cpu cuda type_as",
+    creation: "new_tensor new_empty new_full new_zeros new_ones",
     inplace: (
         "add_ sub_ mul_ div_ pow_ remainder_ neg_ clamp_ exp_ sqrt_ abs_ relu_ sigmoid_ tanh_ "
         "masked_fill_ copy_ fill_ zero_ uniform_ normal_"
@@ -55,6 +59,17 @@ def _reflected(function):
     reflected.__name__ = f"r{function.__name__}"
     reflected.__doc__ = f"`{function.__name__}` with the operands exchanged."
     return reflected
+
+
+def _equality(function):
+    def compare(self, other):
+        if other is None or isinstance(other, (str, type, dict)):
+            return NotImplemented  # Python then compares identities, as for any two objects
+        return function(self, other)
+
+    compare.__name__ = compare.__qualname__ = function.__name__
+    compare.__doc__ = function.__doc__
+    return compare
 
 
 OPERATORS = {
@@ -84,8 +99,8 @@ OPERATORS = {
     "__ror__": _reflected(arithmetic.bitwise_or),
     "__xor__": arithmetic.bitwise_xor,
     "__rxor__": _reflected(arithmetic.bitwise_xor),
-    "__eq__": arithmetic.eq,
-    "__ne__": arithmetic.ne,
+    "__eq__": _equality(arithmetic.eq),
+    "__ne__": _equality(arithmetic.ne),
     "__lt__": arithmetic.lt,
     "__le__": arithmetic.le,
     "__gt__": arithmetic.gt,

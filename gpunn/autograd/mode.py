@@ -18,11 +18,8 @@ def is_grad_enabled() -> bool:
     return state.enabled
 
 
-class set_grad_enabled:
-    """Context manager and decorator: record operations inside if `mode`, else not.
-
-    Unlike in PyTorch the switch is thrown on entering, not when the object is made.
-    """
+class _Switch:
+    """Context manager and decorator: record operations inside if `mode`, else not."""
 
     def __init__(self, mode: bool):
         self.mode = bool(mode)
@@ -41,13 +38,37 @@ class set_grad_enabled:
 
         @functools.wraps(function)
         def wrapped(*args, **kwargs):
-            with set_grad_enabled(mode):
+            with _Switch(mode):
                 return function(*args, **kwargs)
 
         return wrapped
 
 
-class no_grad(set_grad_enabled):
+class set_grad_enabled(_Switch):
+    """Record operations from now on if `mode`, else not; as a statement, a context or a decorator.
+
+    As a context or a decorator it holds for the block or the function alone.
+    """
+
+    def __init__(self, mode: bool):
+        super().__init__(mode)
+        self._outside = state.enabled  # what the end of the block goes back to
+        state.enabled = self.mode
+
+    def __enter__(self):
+        state.enabled = self._outside
+        return super().__enter__()
+
+    def __exit__(self, *exception):
+        super().__exit__(*exception)
+        self._outside = state.enabled
+
+    def __call__(self, function):
+        state.enabled = self._outside
+        return super().__call__(function)
+
+
+class no_grad(_Switch):
     """``with no_grad():`` or ``@no_grad()``: nothing inside is recorded for `backward`."""
 
     _mode = False

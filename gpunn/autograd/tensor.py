@@ -23,7 +23,9 @@ class Tensor:
 
     Attributes
     ----------
-    data : the raw NumPy or CuPy array. Assigning another array replaces the memory.
+    array : the NumPy or CuPy array that holds the values
+    data : the same memory as a Tensor without a history; writes to it are not noticed by the tape.
+        Assigning a Tensor or an array replaces the memory.
     grad : Tensor or None, the gradient collected by `backward` (leaves that require one).
     requires_grad : whether operations on this tensor are recorded.
     grad_fn : the node that made it, None for a leaf.
@@ -51,8 +53,12 @@ class Tensor:
     # ---- what it is -----------------------------------------------------------------------
 
     @property
-    def data(self):
+    def array(self):
         return self._array
+
+    @property
+    def data(self) -> Tensor:
+        return wrap(self._array)
 
     @data.setter
     def data(self, value) -> None:
@@ -218,10 +224,6 @@ class Tensor:
     @property
     def _xp(self):
         return np if isinstance(self._array, np.ndarray) else array_module(self.device)
-
-    @property
-    def _version(self) -> int:
-        return self._cell[0]
 
     # ---- out of gpunn ---------------------------------------------------------------------
 

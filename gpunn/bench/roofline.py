@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,12 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 
 
+def require_matplotlib() -> None:
+    """Raise ImportError, saying what to install, without matplotlib."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("a roofline picture needs matplotlib; run: pip install matplotlib")
+
+
 def plot(
     rows: Sequence[Row], ceilings: Ceilings, path: str | Path, title: str | None = None
 ) -> int:
@@ -29,13 +36,10 @@ def plot(
     points = [row for row in rows if row.flops > 0 and row.bytes > 0]
     if not points:
         raise ValueError("no measured row has FLOPs, so there is nothing to draw in a roofline")
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError(
-            "a roofline picture needs matplotlib; run: pip install matplotlib"
-        ) from error
+    require_matplotlib()
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(13.5, 7), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     axes, key = figure.subplots(1, 2, width_ratios=(2.6, 1))
@@ -97,7 +101,8 @@ def _points(axes, rows: Sequence[Row], intensity, rate) -> list:
         colour = COLOURS[number % len(COLOURS)]
         (line,) = axes.plot(
             intensity[at], rate[at], MARKS[number % len(MARKS)], color=colour, markersize=7,
-            markerfacecolor="none" if peer else colour, label=name, markeredgewidth=1.4,
+            markerfacecolor="none" if peer else colour, markeredgewidth=1.4,
+            label=name if peer else f"{name} (ours)",
         )  # fmt: skip
         handles.append(line)
     return handles

@@ -47,7 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table and write what was asked for; 1 if --compare found something slower."""
     from gpunn.bench import cases, compare, peers, results, tables
     from gpunn.bench.ceilings import measure_ceilings
+    from gpunn.bench.roofline import require_matplotlib
     from gpunn.device.device import as_device
+    from gpunn.io import check_target
 
     if arguments.list:
         print(list_table())
@@ -65,6 +67,11 @@ def run(arguments: argparse.Namespace) -> int:
     names = peers.choose(arguments.peers, device)
     threshold = compare.parse_threshold(arguments.threshold)
     old = results.read(arguments.compare) if arguments.compare else None
+    for path in (arguments.json, arguments.plot):  # now rather than after minutes of measuring
+        if path:
+            check_target(path)
+    if arguments.plot:
+        require_matplotlib()
     found = results.new(device)
     found.ceilings.append(measure_ceilings(device))
     print(tables.ceilings_text(found.ceilings[0]), end="\n\n", flush=True)

@@ -70,7 +70,7 @@ def check_kernels(device: Device) -> int:
     from gpunn.primitives import parity
 
     implementations = ["numpy"] if device.type == "cpu" else ["cuda"]
-    if device.type == "cuda" and probe.numba_importable():
+    if device.type == "cuda" and probe.find_numba().passed:
         implementations.append("numba")
     rows, failed, start = [], 0, time.perf_counter()
     for implementation in implementations:

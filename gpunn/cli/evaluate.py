@@ -6,8 +6,7 @@ import argparse
 from typing import Any
 
 from gpunn.cli.predict import common_arguments, samples_of
-from gpunn.cli.table import aligned
-from gpunn.text import table
+from gpunn.text import aligned, table
 
 DESCRIPTION = """\
 Measure the model of a run folder on labelled data: each class's share of right answers, the

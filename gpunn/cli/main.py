@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (GpunnError, ValueError, TypeError, OSError, ImportError) as error:
+    except (GpunnError, ValueError, TypeError, OSError, ImportError, MemoryError) as error:
         if os.environ.get("GPUNN_DEBUG", "0") not in ("", "0"):
             raise
         print(f"gpunn {parsed.command}: {error}", file=sys.stderr)

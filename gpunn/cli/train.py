@@ -6,9 +6,10 @@ import argparse
 import shutil
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
-from gpunn.cli.table import aligned
+from gpunn.text import aligned
 
 DESCRIPTION = """\
 Train a network on real data: a progress bar with loss and accuracy, early stopping, and a run
@@ -106,9 +107,10 @@ def summary(result: Any) -> str:
         ]
     )
     command = how_called()
-    steps = [(f"{command} predict {folder} {result.trained.job.name}-test", "look at predictions")]
+    predict = f"{command} predict {quote(str(folder))} {result.trained.job.name}-test"
+    steps = [(predict, "look at predictions")]
     if (folder / files.CONFIG).exists() and not metrics["interrupted"]:
-        again = f"{command} train --config {folder / files.CONFIG}"
+        again = f"{command} train --config {quote(str(folder / files.CONFIG))}"
         steps.append((again, "train the same model again"))
     if (folder / files.CURVES).exists():
         steps.append((str(folder / files.CURVES), "see how it learned"))
@@ -122,4 +124,4 @@ def how_called() -> str:
         return "gpunn"
     called = called.resolve()
     here = Path.cwd()
-    return str(called.relative_to(here) if called.is_relative_to(here) else called)
+    return quote(str(called.relative_to(here) if called.is_relative_to(here) else called))

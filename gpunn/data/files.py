@@ -151,7 +151,8 @@ def _as_rows(path: Path, x: np.ndarray, shape: tuple[int, ...], size: int) -> np
             f"{path}: {len(x) if x.ndim else 1} samples of {got} features came (shape {x.shape}); "
             f"the model expects {expected} features a sample, and at least one sample"
         )
-    x = x.reshape(len(x), size).astype(np.float32)
+    with np.errstate(over="ignore"):  # a number too large for float32 is said below
+        x = x.reshape(len(x), size).astype(np.float32)
     bad = np.argwhere(~np.isfinite(x))
     if len(bad):
         row, column = bad[0]

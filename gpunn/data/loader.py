@@ -33,6 +33,8 @@ class DataLoader:
         does; `rng` is a NumPy Generator that depends only on (seed, epoch, batch)
     collate_fn : makes a batch of a list of samples, in place of stacking them
     device : where the batches go; None leaves them where the data are
+    num_workers, pin_memory, persistent_workers : accepted as PyTorch scripts give them, and without
+        effect: batches are made in this process, array data in one gather for each batch
 
     A batch is what a sample is: a tuple of Tensors for ``(x, y)``, a dict for mappings, else one
     Tensor.
@@ -61,6 +63,9 @@ class DataLoader:
         transform: Callable[[Any, np.random.Generator], Any] | None = None,
         collate_fn: Callable[[list], Any] | None = None,
         device: Any = None,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent_workers: bool = False,
     ):
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise ValueError(f"DataLoader: batch_size must be an integer ≥ 1, got {batch_size!r}")
@@ -176,4 +181,4 @@ def _as_tensors(fields: Any, device: Any) -> Any:
         return tuple(_as_tensors(value, device) for value in fields)
     if not isinstance(fields, Tensor):
         fields = Tensor(fields if hasattr(fields, "dtype") else collate([fields])[0])
-    return fields if device is None else Tensor(to_device(fields.data, device))
+    return fields if device is None else Tensor(to_device(fields.array, device))

@@ -9,6 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def check_target(path: str | os.PathLike) -> Path:
+    """`path` as a Path, if a file could be written there: for a look before long work.
+
+    FileNotFoundError if the folder is not there; IsADirectoryError if `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    return path
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends without an error.
@@ -19,11 +32,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     FileNotFoundError if the folder is not there; IsADirectoryError if `path` is a folder.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    path = check_target(path)
     temporary = path.with_name(f".{path.stem}-{secrets.token_hex(6)}{path.suffix}")
     try:
         with open(temporary, "xb") as file:

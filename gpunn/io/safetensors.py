@@ -77,7 +77,7 @@ def _state_of(model: Any) -> Mapping[str, Any]:
 
 def _storable(name: str, value: Any) -> np.ndarray:
     if isinstance(value, Tensor):
-        value = value.data
+        value = value.array
     if not is_array(value):
         raise TypeError(
             f"save: {name!r} is {type(value).__name__}, not an array; "
@@ -93,14 +93,24 @@ def _storable(name: str, value: Any) -> np.ndarray:
     return np.asarray(array, array.dtype.newbyteorder("="), order="C")
 
 
-def load(path: str | os.PathLike, device: Any = "cpu") -> dict[str, Tensor]:
-    """Load a safetensors file as a dictionary of Tensors, for ``model.load_state_dict``.
+def load(
+    path: str | os.PathLike,
+    device: Any = "cpu",
+    *,
+    map_location: Any = None,
+    weights_only: bool = True,
+) -> dict[str, Tensor]:
+    """Load a safetensors file as a dictionary of Tensors on `device`, for ``load_state_dict``.
+
+    `map_location` is PyTorch's name for `device`. `weights_only` changes nothing: the format holds
+    arrays and texts, never code.
 
     Raises
     ------
     FileNotFoundError if there is no such file; FileFormatError (a ValueError) if it is damaged or
     of another format.
     """
+    device = device if map_location is None else map_location
     arrays = load_arrays(path)
     return {name: Tensor(to_device(array, device)) for name, array in arrays.items()}
 

@@ -137,7 +137,7 @@ def orthogonal_(tensor: Tensor, gain: float = 1.0, generator=None) -> Tensor:
             f"orthogonal_: needs at least 2 dimensions, this tensor has shape {tensor.shape}"
         )
     rows, columns = tensor.shape[0], math.prod(tensor.shape[1:])
-    drawn = randn(rows, columns, dtype=np.float64, device="cpu", generator=generator).data
+    drawn = randn(rows, columns, dtype=np.float64, device="cpu", generator=generator)._array
     q, r = np.linalg.qr(drawn.T if rows < columns else drawn)
     signs = np.diagonal(r)
     q = q * np.where(signs < 0, -1.0, 1.0)  # makes the matrix uniformly distributed
@@ -165,7 +165,7 @@ def trunc_normal_(
         raise ValueError(f"trunc_normal_: a is {a} and b {b}; expected a < b")
     distribution = NormalDist(mean, std)
     low, high = distribution.cdf(a), distribution.cdf(b)
-    drawn = rand(*tensor.shape, dtype=np.float64, device="cpu", generator=generator).data
+    drawn = rand(*tensor.shape, dtype=np.float64, device="cpu", generator=generator)._array
     places = np.clip(low + (high - low) * drawn, 1e-300, 1 - 2**-53)
     values = np.frompyfunc(distribution.inv_cdf, 1, 1)(places).astype(np.float64)
     values = np.clip(values, a, b)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.linalg import linear
@@ -30,8 +31,8 @@ class Linear(Module):
     ):
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
-            if size < 1:
-                raise ValueError(f"Linear: {name} is {size}; expected at least 1")
+            if not isinstance(size, Integral) or size < 1:
+                raise ValueError(f"Linear: {name} is {size!r}; expected an integer of 1 or more")
         self.in_features, self.out_features = in_features, out_features
         place = {"device": device, "dtype": dtype}
         self.weight = Parameter(empty(out_features, in_features, **place))

@@ -19,6 +19,23 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+class HookHandle:
+    """What `register_forward_hook` gives; as a context it removes the hook at the end."""
+
+    def __init__(self, hooks: dict):
+        self._hooks = hooks
+
+    def remove(self) -> None:
+        """Take the hook away; nothing happens the second time."""
+        self._hooks.pop(self, None)
+
+    def __enter__(self) -> HookHandle:
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.remove()
+
+
 class Module:
     """Base of all layers and networks, as `torch.nn.Module`.
 
@@ -140,14 +157,14 @@ class Module:
 
     register_module = add_module
 
-    def register_forward_hook(self, hook: Callable) -> Callable[[], None]:
+    def register_forward_hook(self, hook: Callable) -> HookHandle:
         """Call ``hook(module, args, output)`` after each forward; a result replaces the output.
 
-        Returns a function that removes the hook.
+        Returns a handle whose ``remove()`` takes the hook away again.
         """
-        key = object()
-        self._forward_hooks[key] = hook
-        return lambda: self._forward_hooks.pop(key, None) and None
+        handle = HookHandle(self._forward_hooks)
+        self._forward_hooks[handle] = hook
+        return handle
 
     # ---- walking over what is inside -------------------------------------------------------------
 

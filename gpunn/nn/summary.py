@@ -86,14 +86,14 @@ def summarize(module, input_shape, dtype=None) -> Summary:
         if not layer._modules or layer._parameters
     ]
     modes = [(layer, layer.training) for layer in module.modules()]
-    remove = [layer.register_forward_hook(note) for _, layer in layers]
+    hooks = [layer.register_forward_hook(note) for _, layer in layers]
     try:
         module.eval()
         with no_grad():
             module(*(zeros(_BATCH, *shape, **options) for shape in shapes))
     finally:
-        for undo in remove:
-            undo()
+        for hook in hooks:
+            hook.remove()
         for layer, training in modes:
             layer.training = training
     counted: set[int] = set()

@@ -60,12 +60,12 @@ class Arena:
     """
 
     def __init__(self, tensors: list, indices: list[int], hyper: np.ndarray):
-        first = tensors[0].data
+        first = tensors[0]._array
         self.device, self.dtype = device_of(first), first.dtype
         self.tensors, self.indices = tensors, indices
         step = ALIGNMENT // self.dtype.itemsize
-        self.shapes = [tensor.data.shape for tensor in tensors]
-        self.sizes = [tensor.data.size for tensor in tensors]
+        self.shapes = [tensor._array.shape for tensor in tensors]
+        self.sizes = [tensor._array.size for tensor in tensors]
         self.offsets = [0]
         for size in self.sizes:
             self.offsets.append(self.offsets[-1] + -(-size // step) * step)
@@ -91,17 +91,17 @@ class Arena:
 
     def check_shape(self, i: int) -> None:
         """Raise ValueError if parameter `i` no longer has the shape it had."""
-        if self.tensors[i].data.shape != self.shapes[i]:
+        if self.tensors[i]._array.shape != self.shapes[i]:
             raise ValueError(
                 f"optimizer: parameter {self.indices[i]} of its group changed its shape from "
-                f"{self.shapes[i]} to {self.tensors[i].data.shape}. Make a new optimizer."
+                f"{self.shapes[i]} to {self.tensors[i]._array.shape}. Make a new optimizer."
             )
 
     def take_parameter(self, i: int) -> None:
         """Copy the data of parameter `i` into the arena and make its Tensor a view of it."""
         tensor, view = self.tensors[i], self.views[i]
-        view[...] = tensor.data
-        tensor.data = view
+        view[...] = tensor._array
+        tensor._array = view
         tensor._grad_slot = self.slots[i]
 
     def take_gradients(self) -> list[int]:
@@ -111,13 +111,13 @@ class Arena:
             grad = tensor.grad
             if grad is None:
                 continue
-            if grad.data is not self.slots[i]:
+            if grad._array is not self.slots[i]:
                 self._take_gradient(i, grad)
             active.append(i)
         return active
 
     def _take_gradient(self, i: int, grad) -> None:
-        array, slot = grad.data, self.slots[i]
+        array, slot = grad._array, self.slots[i]
         if array.shape != slot.shape or device_of(array) != self.device:
             raise ValueError(
                 f"optimizer: the gradient of parameter {self.indices[i]} of its group has shape "
@@ -125,14 +125,14 @@ class Arena:
                 f"{self.device}. Assign a gradient like the parameter."
             )
         slot[...] = array
-        grad.data = slot
+        grad._array = slot
 
     def clear_gradients(self) -> None:
         """Fill all gradients with zeros."""
         self.gradients.view(np.uint8)[...] = 0
         for i, tensor in enumerate(self.tensors):
-            if tensor.grad is not None and tensor.grad.data is not self.slots[i]:
-                tensor.grad.data[...] = 0
+            if tensor.grad is not None and tensor.grad._array is not self.slots[i]:
+                tensor.grad._array[...] = 0
 
     # ---- what a step works on -------------------------------------------------------------------
 

@@ -71,8 +71,8 @@ def add_penalty_gradient_(
     """
     parameters = with_gradient(parameters)
     for parameter in parameters:
-        with _contiguous(parameter.grad.data) as gradient:
-            penalty_gradient(parameter.data, gradient, l1=l1, l2=l2)
+        with _contiguous(parameter.grad._array) as gradient:
+            penalty_gradient(parameter._array, gradient, l1=l1, l2=l2)
     _mark_written(parameters)
 
 
@@ -97,7 +97,7 @@ def gradient_runs(parameters: list[Tensor]) -> list:
     """The gradients as few arrays: neighbours in an arena as one flat view of it."""
     alone, slots = [], {}
     for parameter in parameters:
-        array = parameter.grad.data
+        array = parameter.grad._array
         if array is parameter._grad_slot and array.size:
             slots.setdefault(id(array.base), []).append(array)
         else:

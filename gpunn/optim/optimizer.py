@@ -23,7 +23,8 @@ class Optimizer:
     Making one moves the parameters into flat arrays (`Arena`): their Tensors stay the same objects
     and become views, and a step updates a whole group by one launch for each dtype. Assigning to
     ``parameter.data``, or moving the model to another device or dtype, is noticed and the arena
-    follows. All gradients and states have their place there from the start.
+    follows. All gradients and states have their place there from the start. A `detach()` or view of
+    a parameter that was taken before keeps the old memory.
 
     A subclass gives `rule` (a key of `HYPER`), `hyper_values`, `update` and perhaps `state_names`.
 
@@ -156,9 +157,9 @@ class Optimizer:
             moved = False
             for arena in arenas:
                 for i, tensor in enumerate(arena.tensors):
-                    if tensor.data is not arena.views[i]:
+                    if tensor._array is not arena.views[i]:
                         arena.check_shape(i)
-                        if arena.fits(tensor.data):
+                        if arena.fits(tensor._array):
                             arena.take_parameter(i)
                         else:
                             moved = True
@@ -301,7 +302,7 @@ class Optimizer:
                 if name == "step":
                     entries[name] = float(value)
                     continue
-                value = as_array(value.data if isinstance(value, Tensor) else value)
+                value = as_array(value._array if isinstance(value, Tensor) else value)
                 if value.shape != params[i].shape:
                     raise ValueError(
                         f"load_state_dict: {name} of parameter {number} has shape {value.shape}, "
@@ -310,6 +311,21 @@ class Optimizer:
                 entries[name] = value
             found[i] = entries
         return found
+
+    # ---- copies and pickles ---------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What `copy.deepcopy` and pickle take along: no arenas, whose views would come apart."""
+        kept = {name: value for name, value in self.__dict__.items() if name != "_arenas"}
+        return kept | {"_group_states": [self._group_state(k) for k in range(len(self._arenas))]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Make arenas for the parameters that came along, with the states they had."""
+        saved = state.pop("_group_states")
+        self.__dict__.update(state)
+        self._arenas = [self._make_arenas(group["params"]) for group in self.param_groups]
+        for k, entries in enumerate(saved):
+            self._set_group_state(k, entries)
 
     # ---- printing -------------------------------------------------------------------------------
 

@@ -55,10 +55,6 @@ class Call:
             value = arrays.array_module(self.device).ascontiguousarray(value)
         return value
 
-    def optional_array(self, name: str, value: Any, **rules):
-        """Like `array`, but None passes."""
-        return None if value is None else self.array(name, value, **rules)
-
     def output(self, name: str, out: Any, *, shape: tuple, dtype):
         """The array to write: a new one, or `out` if it fits exactly."""
         if out is None:

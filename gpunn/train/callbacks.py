@@ -123,7 +123,7 @@ class EarlyStopping(Monitor):
 
 def copy_weights(model: Any, into: dict[str, Any] | None = None) -> dict[str, Any]:
     """The arrays of the model's state, copied where they are (into the arrays of `into`)."""
-    state = {name: value.data for name, value in model.state_dict().items()}
+    state = {name: value.array for name, value in model.state_dict().items()}
     if into is None or into.keys() != state.keys():
         return {name: array.copy() for name, array in state.items()}
     for name, array in state.items():

@@ -18,14 +18,14 @@ _REGRESSION = ("MSELoss", "L1Loss", "HuberLoss", "SmoothL1Loss", "BCELoss", "BCE
 def model_device(model: Any) -> Device | None:
     """The device of the model's first parameter; None if it has no parameters."""
     for parameter in model.parameters():
-        return device_of(parameter.data)
+        return parameter.device
     return None
 
 
 def model_dtype(model: Any) -> np.dtype:
     """The dtype of the model's first parameter; float32 if it has no parameters."""
     for parameter in model.parameters():
-        return parameter.data.dtype
+        return parameter.dtype
     return np.dtype(np.float32)
 
 
@@ -69,7 +69,7 @@ def cast(array: Any, dtype: np.dtype):
 
 
 def _tensor(value: Any, device: Device, dtype: np.dtype) -> Tensor:
-    array = value.data if isinstance(value, Tensor) else raw_array(value)
+    array = value.array if isinstance(value, Tensor) else raw_array(value)
     moved = cast(to_device(array, device), dtype)
     return value if isinstance(value, Tensor) and moved is array else wrap(moved)
 
@@ -108,12 +108,12 @@ def match_target(loss: Any, prediction: Tensor, target: Tensor) -> Tensor:
     """The target as regression losses need it: floating, and (n, 1) where only the 1 is missing."""
     if type(loss).__name__ not in _REGRESSION:
         return target
-    array = target.data
+    array = target.array
     if array.dtype.kind in "iub":
         array = array.astype(prediction.dtype)
     if prediction.shape == (*array.shape, 1):
         array = array.reshape(prediction.shape)
-    return target if array is target.data else wrap(array)
+    return target if array is target.array else wrap(array)
 
 
 def check_labels(loader: Any, loss: Any, prediction: Tensor) -> None:

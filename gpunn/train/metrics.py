@@ -208,7 +208,6 @@ class ConfusionMatrix(Metric):
     def reset(self) -> None:
         self._counts: Any = None
         self._size = self.classes
-        self._lost: Any = 0
 
     def update(self, prediction: Any, target: Any) -> None:
         prediction, target = _classified(self.name, prediction, target)

@@ -63,8 +63,11 @@ class TrainedModel:
         metadata = io.load_metadata(folder / MODEL)
         if _ABOUT not in metadata:
             raise ValueError(f"{folder / MODEL} was not written by gpunn train: it names no job")
-        about = json.loads(metadata[_ABOUT])
-        job = find_job(about["job"])
+        try:
+            about = json.loads(metadata[_ABOUT])
+            job = find_job(about["job"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{folder / MODEL} does not say how it was made: {error}") from None
         config = config_from_dict(job.config, about["config"], str(folder / MODEL))
         place = default_device() if device in (None, "auto") else Device(device)
         model = job.model(config).to(place)
@@ -73,6 +76,12 @@ class TrainedModel:
         except RuntimeError as error:
             raise ValueError(f"{folder / MODEL} does not fit its configuration: {error}") from None
         model.eval()
+        for name, parameter in model.named_parameters():
+            if not parameter.isfinite().all():
+                raise ValueError(
+                    f"{folder / MODEL}: {name} holds NaN or infinity, so the model cannot predict; "
+                    "train it again"
+                )
         normalizer = Normalizer()
         normalizer.load_state_dict(io.load_arrays(folder / NORMALIZER))
         return cls(job, config, model, normalizer, place)
@@ -93,7 +102,7 @@ class TrainedModel:
         self.model.eval()
         with no_grad():
             parts = [
-                to_numpy(self.model(wrap(to_device(batch, self.device))).data)
+                to_numpy(self.model(wrap(to_device(batch, self.device))).array)
                 for batch in (rows[at : at + batch_size] for at in range(0, len(rows), batch_size))
             ]
         return np.concatenate(parts)
@@ -103,7 +112,7 @@ class TrainedModel:
 
         Arguments and errors as for `scores`.
         """
-        return F.softmax(wrap(self.scores(x, batch_size)), dim=-1).data
+        return F.softmax(wrap(self.scores(x, batch_size)), dim=-1).array
 
     def evaluate(self, x: Any, y: np.ndarray) -> dict[str, Any]:
         """How good the model is on raw samples with labels.

@@ -76,15 +76,14 @@ class Trainer:
         scheduler: Any = None,
         seed: int | None = None,
     ):
-        if not callable(loss):
-            raise TypeError(f"Trainer: loss must be callable, got {type(loss).__name__}")
+        _check_parts(model, loss, optimizer)
         self.model, self.loss = model, loss
         self.device = model_device(model) or as_device(None) if device is None else Device(device)
         if device is not None:
             model.to(self.device)  # an optimizer that was made before follows its parameters
         if hasattr(loss, "to"):
             loss.to(self.device)  # class weights
-        self.optimizer = optimizer if hasattr(optimizer, "step") else optimizer(model.parameters())
+        self.optimizer = optimizer if _is_made(optimizer) else optimizer(model.parameters())
         self.metrics = [as_metric(metric) for metric in metrics]
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
@@ -220,12 +219,12 @@ class Trainer:
         if check:
             check_labels(loader, self.loss, prediction)
         loss = self._scalar_loss(prediction, target)
-        self._mean.add(loss.data, target.shape[0])
+        self._mean.add(loss.array, target.shape[0])
         loss.backward()
         self.regularization.apply()
         self.optimizer.step()
         for metric in self.metrics:
-            metric.update(prediction.data, target.data)
+            metric.update(prediction.array, target.array)
 
     def _scalar_loss(self, prediction: Any, target: Any) -> Any:
         loss = self.loss(prediction, match_target(self.loss, prediction, target))
@@ -304,9 +303,9 @@ class Trainer:
                 prediction = self.model(*inputs)
                 if samples == 0:
                     check_labels(loader, self.loss, prediction)
-                mean.add(self._scalar_loss(prediction, target).data, target.shape[0])
+                mean.add(self._scalar_loss(prediction, target).array, target.shape[0])
                 for metric in self.metrics:
-                    metric.update(prediction.data, target.data)
+                    metric.update(prediction.array, target.array)
                 samples += target.shape[0]
         if samples == 0:
             raise ValueError(f"{name}: the data gave no batches")
@@ -328,7 +327,7 @@ class Trainer:
         try:
             with no_grad():
                 parts = [
-                    to_numpy(self.model(*inputs).data)
+                    to_numpy(self.model(*inputs).array)
                     for inputs in input_batches(x, batch_size, self.device, model_dtype(self.model))
                 ]
         finally:
@@ -336,6 +335,33 @@ class Trainer:
         if not parts:
             raise ValueError("predict: the data gave no batches")
         return np.concatenate(parts)
+
+
+def _check_parts(model: Any, loss: Any, optimizer: Any) -> None:
+    """Raise TypeError for what is not a model, a loss or an optimizer."""
+    if not hasattr(model, "parameters") or isinstance(model, type):
+        raise TypeError(f"Trainer: model must be an nn.Module, got {_kind(model)}")
+    if not callable(loss) or isinstance(loss, type):
+        raise TypeError(
+            f"Trainer: loss must be callable, such as nn.CrossEntropyLoss(), got {_kind(loss)}"
+        )
+    if not _is_made(optimizer) and not callable(optimizer):
+        raise TypeError(
+            "Trainer: optimizer must be an optimizer of gpunn.optim, or a function of the "
+            f"parameters that makes one, got {_kind(optimizer)}"
+        )
+
+
+def _is_made(optimizer: Any) -> bool:
+    """Whether it is an optimizer, not a function or class that makes one."""
+    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
+
+
+def _kind(value: Any) -> str:
+    """What was given, for an error: its type, or that it is a class."""
+    if isinstance(value, type):
+        return f"the class {value.__name__} (add parentheses)"
+    return repr(value) if isinstance(value, str) else type(value).__name__
 
 
 def _mix(seed: int, epoch: int) -> int:

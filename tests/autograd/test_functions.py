@@ -49,7 +49,7 @@ CASES = {
     "neg": (lambda a: -a, g.neg, (A,)),
     "maximum": (np.maximum, g.maximum, (A, B)),
     "minimum": (np.minimum, g.minimum, (A, Q)),
-    "where": (lambda a, b: np.where(mask.data, a, b), lambda a, b: g.where(mask, a, b), (A, Q)),
+    "where": (lambda a, b: np.where(mask.array, a, b), lambda a, b: g.where(mask, a, b), (A, Q)),
     "masked_fill": (None, lambda a: a.masked_fill(mask, 2.0), (A,)),
     "clamp": (lambda a: a.clip(-0.5, 0.5), lambda a: a.clamp(-0.5, 0.5), (A,)),
     "clamp by tensors": (None, lambda a, b: a.clamp(max=b), (A, Q)),
@@ -114,7 +114,7 @@ CASES = {
     "index": (lambda a: a[[0, 2, 0]], lambda a: a[[0, 2, 0]], (A,)),
     "index pairs": (None, lambda a: a[index[0], index[1]] * 3, (A,)),
     "index mixed": (None, lambda a: a[:, None, [1, 1, 3]], (A,)),
-    "mask": (lambda a: a[mask.data], lambda a: a[mask], (A,)),
+    "mask": (lambda a: a[mask.array], lambda a: a[mask], (A,)),
     "setitem": (None, written, (A, Q)),
     "double": (
         lambda a: a,
@@ -278,3 +278,13 @@ def test_gradcheck_finds_a_wrong_gradient():
 def test_first_layer_computes_no_gradient_for_its_input():
     x, w = g.ones(2, 3, device="cpu"), g.ones(4, 3, device="cpu", requires_grad=True)
     assert F.linear(x, w).grad_fn.needs[0] is False
+
+
+def test_the_largest_along_a_dimension_that_is_not_the_empty_one():
+    x = g.tensor(np.ones((0, 3), np.float32), device="cpu")
+    values, indices = x.max(1)
+    assert values.shape == indices.shape == (0,) and x.argmin(1, keepdim=True).shape == (0, 1)
+    with pytest.raises(ValueError, match=r"max: input has no elements along dim 0 \(shape \(0, 3"):
+        x.max(0)
+    with pytest.raises(ValueError, match=r"argmax: input has no elements \(shape"):
+        x.argmax()

@@ -78,3 +78,16 @@ def test_broadcasting_a_target_warns():
 def test_errors(action, error, text):
     with pytest.raises(error, match=text):
         action()
+
+
+def test_whole_numbers_as_targets_of_a_regression_become_floats():
+    x = cpu([1.5, 2.0], requires_grad=True)
+    loss = F.mse_loss(x, cpu([1, 2]))
+    loss.backward()
+    assert loss.item() == 0.125 and x.grad.tolist() == [0.5, 0]
+
+
+def test_binary_cross_entropy_refuses_what_is_no_probability():
+    for bad in (1.5, -0.1, float("nan")):
+        with pytest.raises(ValueError, match="binary_cross_entropy: input must hold probabilities"):
+            F.binary_cross_entropy(cpu([bad]), cpu([1.0]))

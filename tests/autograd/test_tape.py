@@ -35,11 +35,11 @@ def test_gradients_are_never_shared_between_leaves():
     x, y = leaf([1.0, 2.0]), leaf([3.0, 4.0])
     seed = g.tensor([1.0, 1.0], device="cpu", dtype="float64")
     (x + y).backward(seed)
-    x.grad.data[0] = 100
+    x.grad.array[0] = 100
     assert y.grad.tolist() == [1, 1] and seed.tolist() == [1, 1]
     z = leaf([1.0, 2.0])
     (z + z).sum().backward()
-    assert z.grad.tolist() == [2, 2] and z.grad.data.flags.writeable
+    assert z.grad.tolist() == [2, 2] and z.grad.array.flags.writeable
 
 
 def test_a_deep_graph_needs_no_recursion():
@@ -180,10 +180,10 @@ def test_writes_in_place_with_gradients():
 
 def test_writes_in_place_keep_the_memory():
     x = g.zeros(3, device="cpu")
-    memory = x.data
+    memory = x.array
     x += 1
     x.mul_(4).sub_(1).div_(3)
-    assert x.data is memory and x.tolist() == [1, 1, 1]
+    assert x.array is memory and x.tolist() == [1, 1, 1]
     assert x.fill_(2).zero_().add_(g.ones(3, device="cpu"), alpha=2).tolist() == [2, 2, 2]
     assert x.copy_(g.tensor([1, 2, 3], device="cpu")).tolist() == [1, 2, 3]
     assert x.clamp_(max=2).tolist() == [1, 2, 2]
@@ -236,7 +236,7 @@ def test_first_gradient_goes_into_the_arena_slot():
     x = g.tensor([[1.0, 2.0, 3.0]], device="cpu")
     F.linear(x, w).sum().backward()
     b.sum().backward()
-    assert w.grad.data is w._grad_slot and np.shares_memory(b.grad.data, arena)
+    assert w.grad.array is w._grad_slot and np.shares_memory(b.grad.array, arena)
     np.testing.assert_array_equal(arena, [1, 2, 3] * 4 + [1, 1])
     F.linear(x, w).sum().backward()  # the second one is added in place
     np.testing.assert_array_equal(arena, [2, 4, 6] * 4 + [1, 1])
@@ -247,7 +247,7 @@ def test_first_gradient_goes_into_the_arena_slot():
     square._grad_slot = np.full((3, 3), 7, np.float32)
     F.linear(square, square).sum().backward()  # input and weight at once
     np.testing.assert_array_equal(square.grad.numpy(), np.full((3, 3), 2))
-    assert square.grad.data is square._grad_slot
+    assert square.grad.array is square._grad_slot
 
 
 def test_custom_function():
@@ -266,3 +266,19 @@ def test_custom_function():
     assert repr(y.grad_fn) == "<CubeBackward>"
     y.backward()
     assert x.grad.tolist() == [12]
+
+
+def test_set_grad_enabled_as_statement_context_and_decorator():
+    try:
+        g.set_grad_enabled(False)
+        assert not g.is_grad_enabled()
+        with g.set_grad_enabled(True):
+            assert g.is_grad_enabled()
+        assert not g.is_grad_enabled()
+        recording = g.set_grad_enabled(True)(g.is_grad_enabled)
+        assert not g.is_grad_enabled() and recording() and not g.is_grad_enabled()
+    finally:
+        g.set_grad_enabled(True)
+    with g.set_grad_enabled(False):
+        assert not g.is_grad_enabled()
+    assert g.is_grad_enabled()

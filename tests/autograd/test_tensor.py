@@ -94,7 +94,7 @@ def test_copies_and_pickles():
     assert x.tolist() == [1, 2]
     loaded = pickle.loads(pickle.dumps(x))
     assert loaded.requires_grad and loaded.tolist() == [1, 2]
-    assert copy.copy(x).data is x.data
+    assert copy.copy(x).array is x.array
     with pytest.raises(RuntimeError, match="only leaves"):
         copy.deepcopy(x * 2)
 
@@ -206,3 +206,30 @@ def test_reductions_of_integers_and_positions():
     assert np.isnan(cpu([1.0]).var().item())
     assert g.nonzero(x == 5).tolist() == [[0, 1], [1, 0], [1, 2]]
     assert g.one_hot(cpu([1, 0])).tolist() == [[0, 1], [1, 0]]
+
+
+def test_data_is_a_tensor_on_the_same_memory_that_the_tape_does_not_see():
+    x = cpu([1.0, 2.0], requires_grad=True)
+    y = (x * x).sum()
+    x.data.mul_(3).add_(1)
+    x.data[0] = 9
+    assert x.tolist() == [9, 7] and not x.data.requires_grad
+    assert x.data.array is x.array
+    y.backward()
+    assert x.grad.tolist() == [18, 14]
+    x.data -= 0.5 * x.grad.data
+    assert x.tolist() == [0, 0] and x.requires_grad
+
+
+def test_nothing_else_equals_a_tensor():
+    x = cpu([1.0])
+    assert not (x == None) and (x != None)  # noqa: E711  scripts do write it so
+    assert x != "a" and x not in [None, "a"]
+
+
+def test_new_tensors_take_dtype_and_device():
+    x = cpu([1.0], dtype=g.float64)
+    assert x.new_zeros(2, 3).shape == (2, 3) and x.new_ones((2,)).dtype == g.float64
+    assert x.new_full((2,), 7).tolist() == [7, 7] and x.new_empty(3).dtype == g.float64
+    assert x.new_tensor([1], dtype=g.int64).dtype == g.int64 and x.new_tensor([1]).tolist() == [1]
+    assert g.numel(x) == 1 and g.is_floating_point(x)

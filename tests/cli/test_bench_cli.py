@@ -79,3 +79,11 @@ def test_wrong_use_is_one_sentence(arguments, message, capsys):
 def test_nothing_timed_is_exit_code_1(capsys):
     assert main([*SMALL, "--implementation", "cuda", "--peers", "none"]) == 1
     assert "cuda does not run on cpu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("option", ["--json", "--plot"])
+def test_a_place_that_cannot_be_written_is_said_before_measuring(option, tmp_path, capsys):
+    nowhere = tmp_path / "none" / "x.out"
+    assert main(["bench", "softmax_forward", "--device", "cpu", option, str(nowhere)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "the folder" in captured.err and "does not exist" in captured.err

@@ -1,10 +1,12 @@
 """The commands train, predict and evaluate, from arguments to files and exit codes."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gpunn import io
 from gpunn.cli.main import main, parser
 
 pytest.importorskip("sklearn")
@@ -190,3 +192,23 @@ def test_the_next_command_is_one_that_works(tmp_path, monkeypatch):
     assert train.how_called() == str(Path(".venv/bin/gpunn"))
     monkeypatch.setattr("sys.argv", [str(tmp_path / "__main__.py"), "train"])
     assert train.how_called() == "gpunn"
+
+
+def test_a_model_with_nan_or_without_a_job_does_not_predict(capsys, folder, tmp_path):
+    broken = tmp_path / "broken"
+    shutil.copytree(folder, broken)
+    model = broken / "model.safetensors"
+    metadata, arrays = io.load_metadata(model), io.load_arrays(model)
+    io.save({**arrays, "0.bias": arrays["0.bias"] * np.nan}, model, metadata)
+    code, _, err = run(capsys, "predict", broken, "digits-test")
+    assert code == 2 and "model.safetensors: 0.bias holds NaN or infinity" in err
+    io.save(arrays, model, dict.fromkeys(metadata, "{"))
+    code, _, err = run(capsys, "predict", broken, "digits-test")
+    assert code == 2 and "model.safetensors does not say how it was made" in err
+
+
+def test_the_next_command_is_quoted(capsys, tmp_path):
+    code, out, _ = run(
+        capsys, "train", "digits", *QUICK, "--epochs", 1, "--quiet", "--output", tmp_path / "a b"
+    )
+    assert code == 0 and f"predict '{tmp_path}/a b' digits-test" in out

@@ -17,7 +17,7 @@ def test_tensor_dataset_gives_samples_and_batches():
     taken_x, taken_y = dataset.take(np.array([3, 0]))
     assert taken_x.tolist() == [[9.0, 10.0, 11.0], [0.0, 1.0, 2.0]] and taken_y.tolist() == [3, 0]
     assert np.shares_memory(dataset.take(slice(1, 3))[0], x)  # a slice costs no copy
-    assert np.shares_memory(dataset.tensors[0].data, x)
+    assert np.shares_memory(dataset.tensors[0].array, x)
 
 
 def test_python_numbers_become_float32_and_int64():

@@ -166,3 +166,8 @@ def test_refuses_empty_data():
         DataLoader(np.zeros((0, 2)), 2)
     with pytest.raises(ValueError, match="no full batch"):
         DataLoader(np.arange(3), 4, drop_last=True)
+
+
+def test_the_arguments_that_scripts_give_for_workers_change_nothing():
+    given = DataLoader(np.arange(5), 2, num_workers=4, pin_memory=True, persistent_workers=True)
+    assert [batch[0].tolist() for batch in given] == [[0, 1], [2, 3], [4]]

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpunn import io
+import gpunn
+from gpunn import io, nn
 from gpunn.autograd.tensor import Tensor
 from gpunn.io.safetensors import DTYPES
 
@@ -156,3 +157,13 @@ def test_damage_is_refused_or_harmless(tmp_path_factory, cut, place, value):
         io.load_arrays(path)
     except io.FileFormatError as error:
         assert str(path) in str(error)
+
+
+def test_pytorchs_names(tmp_path):
+    """torch.save and torch.load of a state_dict, after changing the import."""
+    model, path = nn.Linear(3, 2, device="cpu"), tmp_path / "model.pt"
+    gpunn.save(model.state_dict(), path)
+    state = gpunn.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state)
+    with pytest.raises(TypeError, match="'epoch' is int, not an array"):
+        gpunn.save({"epoch": 3}, path)

@@ -186,3 +186,8 @@ def test_a_network_learns_xor():
             for parameter in net.parameters():
                 parameter -= 0.5 * parameter.grad
     assert net(x).argmax(1).tolist() == [0, 1, 1, 0]
+
+
+def test_linear_refuses_a_size_that_is_no_integer():
+    with pytest.raises(ValueError, match="Linear: in_features is 3.5; expected an integer of 1"):
+        nn.Linear(3.5, 2)

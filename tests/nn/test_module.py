@@ -79,9 +79,9 @@ def test_state_goes_round():
         "again.weight", "again.bias",
     ]  # fmt: skip
     assert not any(value.requires_grad for value in state.values())
-    memory = two.first.weight.data
+    memory = two.first.weight.array
     assert two.load_state_dict(state) == ([], [])
-    assert two.first.weight.data is memory  # an optimizer's arena stays in place
+    assert two.first.weight.array is memory  # an optimizer's arena stays in place
     x = g.randn(5, 3, device="cpu")
     assert g.equal(one.eval()(x), two.eval()(x))
     arrays = {name: value.numpy().astype(np.float64) for name, value in state.items()}
@@ -190,7 +190,11 @@ def test_summary(capsys):
 
 def test_forward_hooks():
     layer = nn.Identity()
-    remove = layer.register_forward_hook(lambda module, args, output: output * 2)
+    hook = layer.register_forward_hook(lambda module, args, output: output * 2)
     assert layer(g.ones(1, device="cpu")).item() == 2
-    remove()
+    hook.remove()
+    hook.remove()
+    assert layer(g.ones(1, device="cpu")).item() == 1
+    with layer.register_forward_hook(lambda module, args, output: output * 3):
+        assert layer(g.ones(1, device="cpu")).item() == 3
     assert layer(g.ones(1, device="cpu")).item() == 1

@@ -18,11 +18,11 @@ def parameters(*gradients, dtype="float32"):
 
 def test_clip_by_norm():
     a, b = parameters([3.0, 0.0], [4.0])
-    memory = a.grad.data
+    memory = a.grad.array
     assert utils.clip_grad_norm_([a, b], 1.0).item() == 5
     np.testing.assert_allclose(a.grad.numpy(), [0.6, 0], rtol=1e-6)
     np.testing.assert_allclose(b.grad.numpy(), [0.8], rtol=1e-6)
-    assert a.grad.data is memory
+    assert a.grad.array is memory
     assert utils.clip_grad_norm_([a, b], 10.0).item() == pytest.approx(1, rel=1e-5)
     np.testing.assert_allclose(b.grad.numpy(), [0.8], rtol=1e-5)
     assert utils.clip_grad_norm_(a, 1.0, float("inf")).item() == pytest.approx(0.6, rel=1e-5)

@@ -30,9 +30,9 @@ def test_norm_over_all_gradients(slots):
     params = with_gradients([3.0, 0.0], [[4.0]], 12.0, slots=slots)
     norm = clip.clip_grad_norm_(params, 6.5)
     assert norm.shape == () and norm.item() == 13
-    np.testing.assert_allclose(params[0].grad.data, [1.5, 0], rtol=1e-6)
-    np.testing.assert_allclose(params[1].grad.data, [[2]], rtol=1e-6)
-    np.testing.assert_allclose(params[2].grad.data, 6, rtol=1e-6)
+    np.testing.assert_allclose(params[0].grad.array, [1.5, 0], rtol=1e-6)
+    np.testing.assert_allclose(params[1].grad.array, [[2]], rtol=1e-6)
+    np.testing.assert_allclose(params[2].grad.array, 6, rtol=1e-6)
 
 
 def test_neighbours_in_an_arena_are_one_run():
@@ -69,9 +69,9 @@ def test_strided_gradients():
     parameter.grad = wrap(np.array([[3.0, 0.0], [0.0, 4.0], [0.0, 0.0]], np.float32).T)
     clip.add_penalty_gradient_(parameter, l1=0.0)
     assert clip.clip_grad_norm_(parameter, 2.5).item() == 5
-    np.testing.assert_allclose(parameter.grad.data, [[1.5, 0, 0], [0, 2, 0]], rtol=1e-6)
+    np.testing.assert_allclose(parameter.grad.array, [[1.5, 0, 0], [0, 2, 0]], rtol=1e-6)
     clip.clip_grad_value_(parameter, 1.0)
-    np.testing.assert_allclose(parameter.grad.data, [[1, 0, 0], [0, 1, 0]], rtol=1e-6)
+    np.testing.assert_allclose(parameter.grad.array, [[1, 0, 0], [0, 1, 0]], rtol=1e-6)
 
 
 def test_no_gradients():
@@ -98,7 +98,7 @@ def test_clip_grad_value():
 def test_a_penalty_is_the_same_as_in_the_loss(slots):
     rng = np.random.default_rng(0)
     both = [nn.Parameter(rng.normal(size=(3, 4))), nn.Parameter(rng.normal(size=4))]
-    twins = [nn.Parameter(np.array(parameter.data)) for parameter in both]
+    twins = [nn.Parameter(np.array(parameter.array)) for parameter in both]
     if slots:
         optim.SGD(both, lr=1.0)
     sum((p * p * p).sum() for p in both).backward()
@@ -106,4 +106,4 @@ def test_a_penalty_is_the_same_as_in_the_loss(slots):
     loss = sum((p * p * p).sum() + 0.1 * p.abs().sum() + 0.3 * (p * p).sum() for p in twins)
     loss.backward()
     for p, q in zip(both, twins, strict=True):
-        np.testing.assert_allclose(p.grad.data, q.grad.data, rtol=1e-12)
+        np.testing.assert_allclose(p.grad.array, q.grad.array, rtol=1e-12)

@@ -39,7 +39,7 @@ def give_gradients(params, seed, which=None):
 
 
 def values(params):
-    return [np.array(parameter.data) for parameter in params]
+    return [np.array(parameter.array) for parameter in params]
 
 
 def assert_same(left, right):
@@ -57,10 +57,10 @@ def test_parameters_become_aligned_views_that_keep_their_values():
     assert_same(values(params), before)
     (arena,) = optimizer._arenas[0]
     for parameter, slot in zip(params, arena.slots, strict=True):
-        assert parameter.data.base is arena.parameters
+        assert parameter.array.base is arena.parameters
         assert parameter._grad_slot is slot
-        if parameter.data.size:
-            offset = parameter.data.ctypes.data - arena.parameters.ctypes.data
+        if parameter.array.size:
+            offset = parameter.array.ctypes.data - arena.parameters.ctypes.data
             assert offset % ALIGNMENT == 0
 
 
@@ -69,7 +69,7 @@ def test_gradients_are_written_into_the_arena():
     optimizer = optim.SGD(params, lr=0.1)
     give_gradients(params, 0)
     for parameter in params:
-        assert parameter.grad.data is parameter._grad_slot
+        assert parameter.grad.array is parameter._grad_slot
     assert optimizer._arenas[0][0].gradients.any()
     optimizer.zero_grad(set_to_none=False)
     assert not optimizer._arenas[0][0].gradients.any()
@@ -123,7 +123,7 @@ def test_an_arena_for_each_dtype():
     give_gradients(params, 0)
     optimizer.step()
     for parameter, old in zip(params, before, strict=True):
-        moved = np.abs(parameter.data.astype(float) - old.astype(float))
+        moved = np.abs(parameter.array.astype(float) - old.astype(float))
         np.testing.assert_allclose(moved, 0.1, rtol=0.02)
         assert parameter.dtype == old.dtype
     assert optimizer.state[params[3]]["exp_avg"].dtype == np.float32
@@ -168,27 +168,27 @@ def test_lion_against_its_definition():
     """Algorithm 2 of Chen et al. 2023 in float64; PyTorch has none to compare with."""
     (parameter,) = parameters((20,), dtype=np.float64)
     optimizer = optim.Lion([parameter], lr=0.1, betas=(0.8, 0.95), weight_decay=0.1)
-    w, m = np.array(parameter.data), np.zeros(20)
+    w, m = np.array(parameter.array), np.zeros(20)
     for step in range(20):
         give_gradients([parameter], step)
-        g = np.array(parameter.grad.data)
+        g = np.array(parameter.grad.array)
         optimizer.step()
         w -= 0.1 * (np.sign(0.8 * m + 0.2 * g) + 0.1 * w)
         m = 0.95 * m + 0.05 * g
-        np.testing.assert_allclose(parameter.data, w, rtol=1e-12)
+        np.testing.assert_allclose(parameter.array, w, rtol=1e-12)
 
 
 def test_a_gradient_that_lies_elsewhere_is_copied_in():
     (parameter,) = parameters((4,))
     give_gradients([parameter], 0)  # before there is an arena
-    gradient = np.array(parameter.grad.data)
-    before = np.array(parameter.data)
+    gradient = np.array(parameter.grad.array)
+    before = np.array(parameter.array)
     optimizer = optim.SGD([parameter], lr=1.0)
     optimizer.step()
-    np.testing.assert_allclose(parameter.data, before - gradient, rtol=1e-6)
+    np.testing.assert_allclose(parameter.array, before - gradient, rtol=1e-6)
     parameter.grad = wrap(np.ones(4, np.float64))  # by hand, of another dtype
     optimizer.step()
-    np.testing.assert_allclose(parameter.data, before - gradient - 1, rtol=1e-5)
+    np.testing.assert_allclose(parameter.array, before - gradient - 1, rtol=1e-5)
     parameter.grad = wrap(np.ones(5, np.float32))
     with pytest.raises(ValueError, match=r"gradient of parameter 0 .* shape \(5,\)"):
         optimizer.step()
@@ -204,7 +204,7 @@ def test_frozen_parameters_and_none_gradients_stay():
     (params[0] * 2.0).sum().backward()
     optimizer.step()
     assert_same(values(params)[1:], before[1:])
-    assert not np.array_equal(params[0].data, before[0])
+    assert not np.array_equal(params[0].array, before[0])
     assert list(optimizer.state) == [params[0]] and optimizer.state[params[0]]["step"] == 1
 
 
@@ -258,9 +258,9 @@ def test_replaced_data_is_copied_back_in():
     params[0].data = np.zeros(3, np.float32)
     give_gradients(params, 0)
     optimizer.step()
-    gradients = [np.array(parameter.grad.data) for parameter in params]
-    np.testing.assert_array_equal(params[0].data, -gradients[0])
-    assert params[0].data is optimizer._arenas[0][0].views[0]
+    gradients = [np.array(parameter.grad.array) for parameter in params]
+    np.testing.assert_array_equal(params[0].array, -gradients[0])
+    assert params[0].array is optimizer._arenas[0][0].views[0]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -279,7 +279,7 @@ def test_another_dtype_takes_the_state_along(name):
             optimizer.step()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert p.dtype == np.float64
-        np.testing.assert_allclose(p.data, q.data, rtol=2e-5)
+        np.testing.assert_allclose(p.array, q.array, rtol=2e-5)
 
 
 def test_a_changed_shape_is_an_error():
@@ -292,7 +292,7 @@ def test_a_changed_shape_is_an_error():
 
 def test_loading_into_the_model_reaches_the_arena():
     model = nn.Linear(3, 2)
-    saved = {name: np.array(value.data) for name, value in model.state_dict().items()}
+    saved = {name: np.array(value.array) for name, value in model.state_dict().items()}
     optimizer = optim.Adam(model.parameters(), lr=0.1)
     for step in range(3):
         give_gradients(list(model.parameters()), step)
@@ -305,18 +305,18 @@ def test_loading_into_the_model_reaches_the_arena():
 def test_two_optimizers_share_a_parameter():
     """It works, by copying to and fro; both see all updates."""
     (parameter,) = parameters((5,))
-    start = np.array(parameter.data)
+    start = np.array(parameter.array)
     both = [optim.SGD([parameter], lr=1.0), optim.SGD([parameter], lr=10.0)]
     for _ in range(2):
         for optimizer in both:
             optimizer.zero_grad()
             parameter.sum().backward()
             optimizer.step()
-    np.testing.assert_allclose(parameter.data, start - 22, rtol=1e-5)
+    np.testing.assert_allclose(parameter.array, start - 22, rtol=1e-5)
     parameter.sum().backward()
     for optimizer in both:
         optimizer.step()
-    np.testing.assert_allclose(parameter.data, start - 22 - 22, rtol=1e-5)
+    np.testing.assert_allclose(parameter.array, start - 22 - 22, rtol=1e-5)
 
 
 def test_a_copied_model_is_independent():
@@ -330,6 +330,29 @@ def test_a_copied_model_is_independent():
     assert all(parameter._grad_slot is None for parameter in twin.parameters())
 
 
+@pytest.mark.parametrize("twice", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))])
+@pytest.mark.parametrize("name", ALL)
+def test_a_model_and_its_optimizer_are_copied_together(name, twice):
+    """The copy of the optimizer trains the copy of the model, and goes on as the first would."""
+    model = nn.Linear(3, 2)
+    optimizer = getattr(optim, name)(model.parameters(), **ALL[name])
+    for step in range(2):
+        give_gradients(list(model.parameters()), step)
+        optimizer.step()
+    twin, own = twice((model, optimizer))
+    assert own.param_groups[0]["params"][0] is twin.weight and own.rule == optimizer.rule
+    kept = values(model.parameters())
+    for m, o in ((twin, own), (model, optimizer)):
+        if m is model:
+            assert_same(values(model.parameters()), kept)
+        give_gradients(list(m.parameters()), 5, which=(0,))
+        o.step()
+        give_gradients(list(m.parameters()), 6)
+        o.step()
+    assert not np.array_equal(kept[0], model.weight.array)
+    assert_same(values(twin.parameters()), values(model.parameters()))
+
+
 # ---- groups ------------------------------------------------------------------------------------
 
 
@@ -341,7 +364,7 @@ def test_groups_have_their_own_hyperparameters():
         parameter.sum().backward()
     optimizer.step()
     np.testing.assert_allclose(before[0] - first.data, 1.0, rtol=1e-5)
-    np.testing.assert_allclose(before[1] - second.data, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(before[1] - second.array, 0.1, rtol=1e-5)
     assert "lr: 1.0" in repr(optimizer) and "Parameter Group 1" in repr(optimizer)
 
 
@@ -430,7 +453,7 @@ def test_training_resumes_bit_by_bit(name):
     again = parameters(*shapes, seed=9)
     resumed = getattr(optim, name)(again)
     for parameter, value in zip(again, weights, strict=True):
-        parameter.data[...] = value
+        parameter.array[...] = value
     resumed.load_state_dict(saved)
     run(again, resumed, range(5, 10))
     assert_same(values(again), values(params))
@@ -478,7 +501,7 @@ def test_a_state_that_does_not_fit_changes_nothing():
 @pytest.mark.parametrize("name", ALL)
 def test_a_gpu_gives_what_the_cpu_gives(name):
     """Moved there in the middle of training, and loaded from a state of the CPU."""
-    model, other = nn.Linear(33, 7), nn.Linear(33, 7)
+    model, other = nn.Linear(33, 7, device="cpu"), nn.Linear(33, 7, device="cpu")
     other.load_state_dict(model.state_dict())
     pairs = [(m, getattr(optim, name)(m.parameters(), **ALL[name])) for m in (model, other)]
     for step in range(8):
@@ -495,4 +518,4 @@ def test_a_gpu_gives_what_the_cpu_gives(name):
             optimizer.step()
     for p, q in zip(model.parameters(), other.parameters(), strict=True):
         assert q.device.type == "cuda"
-        np.testing.assert_allclose(q.detach().cpu().numpy(), p.data, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(q.detach().cpu().numpy(), p.array, rtol=1e-5, atol=1e-6)

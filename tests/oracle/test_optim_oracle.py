@@ -76,7 +76,7 @@ def give_gradients(ours, theirs, rng, which=None):
 def assert_close(ours, theirs, rtol):
     for mine, other in zip(ours, theirs, strict=True):
         expected = other.detach().numpy()
-        np.testing.assert_allclose(mine.data, expected, rtol=rtol, atol=rtol)
+        np.testing.assert_allclose(mine.array, expected, rtol=rtol, atol=rtol)
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
@@ -93,7 +93,7 @@ def test_twenty_steps(name, options):
     for p, q in zip(ours, theirs, strict=True):
         for key, value in other.state.get(q, {}).items():
             if key != "step" and value is not None:
-                actual = mine.state[p][key].data
+                actual = mine.state[p][key].array
                 np.testing.assert_allclose(actual, value.numpy(), rtol=1e-10, atol=1e-12)
 
 
@@ -155,7 +155,7 @@ def test_a_state_saved_by_torch_can_be_loaded(name):
         give_gradients(ours, theirs, rng)
         other.step()
     for mine, q in zip(ours, theirs, strict=True):
-        mine.data[...] = q.detach().numpy()
+        mine.array[...] = q.detach().numpy()
     loaded = getattr(optim, name)(ours, lr=1.0)
     loaded.load_state_dict(other.state_dict())
     for _ in range(5):
@@ -301,12 +301,12 @@ def test_clip_grad_norm(norm_type, max_norm, in_arena):
     give_gradients(ours, theirs, rng)
     if optimizer is not None:
         optimizer.step()  # brings the gradients into the arena
-        assert all(p.grad.data is p._grad_slot for p in ours)
+        assert all(p.grad.array is p._grad_slot for p in ours)
     norm = clip.clip_grad_norm_(ours, max_norm, norm_type)
     expected = torch.nn.utils.clip_grad_norm_(theirs, max_norm, norm_type)
     assert np.isclose(norm.item(), expected.item(), rtol=1e-6)
     for p, q in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(p.grad.data, q.grad.numpy(), rtol=2e-6)
+        np.testing.assert_allclose(p.grad.array, q.grad.numpy(), rtol=2e-6)
 
 
 def test_clip_grad_value():
@@ -315,4 +315,4 @@ def test_clip_grad_value():
     clip.clip_grad_value_(ours, 0.3)
     torch.nn.utils.clip_grad_value_(theirs, 0.3)
     for p, q in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(p.grad.data, q.grad.numpy())
+        np.testing.assert_array_equal(p.grad.array, q.grad.numpy())

@@ -352,3 +352,16 @@ def test_transform_only_touches_training():
     history = trainer.fit((X, Y), (X, Y), batch_size=5, transform=zero, verbose=False)
     assert history["loss"][0] == pytest.approx(np.mean(Y**2))
     assert history["validation_loss"][0] == pytest.approx(np.mean((X.sum(1) * 3 - Y[:, 0]) ** 2))
+
+
+def test_what_is_no_model_loss_or_optimizer_is_named():
+    model = nn.Linear(3, 2)
+    for bad, match in (
+        ((3, nn.MSELoss(), optim.SGD), "model must be an nn.Module, got int"),
+        ((nn.Linear, nn.MSELoss(), optim.SGD), "model must be an nn.Module, got the class Linear"),
+        ((model, nn.MSELoss, optim.SGD), "loss must be callable, .* got the class MSELoss"),
+        ((model, nn.MSELoss(), "adam"), "optimizer must be an optimizer .* got 'adam'"),
+    ):
+        with pytest.raises(TypeError, match=match):
+            Trainer(*bad)
+    assert isinstance(Trainer(model, nn.MSELoss(), optim.SGD).optimizer, optim.SGD)

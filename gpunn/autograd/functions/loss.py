@@ -8,9 +8,10 @@ import warnings
 import numpy as np
 
 from gpunn.autograd import mode
+from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.arithmetic import where
-from gpunn.autograd.functions.common import array_xp, check_broadcast
+from gpunn.autograd.functions.common import array_xp, cast, check_broadcast
 from gpunn.autograd.functions.reduction import gather, mean, sum
 from gpunn.autograd.functions.shape import broadcast_to, moveaxis, reshape
 from gpunn.autograd.tensor import Tensor, wrap
@@ -105,7 +106,13 @@ def _check_constant(name: str, **tensors: Tensor | None) -> None:
 
 
 def _pair(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and target in one shape. Broadcasting is allowed as in PyTorch, with its warning."""
+    """Input and target in one shape; whole numbers become floats as the other one is.
+
+    Broadcasting is allowed as in PyTorch, with its warning.
+    """
+    if is_float(input.dtype) != is_float(target.dtype):
+        dtype = input.dtype if is_float(input.dtype) else target.dtype
+        input, target = cast(input, dtype), cast(target, dtype)
     if input.shape == target.shape:
         return input, target
     check_broadcast(name, input.shape, target.shape)
@@ -179,7 +186,8 @@ def binary_cross_entropy(
 ) -> Tensor:
     """Binary cross-entropy of probabilities in [0, 1]; with logits use the stabler sibling.
 
-    Raises ValueError for another shape of `target`.
+    Raises ValueError for another shape of `target`, and for an `input` outside [0, 1] on the CPU;
+    on a GPU, where looking would mean waiting, the loss becomes NaN.
     """
     check_reduction("binary_cross_entropy", reduction)
     if target.shape != input.shape:
@@ -188,6 +196,11 @@ def binary_cross_entropy(
             "they must be equal"
         )
     _check_constant("binary_cross_entropy", target=target)
+    if not input.is_cuda and not ((input._array >= 0) & (input._array <= 1)).all():
+        raise ValueError(
+            "binary_cross_entropy: input must hold probabilities from 0 to 1. Apply a sigmoid, or "
+            "use binary_cross_entropy_with_logits."
+        )
     loss = BinaryCrossEntropy.apply(input, target._array)
     return _reduced(loss if weight is None else loss * weight, reduction)
 

@@ -226,11 +226,20 @@ class Extreme(NamedTuple):
     indices: Tensor
 
 
-def _extreme(name: str, input: Tensor, dim, keepdim: bool, largest: bool):
-    if input.numel() == 0:
+def _require_elements(name: str, input: Tensor, dim) -> None:
+    """Raise the error for the largest of nothing."""
+    if dim is None or input.ndim == 0:
+        count, where = input.numel(), ""
+    else:
+        count, where = input.shape[normal_dim(name, dim, input.ndim)], f" along dim {dim}"
+    if count == 0:
         raise ValueError(
-            f"{name}: input has no elements (shape {input.shape}); expected at least one"
+            f"{name}: input has no elements{where} (shape {input.shape}); expected at least one"
         )
+
+
+def _extreme(name: str, input: Tensor, dim, keepdim: bool, largest: bool):
+    _require_elements(name, input, dim)
     if dim is None:
         return Extremum.apply(input, tuple(range(input.ndim)), False, largest)
     indices = _arg(name, input, dim, True, largest)
@@ -244,10 +253,7 @@ def _extreme(name: str, input: Tensor, dim, keepdim: bool, largest: bool):
 
 
 def _arg(name: str, input: Tensor, dim, keepdim: bool, largest: bool) -> Tensor:
-    if input.numel() == 0:
-        raise ValueError(
-            f"{name}: input has no elements (shape {input.shape}); expected at least one"
-        )
+    _require_elements(name, input, dim)
     array = wide(input._array)
     find = array.argmax if largest else array.argmin
     if dim is None or array.ndim == 0:
