@@ -98,7 +98,9 @@ def select(names: Iterable[str]) -> list[Primitive]:
     table, wanted = gpunn.kernels.table(), list(names)
     chosen: set[str] = set()
     for name in wanted:
-        found = {p.name for p in table.values() if name in ("all", p.name, p.family)}
+        found = {p.name for p in table.values() if name in ("all", p.family)}
+        if name in table:  # a primitive may bear its family's name
+            found = {name}
         if not found:
             raise KeyError(f"{name} is no primitive; there are {', '.join(table)}")
         chosen |= found

@@ -33,6 +33,10 @@ def test_select_by_name_family_and_all():
         cases.select(["sofmax"])
 
 
+def test_a_name_that_is_also_a_familys_is_the_primitive():
+    assert [made.name for made in cases.select(["matmul"])] == ["matmul"]
+
+
 def test_cpu_shapes_are_cut_down():
     assert cases.cut_down((65536, 1024)) == (4096, 1024)
     assert cases.cut_down((4096, 4096, 4096)) == (64, 4096, 4096)
