@@ -115,8 +115,9 @@ def _cpu_copy(nbytes: int) -> Callable[[], object]:
 
 def _gpu_copy(nbytes: int, device: Device) -> Callable[[], object]:
     cupy = import_cupy()
+    block = np.random.default_rng(0).random(min(nbytes // 4, 1 << 22), dtype=np.float32)
     with device.activate():
-        source = cupy.random.random(nbytes // 4, dtype=np.float32)
+        source = cupy.tile(cupy.asarray(block), -(-(nbytes // 4) // block.size))[: nbytes // 4]
         target = cupy.empty_like(source)
     return lambda: target.data.copy_from_device_async(
         source.data, nbytes // 4 * 4, cupy.cuda.get_current_stream()

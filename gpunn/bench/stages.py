@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -23,6 +24,7 @@ from gpunn.bench.cases import Case, workload
 from gpunn.bench.ceilings import Ceilings, Sizes, measure_ceilings
 from gpunn.device import arrays, synchronize
 from gpunn.device.device import Device
+from gpunn.device.probe import import_cupy
 from gpunn.primitives import parity
 from gpunn.primitives.registry import IMPLEMENTATIONS
 
@@ -231,6 +233,14 @@ def poisoned(device: Device) -> bool:
     return False
 
 
+def release(device: Device) -> None:
+    """Give back the memory that CuPy and PyTorch keep, each for itself alone."""
+    if device.type == "cuda":
+        import_cupy().get_default_memory_pool().free_all_blocks()
+        if torch := sys.modules.get("torch"):
+            torch.cuda.empty_cache()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the items of a stage; POISONED if the device was lost on the way."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -256,6 +266,8 @@ def main(arguments: list[str] | None = None) -> int:
             notes.write(json.dumps({"end": item["id"], "result": result}) + "\n")
             if not result["passed"] and poisoned(device):
                 return supervise.POISONED
+            with contextlib.suppress(Exception):  # what is wrong, the next item will tell
+                release(device)
     return 0
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.device.device import Device, as_device
+from gpunn.device.device import Device, _made, as_device
 from gpunn.device.probe import import_cupy
 from gpunn.errors import OutOfMemoryError
 
@@ -24,8 +24,8 @@ def is_array(value: Any) -> bool:
     """Whether `value` is an array of any library that we can use without a copy."""
     return (
         isinstance(value, np.ndarray)
+        or hasattr(value, "__dlpack__")  # asked first: the other raises for some PyTorch tensors
         or hasattr(value, "__cuda_array_interface__")
-        or hasattr(value, "__dlpack__")
     )
 
 
@@ -54,7 +54,8 @@ def device_of(array: Any) -> Device:
     """The device that holds a NumPy or CuPy array."""
     if isinstance(array, np.ndarray):
         return CPU
-    return Device(f"cuda:{array.device.id}")
+    index = array.device.id
+    return _made.get(("cuda", index)) or Device("cuda", index)
 
 
 def array_module(device: Device | str):

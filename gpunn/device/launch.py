@@ -34,7 +34,7 @@ _CTYPES = {
     np.dtype(np.bool_): "bool",
 }
 
-# Static shared memory is limited to this; a kernel must ask for more before its first launch.
+# What a block may use, static and dynamic shared memory together, before its kernel asks for more.
 DEFAULT_SHARED = 48 * 1024
 
 
@@ -80,14 +80,16 @@ class CudaLauncher(Launcher):
         self.multiprocessors = properties["multiProcessorCount"]
         self.shared_limit = properties["sharedMemPerBlockOptin"]
         self._kernels: dict[str, Any] = {}
+        self._allowed: dict[str, int] = {}  # bytes of dynamic shared memory, by expression
 
     def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
         kernel = self._kernels.get(expression)
         if kernel is None:
             kernel = self._kernels[expression] = self._load(expression)
+            self._allowed[expression] = DEFAULT_SHARED - kernel.shared_size_bytes
         try:
-            if shared > DEFAULT_SHARED and kernel.max_dynamic_shared_size_bytes < shared:
-                kernel.max_dynamic_shared_size_bytes = shared
+            if shared > self._allowed[expression]:
+                kernel.max_dynamic_shared_size_bytes = self._allowed[expression] = shared
             kernel(grid, block, tuple(_NULL if a is None else a for a in args), shared_mem=shared)
         except probe.import_cupy().cuda.driver.CUDADriverError as error:
             raise LaunchError(
@@ -171,9 +173,8 @@ class NumbaLauncher:
     """Runs the Numba kernels of one file, on a GPU or in Numba's CUDA simulator."""
 
     def __init__(self, source: str, device: Device):
-        # With the protocol's default, each launch on a CuPy array would wait for the whole stream.
-        os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
         self.source, self.device = source, device
+        probe.import_numba_cuda()
         self.module = sources.numba_module(source)
 
     def __call__(self, name: str, grid, block, args, shared: int = 0) -> None:

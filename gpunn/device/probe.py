@@ -6,11 +6,16 @@ Each finding has a name, a state and, if it fails, the remedy. `gpunn doctor` pr
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import functools
+import importlib
 import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from gpunn.errors import DeviceError
 
@@ -226,14 +231,55 @@ def _driver_in_sight() -> bool:
         return True
     if os.environ.get("CUDA_VISIBLE_DEVICES", None) in ("", "-1"):
         return False
-    return any(
-        Path(p).exists() for p in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu")
-    )
+    nodes = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/nvhost-gpu")
+    if any(Path(node).exists() for node in nodes):
+        return True
+    try:  # some sandboxes show no device files but have the driver's library
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
-def numba_importable() -> bool:
-    """Whether Numba's CUDA kernels can be had, asked without importing it."""
-    return importlib.util.find_spec("numba") is not None
+def import_numba_cuda():
+    """The module numba.cuda, or an ImportError."""
+    # With the protocol's default, each launch on a CuPy array would wait for the whole stream.
+    os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
+    # Small arrays make small grids: that is no mistake to warn of.
+    os.environ.setdefault("NUMBA_CUDA_LOW_OCCUPANCY_WARNINGS", "0")
+    from numba import config, cuda
+
+    if not hasattr(np, "row_stack") and not config.ENABLE_CUDASIM:
+        # numba-cuda 0.30 asks for it while it loads; NumPy 2.5 has dropped it.
+        np.row_stack = np.vstack
+        try:
+            with contextlib.suppress(ImportError):
+                importlib.import_module("numba.cuda.np.arrayobj")
+        finally:
+            del np.row_stack
+    return cuda
+
+
+@functools.cache
+def find_numba() -> Finding:
+    """Does Numba compile CUDA kernels here? No GPU is needed."""
+    if importlib.util.find_spec("numba") is None:
+        remedy = "The Numba kernels, an alternative to ours, need pip install 'gpunn[numba]'."
+        return Finding("Numba", False, "not installed", remedy)
+    try:
+        cuda = import_numba_cuda()
+        import numba
+
+        cuda.compile_ptx(lambda x: None, (numba.float32[::1],), cc=(8, 0))
+    except Exception as error:
+        text = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+        remedy = (
+            f"Numba is installed but compiles no CUDA kernels ({detail}): its version, NumPy's and "
+            "the CUDA toolkit's do not fit together. Only the Numba kernels need it."
+        )
+        return Finding("Numba", False, detail, remedy)
+    return Finding("Numba", True, numba.__version__)
 
 
 def findings() -> list[Finding]:

@@ -378,7 +378,7 @@ def _(launch, a, b, bias, out, preactivation, activation, alpha):
         a, b = (_dense(launch, x if x.ndim == 3 else x[None]) for x in (a, b))
         batch, rows, columns = total[one].shape
         bias = total.reshape(-1)[:0] if bias is None else bias  # an empty one is none
-        grid = (-(-columns // 16), -(-rows // 16), min(batch, 65535))
+        grid = (-(-rows // 16), -(-columns // 16), min(batch, 65535))
         launch(f"matmul_{out.dtype}", grid, (16, 16), (a, b, bias, total[one]))
     if total is not out or activation != "identity":
         activation_forward(total, activation=activation, alpha=_given(activation, alpha), out=out)

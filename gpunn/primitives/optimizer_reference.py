@@ -111,7 +111,7 @@ def _running_mean(mean, value, factor, t):
 def _running_mean_square(mean, value, factor, t):
     """mean = factor mean + (1 - factor) value²"""
     np.multiply(mean, factor, out=mean)
-    np.multiply(value, value, out=t)
+    np.square(value, out=t)  # twice as fast as value * value
     np.multiply(t, 1 - factor, out=t)
     np.add(mean, t, out=mean)
 
@@ -175,7 +175,7 @@ def adagrad_update(parameters, gradients, state_sum, hyper, maximize):
     _, _, weight_decay, eps, _, decayed_lr = hyper.tolist()
 
     def rule(w, g, total, t):
-        np.multiply(g, g, out=t)
+        np.square(g, out=t)
         np.add(total, t, out=total)
         np.sqrt(total, out=t)
         np.add(t, eps, out=t)

@@ -239,10 +239,10 @@ def implementation_for(device: Device) -> str:
 
 def _run(call: Call, args: tuple) -> None:
     made, device = call.primitive, call.device
-    if device.type == "cpu" and _choice.forced is None and not _FORCED_BY_ENVIRONMENT:
-        made._reference(*args)
-        return
-    implementation = implementation_for(device)
+    if _choice.forced is None and not _FORCED_BY_ENVIRONMENT:  # the usual case, quickly
+        implementation = "numpy" if device.type == "cpu" else "cuda"
+    else:
+        implementation = implementation_for(device)
     if implementation == "numpy":
         made._reference(*args)
     elif implementation == "cuda":

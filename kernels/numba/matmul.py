@@ -23,7 +23,8 @@ def _matmul_kernel(number):
         panel_a = cuda.shared.array((TILE, TILE), number)
         panel_b = cuda.shared.array((TILE, TILE), number)
         x, y = cuda.threadIdx.x, cuda.threadIdx.y
-        n, m = cuda.blockIdx.x * TILE + x, cuda.blockIdx.y * TILE + y
+        # Rows along the grid's x, which may have 2^31 blocks; its y has 65535 at most.
+        m, n = cuda.blockIdx.x * TILE + y, cuda.blockIdx.y * TILE + x
         depth = a.shape[2]
         for z in range(cuda.blockIdx.z, out.shape[0], cuda.gridDim.z):
             of_a = z if a.shape[0] > 1 else 0

@@ -276,3 +276,15 @@ def test_the_path_to_a_gpu_is_reported_in_order(pretend):
     pretend(fake_cupy())
     assert [f.name for f in probe.findings()][2] == "GPU"
     assert probe.find_gpus().detail == "cuda:0 NVIDIA H200 (sm_90)"
+
+
+def test_numba_compiles_or_the_finding_says_why_not(monkeypatch):
+    before = hasattr(np, "row_stack")
+    found = probe.find_numba()
+    assert found.passed or found.detail == "not installed" or found.detail in found.remedy
+    assert hasattr(np, "row_stack") == before
+    probe.find_numba.cache_clear()
+    monkeypatch.setattr(probe.importlib.util, "find_spec", lambda name: None)
+    found = probe.find_numba()
+    probe.find_numba.cache_clear()
+    assert not found.passed and "pip install 'gpunn[numba]'" in found.remedy

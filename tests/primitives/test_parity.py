@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from gpunn import kernels
+from gpunn.device import probe
 from gpunn.device.sources import kernels_folder
 from gpunn.primitives import parity
 from gpunn.primitives.registry import reachable_kernels
@@ -46,6 +47,9 @@ def test_cuda(name, count_parity):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", TABLE)
 def test_numba(name, count_parity):
+    numba = probe.find_numba()
+    if not numba.passed:
+        pytest.skip(numba.remedy)
     check_all(name, "numba", "cuda", count_parity)
 
 
