@@ -35,7 +35,7 @@ test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tes
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
 	$(BIN)/python -m pytest tests/oracle
 
-gpu:  ## on a machine with a GPU: all GPU tests and benchmarks, one result file; installs nothing
+gpu:  ## with a GPU: all GPU tests and benchmarks, one result file; installs nothing (PYTHON=...)
 	$(PYTHON) benchmarks/gpu.py
 
 bench: $(VENV)/.test  ## time every kernel against its peers

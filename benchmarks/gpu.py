@@ -39,9 +39,17 @@ def main() -> int:
     """Run the stages and print the table."""
     begin = time.monotonic()
     arguments = parser().parse_args()
-    from gpunn.bench import hardware, results
-    from gpunn.device.device import Device
-    from gpunn.errors import DeviceError
+    try:
+        from gpunn.bench import hardware, results
+        from gpunn.device.device import Device
+        from gpunn.errors import DeviceError
+    except ModuleNotFoundError as error:
+        print(
+            f"{sys.executable} has no {error.name}. This installs nothing and needs a Python with "
+            "NumPy, ml_dtypes and CuPy; name it with: make gpu PYTHON=.venv/bin/python",
+            file=sys.stderr,
+        )
+        return 2
 
     names = [name for name, _, _ in hardware.STAGES]
     for name in arguments.stages or ():

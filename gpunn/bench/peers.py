@@ -78,8 +78,10 @@ def choose(names: Sequence[str] | None, device: Device) -> tuple[str, ...]:
 
 
 def _torch_has_cuda() -> bool:
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError):  # installed, but not in working order
+        return False
     return torch.cuda.is_available()
 
 
