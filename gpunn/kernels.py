@@ -18,7 +18,7 @@ from gpunn.primitives.registry import TABLE, Cost, Primitive, using
 # The families, in the order of the table; importing one adds its rows.
 FAMILIES = (
     "matmul", "activation", "softmax", "loss", "cross_entropy", "optimizer", "optimizer_samples",
-    "clip", "random", "reduce",
+    "clip", "random", "random_samples", "reduce",
 )  # fmt: skip
 
 for _family in FAMILIES:
