@@ -1,0 +1,2 @@
+// Stands in for NVIDIA's <device_launch_parameters.h>: the shim has what it declares.
+#pragma once

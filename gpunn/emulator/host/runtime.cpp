@@ -1,0 +1,15 @@
+// runtime.cpp - runs CUDA kernels that the host compiler has compiled: one translation unit, read in this order.
+//
+//   state.h      what there is: launch, gang, block, thread, and what they wait for
+//   schedule.h   whose turn it is
+//   report.h     findings
+//   clocks.h     which access comes before which
+//   checker.h    every access in checked mode
+//   hooks.h      the calls that the sanitizers' instrumentation makes
+//   barrier.h    warp-wide operations, barriers, atomics
+//   tensor_core.h  the numbers of mma and wgmma, the layouts of tensor maps
+//   async.h      cp.async, mbarriers, bulk and tensor copies, wgmma
+//   cluster.h    clusters, distributed shared memory, barriers of the grid
+//   memory.h     the kernel's copies of arrays
+//   launch.h     from the launch to the last block
+#include "runtime/launch.h"

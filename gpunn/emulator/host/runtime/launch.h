@@ -1,0 +1,683 @@
+// launch.h - a launch from beginning to end: threads of the operating system, blocks, signals, the watchdog.
+#pragma once
+#include <dlfcn.h>
+#include <link.h>
+#include <signal.h>
+#include <unistd.h>
+#include <chrono>
+#include <functional>
+#include <thread>
+#include "cluster.h"
+#include "memory.h"
+
+// ---- a thread of the kernel ends ------------------------------------------------------------------------------
+
+static void report_unfinished(Fiber* f) {
+    const auto say = [&](void* place, const char* what) {
+        report(MISSING_WAIT, place, 0, nullptr, "the thread ends without a wait for %s", what);
+    };
+    for (auto& group : f->copy_groups)
+        if (!group.empty()) return say(group.front().place, "this cp.async");
+    if (!f->copies.empty()) return say(f->copies.front().place, "this cp.async, which is not even committed");
+    for (auto& group : f->step_groups)
+        if (!group.empty()) return say(group.front().place, "this wgmma");
+    if (!f->steps.empty()) return say(f->steps.front().place, "this wgmma, which is not even committed");
+    for (auto& group : f->store_groups)
+        for (auto& s : group)
+            if (!s.read_done) return say(s.place, "this store to read its shared memory");
+    if (!f->stores.empty()) return say(f->stores.front().place, "this store, which is not even committed");
+}
+
+static void end_of_block(Block* b) {
+    b->exited = true;
+    if (!checking(b)) return;
+    if (!b->jobs.empty() && b->jobs.front().kind != EngineJob::ARRIVE)
+        report(MISSING_WAIT, b->jobs.front().place, 0, nullptr,
+               "the block ends while this copy into its shared memory is in flight");
+    if (b->remote.empty()) return;
+    Clocks all;  // what any of the block's threads knew of the others at its end
+    for (int t = 0; t < b->threads; t++) join(all, everything(&b->fibers[t]));
+    for (size_t id = 0; id < b->remote.size(); id++) {
+        if (!b->remote[id] || b->remote[id] <= all[id]) continue;
+        report(LIFETIME, b->fibers[0].waiting_place, 0, nullptr,
+               "block %d of the cluster may end while a thread of block %d still uses its shared memory: a cluster "
+               "barrier before the end is missing", b->rank, static_cast<int>(id) / b->threads);
+        return;
+    }
+}
+
+static void fiber_main() {
+    Block* b = own_block;
+    b->launch->kernel(b->launch->arguments);
+    Fiber* f = current();
+    settle(f);
+    if (f->held.address) judge_held(f);
+    for (auto& group : f->store_groups)  // what was committed is done, waited for or not
+        for (auto& s : group)
+            if (s.read_done) continue;
+            else if (checking(b)) break;
+            else finish_read(f, s);
+    if (checking(b)) report_unfinished(f);
+    for (auto& group : f->store_groups)
+        for (auto& s : group) finish_read(f, s);
+    Warp& w = b->warp[f->warp];
+    b->live--;
+    w.live &= ~(1u << f->lane);
+    if (!b->live) end_of_block(b);
+    set_blocked(f);
+    f->state = DONE;
+    for (Collective& c : w.collective)
+        if (c.active && c.arrived == (c.wanted & w.live)) finish_collective(b, f->warp, c);
+    NamedBarrier& bar = b->barrier[0];
+    if (bar.arrived && !bar.expected && bar.arrived >= b->live && b->live) finish_barrier(b, bar, true);
+    Gang* g = b->gang;
+    if (g->arrived && g->arrived >= live_threads(g)) {
+        if (b->launch->options.cooperative) finish_grid_barrier(g);
+        else finish_cluster_barrier(g);
+    }
+    switch_to(b, pick(b));
+    __builtin_unreachable();
+}
+
+// ---- signals: memory faults, and the watchdog's tap on the shoulder ----------------------------------------------
+
+static const int FAULT_SIGNALS[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE};
+constexpr int WATCHDOG_SIGNAL = SIGURG;  // one that is ignored by default
+static struct sigaction previous_action[64];
+
+static void* place_of_signal(void* context) {
+    auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+    return reinterpret_cast<void*>(machine->gregs[REG_RIP] + 1);
+#else
+    return reinterpret_cast<void*>(machine->pc + 1);
+#endif
+}
+
+static void on_fault(int signal, siginfo_t* info, void* context) {
+    Block* b = own_block;
+    if (!b || !emu_current || !b->running) {  // not ours: let whoever was there before see it
+        sigaction(signal, &previous_action[signal], nullptr);
+        return;
+    }
+    void* place = place_of_signal(context);
+    const u64 address = reinterpret_cast<u64>(info->si_addr), pc = reinterpret_cast<u64>(place);
+    if (pc < b->launch->image_start || pc > b->launch->image_end) place = current()->waiting_place;
+    if (signal == SIGFPE) {
+        report(TRAP, place, 0, nullptr, "division by zero");
+    } else if (signal == SIGILL || signal == SIGTRAP) {
+        report(TRAP, place, 0, nullptr, "an instruction that traps");
+    } else if (address - reinterpret_cast<u64>(b->stacks) < b->stack_size * b->stack_count) {
+        report(STACK_OVERFLOW, place, 0, nullptr, "the thread's local memory is full (%llu KiB)",
+               static_cast<unsigned long long>(b->launch->options.stack / 1024));
+    } else if (address < PAGE) {
+        report(OUT_OF_BOUNDS, place, 0, nullptr, "access through a null pointer");
+    } else {
+        bool near = false;
+        for (auto& m : b->launch->memory) {
+            if (address + 2 * PAGE < m.base || address > m.base + m.size + 2 * PAGE) continue;
+            const bool before = address < m.base;
+            report(OUT_OF_BOUNDS, place, address, nullptr, "access %llu bytes %s",
+                   static_cast<unsigned long long>(before ? m.base - address : address - m.base - m.size),
+                   before ? "before its start" : "behind its end");
+            std::lock_guard<std::mutex> guard(b->launch->report_mutex);
+            if (!b->launch->reports.empty()) b->launch->reports.back().memory_kind = 1;
+            near = true;
+            break;
+        }
+        if (!near) report(OUT_OF_BOUNDS, place, address, nullptr, "access to memory that belongs to no argument");
+    }
+    siglongjmp(b->escape, 1);
+}
+
+static void on_watchdog(int, siginfo_t*, void* context) {
+    Block* b = own_block;
+    if (!b || !emu_current || b->in_callback || b->dead || !b->running) return;
+    const u64 pc = reinterpret_cast<u64>(place_of_signal(context));
+    if (pc < b->launch->code_start || pc > b->launch->image_end) return;  // in the runtime: not now
+    if (b->launch->timed_out) {
+        report(DEADLOCK, place_of_signal(context), 0, nullptr, "no end after %g seconds: this thread is still here",
+               b->launch->options.timeout);
+        siglongjmp(b->escape, 1);
+    }
+    switch_to(b, pick(b));  // a thread that spins without a word: let others run
+}
+
+// ---- one block -----------------------------------------------------------------------------------------------------
+
+static void reset(Fiber* f, Block* b, int linear) {
+    const Index3 size = b->launch->block_size, grid = b->launch->grid;
+    const u32 x = linear % size.x, y = linear / size.x % size.y, z = linear / size.x / size.y;
+    f->thread = {x, y, z};
+    f->block = {static_cast<u32>(b->index % grid.x), static_cast<u32>(b->index / grid.x % grid.y),
+                static_cast<u32>(b->index / grid.x / grid.y)};
+    f->block_size = size;
+    f->grid_size = grid;
+    f->lane = linear % WARP;
+    f->warp = linear / WARP;
+    f->linear = linear;
+    f->home = b;
+    f->id = b->rank * b->threads + linear;
+    f->clock = 1;
+    f->clocks.clear();
+    f->foreign = f->last_acquired = nullptr;
+    f->fenced = f->wgmma_fenced = f->tile_touched = false;
+    f->fence_clock = f->proxy_fence_clock = 0;
+    f->proxy_known.clear();
+    f->proxy_clocks.clear();
+    f->copies.clear();
+    f->copy_groups.clear();
+    f->steps.clear();
+    f->step_groups.clear();
+    f->groups_committed = f->groups_waited = 0;
+    f->stores.clear();
+    f->store_groups.clear();
+    f->tile_bytes = 0;
+    f->overwrite.bytes = 0;
+    f->acquire_later = 0;
+    f->held.address = 0;
+    f->initialised.clear();
+    f->waiting_for = "its work";
+    f->spins = 0;
+    f->waiting_place = nullptr;
+    f->stack = b->stacks + linear * b->stack_size;
+    // Tops at different offsets, or all threads' locals would share the same lines of the cache.
+    f->stack_pointer = first_frame(f->stack + b->stack_size - 64 * (linear % 16), fiber_main);
+    b->warp[f->warp].live |= 1u << f->lane;
+    set_ready(f);
+}
+
+static void reset(Block* b) {
+    Launch* launch = b->launch;
+    b->dead = b->in_callback = b->exited = false;
+    b->live = b->threads;
+    b->ready_warps = 0;
+    b->reduction = 0;
+    b->mbarriers.clear();
+    b->jobs.clear();
+    b->warpgroups.assign(b->threads / WARPGROUP, {});
+    b->known.assign(b->gang->size, 0);
+    b->agents_known.assign(b->gang->agents(), 0);
+    b->remote.clear();
+    b->foreign = nullptr;
+    b->last_memory = 0;
+    b->random = (launch->options.seed + 1) * 0x9E3779B97F4A7C15ull ^ (b->index + 1) * 0xD1342543DE82EF95ull;
+    for (int i = 0; i < 4; i++) random_number(b);
+    b->countdown = launch->options.preempt;
+    for (auto& bar : b->barrier) bar = NamedBarrier();
+    for (int i = 0; i < b->warps; i++) {
+        b->warp[i].live = b->warp[i].ready = b->warp[i].at_activemask = 0;
+        for (auto& c : b->warp[i].collective) c.active = false;
+    }
+    // Shared memory begins as NaN, or as an index that is far outside.
+    memset(b->dynamic, 0xFF, launch->options.shared);
+    memset(b->shared, 0xFF, b->dynamic - b->shared);
+    char* rest = b->dynamic + MAX_DYNAMIC_SHARED;
+    memset(rest, 0xFF, b->shared + b->shared_size - rest);
+    for (int t = 0; t < b->threads; t++) reset(&b->fibers[t], b, t);
+}
+
+// Says where the threads wait: a finding for each place, the first with the count of all.
+static void report_deadlock(Block* b, const char* how) {
+    std::map<std::string, int> waiting;
+    std::map<std::pair<std::string, void*>, Fiber*> places;
+    std::string detail;
+    int ended = 0;
+    bool warp_split = false;
+    for (Block* one : b->gang->blocks) {
+        ended += one->threads - one->live;
+        for (int t = 0; t < one->threads; t++) {
+            Fiber* f = &one->fibers[t];
+            if (f->state == DONE) continue;
+            waiting[f->waiting_for]++;
+            places.insert({{f->waiting_for, f->waiting_place}, f});
+            // Lanes of one warp, some at a barrier of the block and some at an operation of the warp.
+            const auto at_barrier = [](Fiber* g) { return !strcmp(g->waiting_for, "__syncthreads()"); };
+            const auto at_warp = [](Fiber* g) { return g->waiting_for[0] == '_' && strcmp(g->waiting_for, "__syncthreads()"); };
+            if (f->lane && f[-1].state == BLOCKED && f->state == BLOCKED)
+                warp_split |= (at_barrier(f) && at_warp(f - 1)) || (at_warp(f) && at_barrier(f - 1));
+            if (detail.empty() && !strcmp(f->waiting_for, "a wait for an mbarrier")) {
+                auto* m = static_cast<MBarrier*>(f->argument);
+                detail = "; the mbarrier of thread " + std::to_string(f->linear) + " lacks " +
+                         std::to_string(m->pending) + " of " + std::to_string(m->count) + " arrivals and " +
+                         std::to_string(m->bytes) + " bytes";
+            }
+        }
+    }
+    std::string text = how;
+    for (auto& w : waiting) text += (text == how ? " " : ", ") + std::to_string(w.second) + " in " + w.first;
+    if (ended) text += ", " + std::to_string(ended) + " have ended";
+    text += detail;
+    for (auto& place : places) {
+        emu_current = place.second;
+        report(warp_split ? DIVERGENCE : DEADLOCK, place.first.second, 0, nullptr, "%s", text.c_str());
+        text = "other threads wait here";
+    }
+    emu_current = nullptr;
+}
+
+// Gives the gang's turn to a block that can run. True: look again; false: this block has nothing more to do.
+static bool hand_over(Block* b, std::unique_lock<std::mutex>& turn) {
+    Gang* g = b->gang;
+    if (g->dead) return false;
+    bool can_run = false, alive = false;
+    for (Block* one : g->blocks) {
+        can_run |= one->ready_warps != 0;
+        alive |= one->live > 0;
+    }
+    if (!alive) {
+        g->changed.notify_all();
+        return false;
+    }
+    if (!can_run) can_run = run_engine(g);
+    if (can_run) {
+        g->changed.notify_all();
+        bool others = false;
+        for (Block* one : g->blocks) others |= one != b && one->ready_warps;
+        if (!b->ready_warps || others) {
+            g->generation++;
+            const int before = g->generation;
+            if (!b->ready_warps)
+                g->changed.wait(turn, [&] {
+                    if (b->ready_warps || g->dead || g->generation != before) return true;
+                    for (Block* one : g->blocks)
+                        if (one->ready_warps) return false;
+                    return true;
+                });
+            else {  // only politely: let the others have the lock once
+                turn.unlock();
+                std::this_thread::yield();
+                turn.lock();
+            }
+        }
+        return true;
+    }
+    if (!b->live) {  // the others' deadlock is theirs to report
+        g->changed.notify_all();
+        g->changed.wait(turn);
+        return true;
+    }
+    report_deadlock(b, "no thread can go on:");
+    g->dead = true;
+    b->launch->abort = true;
+    g->changed.notify_all();
+    return false;
+}
+
+static void run_block(Block* b, u64 index) {
+    Launch* launch = b->launch;
+    Gang* g = b->gang;
+    b->index = index;
+    std::unique_lock<std::mutex> turn;
+    if (g->size > 1) {
+        turn = std::unique_lock<std::mutex>(g->mutex);
+        reset(b);
+        if (++g->ready == g->size) {
+            g->ready = 0;
+            g->generation++;
+            g->changed.notify_all();
+        } else {
+            const int before = g->generation;
+            g->changed.wait(turn, [&] { return g->generation != before; });
+        }
+    } else {
+        reset(b);
+    }
+    b->running = true;
+    if (sigsetjmp(b->escape, 1) == 0) {
+        emu_current = nullptr;
+        for (;;) {
+            if (launch->timed_out && b->live && !b->dead) {
+                report_deadlock(b, "no end after the time limit:");
+                b->dead = true;
+            }
+            if (b->dead) break;
+            Fiber* next = pick(b);
+            if (!next || (g->size > 1 && b->switches % 64 == 0)) {
+                if (g->size > 1) {
+                    b->switches++;
+                    if (!hand_over(b, turn)) break;
+                    next = pick(b);
+                    if (!next) continue;
+                } else {
+                    if (!b->live) break;
+                    if (run_engine(g)) continue;
+                    report_deadlock(b, "no thread can go on:");
+                    launch->abort = true;
+                    break;
+                }
+            }
+            emu_current = next;
+            b->switches++;
+            emu_switch(&b->main_stack_pointer, next->stack_pointer);
+            emu_current = nullptr;
+        }
+    } else {  // out of a signal handler
+        launch->abort = true;
+        b->dead = true;
+    }
+    b->running = false;
+    emu_current = nullptr;
+    if (g->size > 1) {
+        if (!turn.owns_lock()) turn.lock();
+        if (b->dead) g->dead = true;
+        b->exited = true;
+        if (++g->finished == g->size) {
+            g->finished = g->arrived = 0;
+            g->waiting.clear();
+            g->generation++;
+            g->changed.notify_all();
+        } else {
+            g->changed.notify_all();
+            while (g->finished) g->changed.wait(turn);
+        }
+    }
+}
+
+// ---- threads of the operating system ------------------------------------------------------------------------------
+
+class Pool {
+    std::mutex mutex_;
+    std::condition_variable work_, done_;
+    std::vector<Block*> blocks_;
+    std::function<void(Block*, int)> task_;
+    u64 round_ = 0;
+    int wanted_ = 0, remaining_ = 0;
+
+    void serve(int number, u64 seen) {
+        Block* b = new Block();
+        own_block = b;
+        b->thread = pthread_self();
+        stack_t own_stack{};  // signal handlers must not run on a full stack
+        own_stack.ss_size = 1 << 16;
+        own_stack.ss_sp = malloc(own_stack.ss_size);
+        sigaltstack(&own_stack, nullptr);
+        std::unique_lock<std::mutex> lock(mutex_);
+        blocks_[number] = b;
+        for (;;) {
+            work_.wait(lock, [&] { return round_ != seen && number < wanted_; });
+            seen = round_;
+            lock.unlock();
+            task_(b, number);
+            lock.lock();
+            if (--remaining_ == 0) done_.notify_one();
+        }
+    }
+
+public:
+    // Runs task(block, 0 … count-1) on as many threads; `watch` is called every 10 ms meanwhile.
+    void run(int count, std::function<void(Block*, int)> task, const std::function<void(const std::vector<Block*>&)>& watch) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        while (static_cast<int>(blocks_.size()) < count) {
+            const int number = static_cast<int>(blocks_.size());
+            blocks_.push_back(nullptr);
+            std::thread(&Pool::serve, this, number, round_).detach();
+        }
+        task_ = std::move(task);
+        wanted_ = remaining_ = count;
+        round_++;
+        work_.notify_all();
+        while (!done_.wait_for(lock, std::chrono::milliseconds(10), [&] { return remaining_ == 0; })) watch(blocks_);
+    }
+};
+
+static Pool*& pool() {
+    static Pool* made = nullptr;
+    if (!made) {
+        made = new Pool();
+        pthread_atfork(nullptr, nullptr, [] { pool() = new Pool(); });  // threads do not survive a fork
+    }
+    return made;
+}
+
+// ---- the launch ----------------------------------------------------------------------------------------------------------
+
+struct TlsIndex {
+    size_t module, offset;
+};
+extern "C" void* __tls_get_addr(TlsIndex*);
+
+// Finds the shared object of a kernel: its code, its data, and its thread-local storage.
+static int find_image(dl_phdr_info* info, size_t, void* pointer) {
+    auto* launch = static_cast<Launch*>(pointer);
+    const u64 kernel = reinterpret_cast<u64>(launch->kernel);
+    bool inside = false;
+    u64 low = ~0ull, high = 0, tls = 0, data = 0, data_end = 0, relro_end = 0;
+    for (int i = 0; i < info->dlpi_phnum; i++) {
+        const auto& h = info->dlpi_phdr[i];
+        const u64 start = info->dlpi_addr + h.p_vaddr, end = start + h.p_memsz;
+        if (h.p_type == PT_LOAD) {
+            low = std::min(low, start);
+            high = std::max(high, end);
+            if (kernel >= start && kernel < end) inside = true;
+            if (h.p_flags & PF_W) data = start, data_end = end;
+        }
+        if (h.p_type == PT_GNU_RELRO) relro_end = (end + PAGE - 1) / PAGE * PAGE;
+        if (h.p_type == PT_TLS) tls = h.p_memsz;
+    }
+    if (!inside) return 0;
+    launch->image_start = launch->code_start = info->dlpi_addr;
+    launch->image_end = high;
+    launch->tls_module = info->dlpi_tls_modid;
+    launch->tls_size = tls;
+    data = std::max(data, relro_end);
+    if (data < data_end) launch->memory.push_back({data, data_end - data, 2, false, nullptr});  // __device__ variables
+    return 1;
+}
+
+static void prepare(Block* b, Launch* launch, Gang* gang, int rank) {
+    b->launch = launch;
+    b->gang = gang;
+    b->rank = rank;
+    b->threads = launch->block_size.x * launch->block_size.y * launch->block_size.z;
+    b->warps = (b->threads + WARP - 1) / WARP;
+    b->switches = b->hooks = 0;
+    if (b->fiber_capacity < b->warps * WARP) {
+        delete[] b->fibers;
+        b->fiber_capacity = b->warps * WARP;
+        b->fibers = new Fiber[b->fiber_capacity]();
+    }
+    const size_t stack_size = launch->options.stack + PAGE;
+    if (b->stack_count < static_cast<size_t>(b->threads) || b->stack_size != stack_size) {
+        if (b->stacks) munmap(b->stacks, b->stack_size * b->stack_count);
+        b->stack_size = stack_size;
+        b->stack_count = b->threads;
+        b->stacks = static_cast<char*>(mmap(nullptr, stack_size * b->threads, PROT_READ | PROT_WRITE,
+                                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+        for (int t = 0; t < b->threads; t++) mprotect(b->stacks + t * stack_size, PAGE, PROT_NONE);
+    }
+    TlsIndex index{launch->tls_module, 0};
+    char* tls = static_cast<char*>(__tls_get_addr(&index));
+    b->shared = tls;
+    b->shared_size = launch->tls_size;
+    b->dynamic = tls + launch->dynamic_offset;
+    if (launch->options.check) {
+        const size_t needed = (b->shared_size >> launch->shared_granule) + 1;
+        if (b->cells.size() < needed) b->cells.resize(needed);
+    }
+}
+
+static void work(Launch* launch, Gang* gang, Block* b, int rank) {
+    prepare(b, launch, gang, rank);
+    gang->blocks[rank] = b;
+    const auto begin = [&](u64 number) {
+        const u64 chosen = launch->order.empty() ? number : launch->order[number];
+        gang->tag = launch->first_tag + static_cast<u32>(chosen);
+        gang->clock = 1;
+        gang->phase = 0;
+        gang->arrived = 0;
+        gang->arriving.clear();
+        gang->arrived_phase.clear();
+        gang->first_block = chosen * launch->gang_size;
+    };
+    if (gang->size == 1) {
+        for (;;) {
+            const u64 number = launch->next++;
+            if (number >= launch->gangs || launch->abort) break;
+            begin(number);
+            run_block(b, gang->first_block);
+        }
+    } else {
+        for (;;) {
+            {
+                std::unique_lock<std::mutex> lock(gang->mutex);
+                if (++gang->ready == gang->size) {
+                    gang->ready = 0;
+                    const u64 number = launch->next++;
+                    // Decided once for all blocks of the gang, or some would wait for others that have left.
+                    gang->stop = number >= launch->gangs || launch->abort || gang->dead;
+                    if (!gang->stop) begin(number);
+                    gang->generation++;
+                    gang->changed.notify_all();
+                } else {
+                    const int before = gang->generation;
+                    gang->changed.wait(lock, [&] { return gang->generation != before; });
+                }
+                if (gang->stop) break;
+            }
+            run_block(b, gang->first_block + rank);
+        }
+    }
+    launch->switches += b->switches;
+    launch->hooks += b->hooks;
+}
+
+static void watch(Launch* launch, const std::vector<Block*>& blocks, std::chrono::steady_clock::time_point start) {
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    if (seconds > launch->options.timeout) launch->timed_out = launch->abort = true;
+    for (Block* b : blocks) {
+        if (!b || !b->running) continue;
+        const bool stands = b->switches == b->seen_switches && b->hooks == b->seen_hooks;
+        b->seen_switches = b->switches;
+        b->seen_hooks = b->hooks;
+        if (stands || launch->timed_out) pthread_kill(b->thread, WATCHDOG_SIGNAL);
+    }
+}
+
+static void run_once(Launch& launch, ArrayArgument* arrays, int count) {
+    for (int i = 0; i < count; i++) copy_in(arrays[i]);
+    launch.next = 0;
+    launch.abort = launch.refine = launch.timed_out = false;
+    launch.reports.clear();
+    launch.reported.clear();
+    launch.released.clear();
+    const int size = launch.gang_size;
+    const int side_by_side = static_cast<int>(std::min<u64>(std::max(1, launch.options.threads), launch.gangs));
+    std::deque<Gang> gangs(side_by_side);
+    for (Gang& g : gangs) {
+        g.launch = &launch;
+        g.size = size;
+        g.blocks.assign(size, nullptr);
+    }
+    const auto start = std::chrono::steady_clock::now();
+    pool()->run(
+        side_by_side * size, [&](Block* b, int n) { work(&launch, &gangs[n / size], b, n % size); },
+        [&](const std::vector<Block*>& blocks) { watch(&launch, blocks, start); });
+}
+
+static std::string as_text(const Launch& launch) {
+    std::string out;
+    char line[400];
+    for (const Report& r : launch.reports) {
+        snprintf(line, sizeof line, "%d\t%llu\t%llu\t%u\t%u\t%u\t%u\t%u\t%u\t%d\t%llu\t%llu\t%d\t%d\t", r.fault,
+                 static_cast<unsigned long long>(r.place), static_cast<unsigned long long>(r.other_place), r.block.x,
+                 r.block.y, r.block.z, r.thread.x, r.thread.y, r.thread.z, r.memory_kind,
+                 static_cast<unsigned long long>(r.address), static_cast<unsigned long long>(r.other_gang),
+                 r.other_thread, r.other_rank);
+        out += line + r.text + "\n";
+    }
+    return out;
+}
+
+static u32 next_tag = 1;
+static std::mutex launch_mutex;
+
+extern "C" {
+// Runs a kernel. Returns the number of findings, whose text (a line each) goes to `out`.
+int emu_launch(void (*kernel)(void**), void** arguments, size_t (*dynamic_offset)(), Options* options,
+               ArrayArgument* arrays, int count, char* out, int out_size, u64* statistics) {
+    std::lock_guard<std::mutex> one_at_a_time(launch_mutex);
+    Launch launch{};
+    launch.kernel = kernel;
+    launch.arguments = arguments;
+    launch.options = *options;
+    launch.grid = {options->grid[0], options->grid[1], options->grid[2]};
+    launch.block_size = {options->block[0], options->block[1], options->block[2]};
+    launch.shared_granule = options->shared_granule;
+    for (int i = 0; i < count; i++)
+        launch.memory.push_back({arrays[i].device, arrays[i].bytes, arrays[i].granule, arrays[i].read_only != 0, nullptr});
+    dl_iterate_phdr(find_image, &launch);
+    TlsIndex index{launch.tls_module, 0};
+    launch.dynamic_offset = dynamic_offset() - reinterpret_cast<size_t>(__tls_get_addr(&index));
+    const u64 blocks = static_cast<u64>(options->grid[0]) * options->grid[1] * options->grid[2];
+    launch.gang_size = options->cooperative ? static_cast<int>(blocks) : options->cluster;
+    launch.gangs = blocks / launch.gang_size;
+    if (options->schedule != IN_ORDER && launch.gangs <= 1u << 24) {
+        launch.order.resize(launch.gangs);
+        for (u64 i = 0; i < launch.gangs; i++) launch.order[i] = static_cast<u32>(i);
+        if (options->schedule == REVERSE) std::reverse(launch.order.begin(), launch.order.end());
+        u64 state = options->seed * 77 + 5;
+        for (u64 i = launch.gangs; options->schedule == RANDOM && i > 1; i--) {
+            state = state * 6364136223846793005ull + 1442695040888963407ull;
+            std::swap(launch.order[i - 1], launch.order[(state >> 33) % i]);
+        }
+    }
+
+    struct sigaction action{};
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    action.sa_sigaction = on_fault;
+    for (int s : FAULT_SIGNALS) sigaction(s, &action, &previous_action[s]);
+    action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_RESTART;
+    action.sa_sigaction = on_watchdog;
+    sigaction(WATCHDOG_SIGNAL, &action, &previous_action[WATCHDOG_SIGNAL]);
+
+    const Memory variables = launch.memory.size() > static_cast<size_t>(count) ? launch.memory.back() : Memory{};
+    std::vector<char> variables_before(reinterpret_cast<char*>(variables.base),
+                                       reinterpret_cast<char*>(variables.base + variables.size));
+    for (;;) {
+        if (static_cast<u64>(next_tag) + launch.gangs > 0xffffffffull) {  // old cells must not look like new ones
+            shadow_pool().clear();
+            next_tag = 1;
+        }
+        launch.first_tag = next_tag;
+        next_tag += static_cast<u32>(launch.gangs);
+        if (options->check)
+            for (Memory& m : launch.memory)
+                m.cells = reinterpret_cast<Cell*>(shadow_pool().take(((m.size >> m.granule) + 1) * sizeof(Cell)));
+        std::vector<size_t> sizes;
+        for (Memory& m : launch.memory) sizes.push_back(((m.size >> m.granule) + 1) * sizeof(Cell));
+        run_once(launch, arrays, count);
+        if (options->check)
+            for (size_t i = 0; i < sizes.size(); i++)
+                shadow_pool().give(reinterpret_cast<char*>(launch.memory[i].cells), sizes[i]);
+        if (!launch.refine) break;
+        memcpy(reinterpret_cast<void*>(variables.base), variables_before.data(), variables_before.size());
+    }
+
+    for (int s : FAULT_SIGNALS) sigaction(s, &previous_action[s], nullptr);
+    sigaction(WATCHDOG_SIGNAL, &previous_action[WATCHDOG_SIGNAL], nullptr);
+    fflush(stdout);
+    options->shared_granule = launch.shared_granule;
+    for (int i = 0; i < count; i++) {
+        arrays[i].granule = launch.memory[i].granule;
+        for (bool behind : {false, true}) {
+            if (launch.reports.size() || untouched(behind ? gap_behind(arrays[i]) : gap_before(arrays[i]))) continue;
+            Report r{};
+            r.fault = OUT_OF_BOUNDS;
+            r.memory_kind = 1;
+            r.address = arrays[i].device + (behind ? arrays[i].bytes : -1);
+            r.other_thread = -1;
+            r.text = behind ? "something wrote behind its end; check=True tells where"
+                            : "something wrote before its start; check=True tells where";
+            launch.reports.push_back(r);
+        }
+        if (!arrays[i].read_only)
+            memcpy(reinterpret_cast<void*>(arrays[i].host), reinterpret_cast<void*>(arrays[i].device), arrays[i].bytes);
+    }
+    const std::string text = as_text(launch);
+    snprintf(out, out_size, "%s", text.c_str());
+    statistics[0] = launch.switches;
+    statistics[1] = launch.hooks;
+    return static_cast<int>(launch.reports.size());
+}
+}

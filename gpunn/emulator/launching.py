@@ -1,0 +1,469 @@
+"""From the arguments of a launch to the runtime, and from its findings back to lines of the source."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpunn.emulator import build as building
+from gpunn.emulator import config, findings, toolchain
+from gpunn.emulator.findings import EmulatorError, Finding, Place
+from gpunn.emulator.tensor_map import TensorMap
+
+MAX_SHARED = 227 * 1024
+MAX_COOPERATIVE = 256
+STACK_BYTES = 64 * 1024
+BOOLEAN, INTEGER, UNSIGNED, FLOATING = 1, 2, 3, 4
+_KINDS = {"b": BOOLEAN, "i": INTEGER, "u": UNSIGNED, "f": FLOATING}
+
+
+class Options(ctypes.Structure):
+    """As struct Options of host/runtime/state.h."""
+
+    _fields_ = [
+        *((name, ctypes.c_int) for name in
+          ("threads", "check", "schedule", "preempt", "cluster", "cooperative")),
+        ("seed", ctypes.c_uint64),
+        ("stack", ctypes.c_uint64),
+        ("timeout", ctypes.c_double),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared", ctypes.c_uint32),
+        ("shared_granule", ctypes.c_int),
+        ("guard_count", ctypes.c_int),
+        ("guards", ctypes.POINTER(ctypes.c_uint64)),
+    ]  # fmt: skip
+
+
+class ArrayArgument(ctypes.Structure):
+    """As struct ArrayArgument of host/runtime/state.h."""
+
+    _fields_ = [
+        ("host", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("granule", ctypes.c_int),
+        ("read_only", ctypes.c_int),
+        ("device", ctypes.c_uint64),
+    ]
+
+
+class _Array:
+    """One array among the arguments: its memory, and after mapping its address for the kernel."""
+
+    __slots__ = ("number", "array", "low", "high", "first", "read_only", "area")
+
+    def __init__(self, number: int, array: np.ndarray, read_only: bool):
+        self.number, self.array, self.read_only = number, array, read_only
+        self.first = array.ctypes.data
+        if array.flags.c_contiguous:
+            self.low, self.high = self.first, self.first + array.nbytes
+        else:
+            self.low, self.high = np.lib.array_utils.byte_bounds(array)
+        self.area: ArrayArgument | None = None
+
+    @property
+    def device(self) -> int:
+        """The address of the first element, for the kernel."""
+        return self.area.device + self.first - self.area.host
+
+    def holds(self, address: int) -> bool:
+        """Whether an address of the kernel's lies in the array's memory."""
+        start = self.area.device + self.low - self.area.host
+        return start <= address < start + self.high - self.low
+
+
+def launch(
+    kernel: Any,
+    made: building.Compiled,
+    settings: config.Settings,
+    grid: Sequence[int],
+    block: Sequence[int],
+    args: Sequence[Any],
+    shared: int,
+    cluster: int | Sequence[int] | None,
+) -> None:
+    """Run a compiled kernel; see `Kernel.__call__`."""
+    name, signature = made.name, made.signature
+    grid, block = _three("grid", name, grid), _three("block", name, block)
+    size = _cluster_size(name, made, cluster, grid)
+    _check_launch(kernel, made, grid, block, shared)
+    if len(args) != signature.count:
+        raise TypeError(f"{name}: takes {signature.count} arguments, got {len(args)}")
+    values, arrays = [], []
+    for number, value in enumerate(args):
+        values.append(_argument(made, number, value, arrays))
+    areas, list_of_areas = _areas(arrays, kernel)
+    runtime = toolchain.runtime()
+    if not runtime.emu_map(areas, len(areas)):
+        raise MemoryError(f"{name}: no memory for copies of the arguments")
+    try:
+        storage = (ctypes.c_void_p * max(1, len(values)))()
+        kept = []
+        for number, value in enumerate(values):
+            data = value() if callable(value) else value
+            kept.append(data)
+            storage[number] = data.ctypes.data
+        options = Options(
+            settings.threads or _processors(),
+            settings.check,
+            config.SCHEDULES.index(settings.schedule),
+            settings.preempt,
+            size,
+            kernel.module.cooperative,
+            settings.seed,
+            STACK_BYTES,
+            settings.timeout,
+            (ctypes.c_uint32 * 3)(*grid),
+            (ctypes.c_uint32 * 3)(*block),
+            shared,
+            kernel._granules.get("shared", 2),
+            len(made.build.guards),
+            made.build.guards,
+        )
+        text = ctypes.create_string_buffer(1 << 15)
+        statistics = (ctypes.c_uint64 * 2)()
+        count = 0
+        if all(grid):
+            count = runtime.emu_launch(
+                made.entry, storage, made.build.dynamic_offset, ctypes.byref(options), areas,
+                len(areas), text, len(text), statistics,
+            )  # fmt: skip
+        kernel.switches, kernel.accesses = statistics
+        kernel._granules["shared"] = options.shared_granule
+        for array in arrays:
+            kernel._granules[array.number] = array.area.granule
+        if count:
+            _raise(made, arrays, text.value.decode(errors="replace"))
+    finally:
+        runtime.emu_unmap(areas, len(areas))
+
+
+@functools.cache
+def _processors() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+# ---- what a launch asks for ----------------------------------------------------------------------
+
+
+def _three(what: str, name: str, given: Sequence[int]) -> tuple[int, int, int]:
+    numbers = (given,) if isinstance(given, (int, np.integer)) else tuple(given)
+    if not 1 <= len(numbers) <= 3 or any(int(n) != n or n < 0 for n in numbers):
+        raise ValueError(f"{name}: {what} is {given!r}; expected one to three numbers")
+    return (*map(int, numbers), *(1,) * (3 - len(numbers)))
+
+
+def _cluster_size(name, made, cluster, grid) -> int:
+    declared = tuple(made.signature.cluster)
+    if cluster is not None:
+        given = _three("cluster", name, cluster)
+        if declared[0] and declared != given:
+            raise ValueError(f"{name}: cluster {given} is not its __cluster_dims__ {declared}")
+        declared = given
+    if not declared[0]:
+        return 1
+    if declared[1:] != (1, 1):
+        raise ValueError(
+            f"{name}: a cluster of {declared}; the emulator takes clusters along x only, (n, 1, 1)"
+        )
+    if declared[0] > 16 or grid[0] % declared[0]:
+        raise ValueError(
+            f"{name}: clusters of {declared[0]} blocks (16 at most) must divide grid.x = {grid[0]}"
+        )
+    return declared[0]
+
+
+def _check_launch(kernel, made, grid, block, shared) -> None:
+    name, threads = made.name, block[0] * block[1] * block[2]
+    if not 1 <= threads <= 1024 or block[2] > 64:
+        raise ValueError(
+            f"{name}: a block of {block} has {threads} threads; a GPU takes 1 to 1024, 64 along z"
+        )
+    if made.signature.max_threads and threads > made.signature.max_threads:
+        raise ValueError(
+            f"{name}: a block of {threads} threads, but its __launch_bounds__ allow "
+            f"{made.signature.max_threads}: a GPU refuses this launch"
+        )
+    if grid[0] >= 1 << 31 or grid[1] > 65535 or grid[2] > 65535:
+        raise ValueError(f"{name}: a grid of {grid}; a GPU takes (2^31 - 1, 65535, 65535) at most")
+    if not 0 <= shared <= MAX_SHARED:
+        raise ValueError(f"{name}: {shared} bytes of shared memory; a block has {MAX_SHARED}")
+    if shared > kernel.max_dynamic_shared_size_bytes:
+        raise ValueError(
+            f"{name}: {shared} bytes of dynamic shared memory; a GPU takes more than "
+            f"{kernel.max_dynamic_shared_size_bytes} only after kernel."
+            f"max_dynamic_shared_size_bytes = {shared}"
+        )
+    if kernel.module.cooperative and grid[0] * grid[1] * grid[2] > MAX_COOPERATIVE:
+        raise ValueError(
+            f"{name}: a cooperative launch of {grid[0] * grid[1] * grid[2]} blocks; the emulator "
+            f"takes {MAX_COOPERATIVE} at most, since all must exist at once"
+        )
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _called(made: building.Compiled, number: int) -> str:
+    names = made.declaration.parameters if made.declaration else ()
+    known = f" ({names[number]})" if number < len(names) and names[number] else ""
+    return f"argument {number}{known}"
+
+
+def _argument(made: building.Compiled, number: int, value: Any, arrays: list[_Array]):
+    """The argument's bytes as an array, or a function that gives them once memory is mapped."""
+    parameter = made.signature.parameter[number]
+    if isinstance(value, TensorMap):
+        if parameter.size != 128:
+            raise TypeError(
+                f"{made.name}: {_called(made, number)} is a TensorMap, but the kernel takes "
+                f"{_wanted(parameter)}"
+            )
+        array = _Array(number, np.asarray(value.array), read_only=False)
+        arrays.append(array)
+        return lambda: value.pack(array.device)
+    if not parameter.pointer:
+        return _value(made, number, parameter, value)
+    if value is None or (isinstance(value, (int, np.integer)) and value == 0):
+        return np.zeros(1, np.uint64)
+    if not isinstance(value, np.ndarray):
+        raise TypeError(
+            f"{made.name}: {_called(made, number)} is {_described(value)}; the kernel takes a "
+            "pointer: pass a NumPy array, or None for a null pointer"
+        )
+    if (
+        parameter.target_category == FLOATING
+        and value.dtype.itemsize != parameter.target_size
+        and value.dtype.kind in "fiu"
+    ):
+        raise TypeError(
+            f"{made.name}: {_called(made, number)} is an array of {value.dtype}, but the kernel "
+            f"reads floating-point numbers of {parameter.target_size} bytes: convert it, or pass "
+            "array.view(dtype) if that is meant"
+        )
+    if parameter.pointer == 1 and not value.flags.writeable:
+        raise ValueError(
+            f"{made.name}: {_called(made, number)} is a read-only array, but the kernel does not "
+            "declare the pointer const: pass a copy, or declare it"
+        )
+    array = _Array(number, value, read_only=parameter.pointer == 2)
+    arrays.append(array)
+    return lambda: np.array([array.device], np.uint64)
+
+
+def _value(made: building.Compiled, number: int, parameter, value: Any) -> np.ndarray:
+    if isinstance(value, (bool, np.bool_)) and parameter.category == BOOLEAN:
+        return np.array([value], np.bool_)
+    if isinstance(value, int) and parameter.category in (INTEGER, UNSIGNED, BOOLEAN):
+        kind = "u" if parameter.category != INTEGER else "i"
+        try:
+            return np.array([value], f"{kind}{parameter.size}")
+        except OverflowError:
+            raise ValueError(
+                f"{made.name}: {_called(made, number)} is {value}, too large for {_wanted(parameter)}"
+            ) from None
+    if isinstance(value, float) and (parameter.category, parameter.size) == (FLOATING, 8):
+        return np.array([value])
+    if isinstance(value, (np.ndarray, np.generic)) and not isinstance(value, np.ndarray | np.void):
+        kind = _KINDS.get(value.dtype.kind, 0)
+        fits = value.nbytes == parameter.size
+        if kind and parameter.category and (kind == FLOATING) != (parameter.category == FLOATING):
+            fits = False
+        if value.dtype.kind == "V" and value.dtype.itemsize == parameter.size:  # bfloat16
+            fits = True
+        if fits:
+            return np.atleast_1d(np.asarray(value)).copy()
+    elif isinstance(value, (np.ndarray, np.void)) and value.nbytes == parameter.size:
+        return np.atleast_1d(np.ascontiguousarray(value)).copy()
+    elif isinstance(value, complex) and parameter.size == 16:
+        return np.array([value])
+    raise TypeError(
+        f"{made.name}: {_called(made, number)} is {_described(value)}, but the kernel takes "
+        f"{_wanted(parameter)}"
+    )
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} of shape {value.shape}"
+    if isinstance(value, np.generic):
+        return f"a {value.dtype} ({value.nbytes} bytes)"
+    if isinstance(value, float):
+        return f"the Python float {value!r} (a double of 8 bytes; write np.float32(…))"
+    if isinstance(value, int):
+        return f"the Python int {value!r}"
+    return f"of type {type(value).__name__}"
+
+
+def _wanted(parameter) -> str:
+    if parameter.pointer:
+        return "a pointer"
+    kinds = {BOOLEAN: "a bool", INTEGER: "an integer", UNSIGNED: "an unsigned integer",
+             FLOATING: "a floating-point number"}  # fmt: skip
+    return f"{kinds.get(parameter.category, 'a value')} of {parameter.size} bytes"
+
+
+def _areas(arrays: list[_Array], kernel: Any):
+    """Memory of the arguments: those that overlap share one area."""
+    ordered = sorted(arrays, key=lambda a: (a.low, a.high))
+    groups: list[list[_Array]] = []
+    high = 0
+    for array in ordered:
+        if groups and array.low < high:
+            groups[-1].append(array)
+        else:
+            groups.append([array])
+            high = array.high
+        high = max(high, array.high)
+    areas = (ArrayArgument * max(1, len(groups)))()
+    for area, group in zip(areas, groups, strict=False):
+        low = min(a.low for a in group)
+        granules = [kernel._granules.get(a.number, _granule(a.array.itemsize)) for a in group]
+        area.host, area.bytes = low, max(a.high for a in group) - low
+        area.granule = min(granules)
+        area.read_only = all(a.read_only for a in group)
+        for array in group:
+            array.area = area
+    return (ArrayArgument * len(groups)).from_buffer(areas) if groups else (ArrayArgument * 0)(), groups
+
+
+def _granule(itemsize: int) -> int:
+    """log2 of the bytes of a cell of shadow memory for elements of this size."""
+    return 2 if itemsize % 4 == 0 else 1 if itemsize % 2 == 0 else 0
+
+
+# ---- findings ------------------------------------------------------------------------------------
+
+_FIRST = (findings.DivergenceError,)
+_MEMORY = {2: "static shared memory", 3: "dynamic shared memory"}
+
+
+def _raise(made: building.Compiled, arrays: list[_Array], text: str) -> None:
+    rows = [line.split("\t") for line in text.splitlines()]
+    rows = [row for row in rows if len(row) >= 15]
+    wanted = {int(row[i]) for row in rows for i in (1, 2) if int(row[i])}
+    places = resolve(made.build.path, wanted, made.build)
+    found = []
+    for row in rows:
+        numbers = [int(field) for field in row[:14]]
+        one = _finding(made, arrays, places, numbers, "\t".join(row[14:]))
+        if one is not None:
+            found.append(one)
+    if found:
+        # Where threads lost each other, what they did to memory is a consequence.
+        found.sort(key=lambda one: one.error not in _FIRST)
+        raise found[0].error(found)
+
+
+def _finding(made, arrays, places, numbers, text) -> Finding | None:
+    fault, at, other_at, bx, by, bz, tx, ty, tz, kind, address, other_block, other, rank = numbers
+    place = _placed(places.get(at), (bx, by, bz), (tx, ty, tz))
+    second = None
+    if other_at:
+        who = "an asynchronous copy or the tensor cores" if other == -2 else ""
+        second = _placed(places.get(other_at), None, None, who or _thread(other, other_block, rank))
+    if fault == findings.IF_LINES_DIFFER and (
+        second is None or (second.file, second.line) == (place.file, place.line)
+    ):
+        return None
+    memory, argument, index = _memory(made, arrays, kind, address)
+    error = findings.FAULTS[fault]
+    return Finding(error, made.name, text, place, second, memory, argument, index)
+
+
+def _thread(number: int, block: int, rank: int) -> str:
+    return f"thread {number} of block {block}" if number >= 0 else ""
+
+
+def _placed(found: Place | None, block, thread, who="") -> Place:
+    found = found or Place("", 0, "")
+    return Place(found.file, found.line, found.text, found.callers, block, thread, who)
+
+
+def _memory(made, arrays: list[_Array], kind: int, address: int):
+    """(words, argument number, index) of the memory that a finding is about."""
+    if kind in _MEMORY:
+        return f"{_MEMORY[kind]}, byte {address}", None, None
+    if kind == 4:
+        return f"address {address:#x}", None, None
+    if kind != 1 or not arrays:
+        return "", None, None
+    inside = [a for a in arrays if a.holds(address)]
+    near = inside[0] if inside else min(arrays, key=lambda a: _distance(a, address))
+    element = (address - near.device) // near.array.itemsize
+    index: Any = element
+    shape = near.array.shape
+    if inside and near.array.ndim > 1 and near.array.flags.c_contiguous:
+        index = tuple(int(i) for i in np.unravel_index(element, shape))
+    words = f"{_called(made, near.number)}, {near.array.dtype} of shape {shape}, element {index}"
+    return words, near.number, index
+
+
+def _distance(array: _Array, address: int) -> int:
+    start = array.area.device + array.low - array.area.host
+    end = start + array.high - array.low
+    return start - address if address < start else address - end
+
+
+def resolve(shared_object: Path, offsets: set[int], made: building.Build) -> dict[int, Place]:
+    """Source lines of places in a shared object, with those that they were inlined into."""
+    if not offsets:
+        return {}
+    ordered = sorted(offsets)
+    command = ["addr2line", "-a", "-i", "-e", str(shared_object)]
+    # A place is where a call returns to: the line is that of the byte before.
+    done = subprocess.run(
+        [*command, *(hex(offset - 1) for offset in ordered)], capture_output=True, text=True
+    )
+    places, chain = {}, {}
+    for line in done.stdout.splitlines():
+        if re.fullmatch(r"0x[0-9a-f]+", line):
+            chain = places.setdefault(int(line, 16) + 1, [])
+        else:
+            chain.append(line)
+    return {offset: _innermost(lines) for offset, lines in places.items()}
+
+
+def _innermost(lines: list[str]) -> Place:
+    frames = []
+    for line in lines:
+        path, _, rest = line.rpartition(":")
+        number = re.match(r"\d+", rest)
+        if number and path and path != "??":
+            frames.append((path, int(number[0])))
+    outside = [f for f in frames if not _private(f[0])]
+    if not outside:
+        return Place("", 0, "")
+    (path, number), *around = outside
+    callers = tuple(
+        f"{os.path.basename(file)}:{line}" for file, line in around if not file.endswith(".cpp")
+    )
+    return Place(path, number, _source_line(path, number), callers)
+
+
+def _private(path: str) -> bool:
+    """Whether a file is the emulator's own or a wrapper of PTX: findings belong to who calls it."""
+    return path.startswith(_HOST) or os.path.basename(path).startswith("ptx")
+
+
+_HOST = str(toolchain.HOST)
+
+
+@functools.lru_cache(maxsize=64)
+def _lines(path: str, changed: float) -> tuple[str, ...]:
+    return tuple(Path(path).read_text(encoding="utf-8", errors="replace").splitlines())
+
+
+def _source_line(path: str, number: int) -> str:
+    try:
+        return _lines(path, os.stat(path).st_mtime)[number - 1].rstrip()
+    except (OSError, IndexError):
+        return ""
