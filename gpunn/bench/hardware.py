@@ -144,6 +144,31 @@ def parity(run: Run, seconds: float) -> str:
     return f"{sum(r.get('checked', 0) for r in outcome.results.values())} samples"
 
 
+def conformance(run: Run, seconds: float) -> str:
+    """A tiny kernel for each function of ptx.cuh: what the emulator believes, asked of the GPU."""
+    from gpunn.emulator.conformance import CASES
+
+    number = 90
+    if run.device.type == "cuda":
+        from gpunn.device.launch import device_properties
+
+        properties = device_properties(run.device.index)
+        number = properties["major"] * 10 + properties["minor"]
+    elif not probe.find_emulator().passed:
+        return "no GPU, and no emulator"
+    wgmma = number // 10 == 9  # the instructions of sm_90a are those of Hopper alone
+    chosen = [c for c in CASES if c.arch <= number and (wgmma or "wgmma" not in " ".join(c.covers))]
+    left = {c.name for c in CASES} - {c.name for c in chosen}
+    run.left_out |= {f"conformance {name}": "not for this architecture" for name in left}
+    items = [
+        {"id": f"conformance {case.name}", "case": case.name}
+        for case in (chosen[:2] if run.tiny else chosen)
+    ]
+    outcome = run.supervise("conformance", items, seconds, jobs=1 if run.tiny else 4)
+    passed = sum(result["passed"] for result in outcome.results.values())
+    return f"{passed} of {len(items)} kernels give the bits of the emulator"
+
+
 def microbenchmarks(run: Run, seconds: float) -> str:
     """Every primitive against its floor and its peers."""
     begin = time.monotonic()
@@ -250,7 +275,9 @@ def tests(run: Run, seconds: float) -> str:
         where = "tests/bench" if run.tiny else "tests"
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
                    "--continue-on-collection-errors", f"--junitxml={report}",
-                   "--ignore=tests/primitives/test_parity.py",  # it is the parity stage again
+                   # Two stages have these already.
+                   "--ignore=tests/primitives/test_parity.py",
+                   "--ignore=tests/emulator/test_conformance.py",
                    where]  # fmt: skip
         code, text = _command(command, seconds)
         if not report.exists():
@@ -312,6 +339,7 @@ def sanitizer(run: Run, seconds: float) -> str:
 STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("environment", environment, 5),
     ("compile", compile_kernels, 70),
+    ("conformance", conformance, 40),
     ("parity", parity, 80),
     ("graphs", graphs, 20),
     ("training parity", training_parity, 20),

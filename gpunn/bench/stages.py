@@ -111,6 +111,27 @@ def check_parity(item: dict, device: Device, tiny: bool) -> dict:
     }
 
 
+# ---- conformance: does the GPU do what the emulator does? -----------------------------------------------
+
+
+@stage("conformance")
+def check_conformance(item: dict, device: Device, tiny: bool) -> dict:
+    """One tiny kernel of a PTX wrapper: the same bits as NumPy, and so as the emulator."""
+    from gpunn.emulator import conformance
+
+    case = conformance.get(item["case"])
+    on_gpu = device.type == "cuda"
+    launch = conformance.cuda_launch(device) if on_gpu else conformance.emulator_launch(check=True)
+    outcome = conformance.run(case, launch)
+    failures = [] if outcome.passed else [{"case": case.expression, "reason": outcome.message}]
+    return {
+        "passed": outcome.passed,
+        "checked": 1,
+        "failures": failures,
+        "covers": list(case.covers),
+    }
+
+
 # ---- graphs and determinism ----------------------------------------------------------------------
 
 

@@ -25,6 +25,7 @@ class Settings:
     threads : threads of the operating system; 0 for one on each processor
     preempt : in checked mode, let others run after about so many accesses; 0 only at barriers
     timeout : seconds after which a launch is given up
+    stack : KiB of local memory of a thread, as cudaLimitStackSize on a GPU
     coverage : compile so that executed lines are counted (not together with check; needs g++)
     """
 
@@ -34,6 +35,7 @@ class Settings:
     threads: int = 0
     preempt: int = 0
     timeout: float = 60.0
+    stack: int = 64
     coverage: bool = False
 
     def __post_init__(self):
@@ -42,6 +44,8 @@ class Settings:
             raise ValueError(f"schedule is {self.schedule!r}; expected one of {listed}")
         if not 0 <= self.seed < 1 << 63:
             raise ValueError(f"seed is {self.seed}; expected a number from 0 to 2^63 - 1")
+        if not 16 <= self.stack <= 16384:
+            raise ValueError(f"stack is {self.stack}; expected KiB, from 16 to 16384")
         if not self.timeout > 0:
             raise ValueError(f"timeout is {self.timeout}; expected seconds, more than 0")
 

@@ -20,7 +20,6 @@ from gpunn.emulator.tensor_map import TensorMap
 
 MAX_SHARED = 227 * 1024
 MAX_COOPERATIVE = 256
-STACK_BYTES = 64 * 1024
 BOOLEAN, INTEGER, UNSIGNED, FLOATING = 1, 2, 3, 4
 _KINDS = {"b": BOOLEAN, "i": INTEGER, "u": UNSIGNED, "f": FLOATING}
 
@@ -119,7 +118,7 @@ def launch(
             size,
             kernel.module.cooperative,
             settings.seed,
-            STACK_BYTES,
+            settings.stack * 1024,
             settings.timeout,
             (ctypes.c_uint32 * 3)(*grid),
             (ctypes.c_uint32 * 3)(*block),

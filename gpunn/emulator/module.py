@@ -33,7 +33,7 @@ class RawModule:
     options : as for NVRTC; macros (-D, -U) and include folders (-I) count, the rest is passed over
     name_expressions : template instantiations to compile, such as ``softmax<float, 4>``
     enable_cooperative_groups : launch so that all blocks exist at once and may use grid barriers
-    check, schedule, seed, threads, preempt, timeout, coverage : see `Settings`; what is None here
+    check, schedule, seed, threads, preempt, timeout, stack, coverage : see `Settings`; what is None here
         comes from the `settings` around the launch, and `check` is True if those leave it open
 
     Raises
@@ -173,7 +173,7 @@ class Kernel:
             (Python ints where an integer is declared), TensorMap, None for a null pointer
         shared_mem : bytes of dynamic shared memory
         cluster : blocks of a cluster, if the kernel has no __cluster_dims__
-        check, schedule, seed, threads, preempt, timeout, coverage : see `Settings`
+        check, schedule, seed, threads, preempt, timeout, stack, coverage : see `Settings`
 
         Raises
         ------

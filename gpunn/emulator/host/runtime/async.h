@@ -228,7 +228,8 @@ static void tensor_pieces(const u8* map_bytes, const void* shared, const int* at
                      char* there = reinterpret_cast<char*>(p.global);
                      if (store) store_piece(there, here, p.inside, reduce);
                      else {
-                         memcpy(here, there, p.inside);
+                         if (p.inside == 16) memcpy(here, there, 16);  // one instruction
+                         else memcpy(here, there, p.inside);
                          tensor::fill(map, here + p.inside, p.bytes - p.inside);
                      }
                  });
@@ -559,7 +560,7 @@ static void run_group(Block* b, int warpgroup) {
         }
         for (const tensor::WgmmaOp& op : ops)
             if (const char* why = tensor::refuse(op)) {
-                report(TRAP, start.place, 0, nullptr, "%s", why);
+                report(MISALIGNED, start.place, 0, nullptr, "%s", why);
                 die(own_block);
             }
         const Access as = {b->gang->tag, clock, b->gang->tensor_core(b->rank, warpgroup), place_of(b->launch, start.place)};
@@ -578,12 +579,8 @@ static void run_group(Block* b, int warpgroup) {
 // Runs what the whole warpgroup has committed up to group `until`; false if some thread has not come so far.
 static bool run_groups(Block* b, int warpgroup, u64 until) {
     Warpgroup& w = b->warpgroups[warpgroup];
-    while (w.executed < until) {
-        for (int t = 0; t < WARPGROUP; t++)
-            if (b->fibers[warpgroup * WARPGROUP + t].groups_committed <= w.executed) return false;
-        run_group(b, warpgroup);
-    }
-    return true;
+    while (w.executed < until && w.executed < w.committed) run_group(b, warpgroup);
+    return w.executed >= until;
 }
 
 // The reads of the groups that were waited for lie behind the thread, and behind those whom it tells.
@@ -628,6 +625,11 @@ void emu_wgmma_commit() {
     f->groups_committed++;
     if (b->warpgroups.size() <= static_cast<size_t>(f->linear / WARPGROUP)) return;
     Warpgroup& w = b->warpgroups[f->linear / WARPGROUP];
+    const size_t group = f->groups_committed - 1 - w.committed;
+    if (w.committing.size() <= group) w.committing.resize(group + 1, 0);
+    if (++w.committing[group] < WARPGROUP) return;
+    w.committing.pop_front();  // the first that is not complete is always in front
+    w.committed++;
     for (size_t i = 0; i < w.waiting.size();) {
         Fiber* waiting = w.waiting[i];
         if (!run_groups(b, f->linear / WARPGROUP, waiting->groups_waited)) {

@@ -189,9 +189,6 @@ void emu_trap(const char* text) {
 
 // ---- atomics and fences -----------------------------------------------------------------------------------
 
-static std::mutex atomic_mutex;
-static __thread bool atomic_locked __attribute__((tls_model("initial-exec")));
-
 void emu_atomic_begin(void* address, int bytes, void* place) {
     Fiber* f = current();
     Block* b = f->home;
@@ -204,10 +201,14 @@ void emu_atomic_begin(void* address, int bytes, void* place) {
     }
     // Before the access, so that a thread that spins on it lets others run in between.
     if (b->launch->options.schedule == RANDOM ? random_number(b) % 8 == 0 : ++f->spins % 16 == 0) give_way(b, place);
+    if (!owner_of(b, a)) {
+        atomic_mutex.lock();
+        atomic_locked = true;
+    }
+    // Within the lock: the order of the records must be that of the changes, and what is acquired must be what the
+    // value read announces.
     check_if(address, bytes, ATOMIC_MODIFY, place);
-    atomic_locked = !owner_of(b, a);
-    if (atomic_locked) atomic_mutex.lock();
-    if (checking(b)) {  // within the lock: what is acquired must be what the value read announces
+    if (checking(b)) {
         release_at(f, a, false);
         acquire_at(f, a);
     }
@@ -215,7 +216,7 @@ void emu_atomic_begin(void* address, int bytes, void* place) {
 }
 void emu_atomic_end() {
     own_block->in_callback = false;
-    if (atomic_locked) atomic_mutex.unlock();
+    drop_atomic_lock();
 }
 
 void emu_thread_fence(int) {

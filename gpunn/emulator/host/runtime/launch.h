@@ -127,6 +127,7 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
         }
         if (!near) report(OUT_OF_BOUNDS, place, address, nullptr, "access to memory that belongs to no argument");
     }
+    drop_atomic_lock();
     siglongjmp(b->escape, 1);
 }
 
@@ -140,7 +141,7 @@ static void on_watchdog(int, siginfo_t*, void* context) {
                b->launch->options.timeout);
         siglongjmp(b->escape, 1);
     }
-    switch_to(b, pick(b));  // a thread that spins without a word: let others run
+    switch_to(b, after(current()));  // a thread that spins without a word: let others run
 }
 
 // ---- one block -----------------------------------------------------------------------------------------------------
@@ -405,7 +406,7 @@ class Pool {
     }
 
 public:
-    // Runs task(block, 0 … count-1) on as many threads; `watch` is called every 10 ms meanwhile.
+    // Runs task(block, 0 … count-1) on as many threads; `watch` is called every millisecond meanwhile.
     void run(int count, std::function<void(Block*, int)> task, const std::function<void(const std::vector<Block*>&)>& watch) {
         std::unique_lock<std::mutex> lock(mutex_);
         while (static_cast<int>(blocks_.size()) < count) {
@@ -417,7 +418,7 @@ public:
         wanted_ = remaining_ = count;
         round_++;
         work_.notify_all();
-        while (!done_.wait_for(lock, std::chrono::milliseconds(10), [&] { return remaining_ == 0; })) watch(blocks_);
+        while (!done_.wait_for(lock, std::chrono::milliseconds(1), [&] { return remaining_ == 0; })) watch(blocks_);
     }
 };
 

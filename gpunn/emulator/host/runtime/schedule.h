@@ -3,10 +3,10 @@
 #include "fiber.h"
 #include "state.h"
 
-static Fiber* nth_ready(Block* b, int warp, int skip) {
-    u32 ready = b->warp[warp].ready;
-    while (skip--) ready &= ready - 1;
-    return &b->fibers[warp * WARP + __builtin_ctz(ready)];
+// The first bit of `set` at or after bit `from`, going round. Quick, and random enough for a random `from`.
+static inline int bit_from(u32 set, int from) {
+    const u32 turned = set >> from | set << (-from & 31);
+    return (from + __builtin_ctz(turned)) & 31;
 }
 
 // The next thread to run, or null. In order: stay with the warp, lowest lane first. At random: mostly stay
@@ -15,22 +15,20 @@ static Fiber* pick(Block* b) {
     if (!b->ready_warps) return nullptr;
     const int mode = b->launch->options.schedule;
     const int here = emu_current && current()->home == b ? current()->warp : 0;
-    if (mode == IN_ORDER) {
+    int warp = here, lane;
+    if (mode == RANDOM) {
+        const u32 random = random_number(b);
+        if (!(b->ready_warps >> here & 1) || !(random & 15)) warp = bit_from(b->ready_warps, random >> 4 & 31);
+        lane = bit_from(b->warp[warp].ready, random >> 9 & 31);
+    } else if (mode == IN_ORDER) {
         const u32 from_here = b->ready_warps & (~0u << here);
-        const int warp = __builtin_ctz(from_here ? from_here : b->ready_warps);
-        return nth_ready(b, warp, 0);
+        warp = __builtin_ctz(from_here ? from_here : b->ready_warps);
+        lane = __builtin_ctz(b->warp[warp].ready);
+    } else {
+        warp = 31 - __builtin_clz(b->ready_warps);
+        lane = 31 - __builtin_clz(b->warp[warp].ready);
     }
-    if (mode == REVERSE) {
-        const int warp = 31 - __builtin_clz(b->ready_warps);
-        return &b->fibers[warp * WARP + 31 - __builtin_clz(b->warp[warp].ready)];
-    }
-    int warp = here;
-    if (!(b->ready_warps >> here & 1) || !(random_number(b) & 15)) {
-        u32 warps = b->ready_warps;
-        for (int skip = random_number(b) % __builtin_popcount(warps); skip; skip--) warps &= warps - 1;
-        warp = __builtin_ctz(warps);
-    }
-    return nth_ready(b, warp, random_number(b) % __builtin_popcount(b->warp[warp].ready));
+    return &b->fibers[warp * WARP + lane];
 }
 
 static inline void set_ready(Fiber* f) {
@@ -75,14 +73,21 @@ static void switch_to(Block* b, Fiber* next) {
     emu_switch(&self->stack_pointer, next ? next->stack_pointer : b->main_stack_pointer);
 }
 
+// Other launches, and other blocks, must not find the lock of a thread that is gone.
+static void drop_atomic_lock() {
+    if (atomic_locked) atomic_mutex.unlock();
+    atomic_locked = false;
+}
+
 [[noreturn]] static void die(Block* b) {
+    drop_atomic_lock();
     b->dead = true;
     b->launch->abort = true;
     switch_to(b, nullptr);
     __builtin_unreachable();
 }
 
-static void block_here(const char* what, void* place) {
+static inline void block_here(const char* what, void* place) {
     Fiber* f = current();
     f->waiting_for = what;
     f->waiting_place = place;
@@ -91,6 +96,18 @@ static void block_here(const char* what, void* place) {
 }
 
 static bool run_engine(Gang* gang);
+
+// The next thread in turn after `f`, for one that spins: the fixed orders would come back to it for ever.
+static Fiber* after(Fiber* f) {
+    Block* b = f->home;
+    if (b->launch->options.schedule == RANDOM) return pick(b);
+    const bool forward = b->launch->options.schedule == IN_ORDER;
+    for (int step = 1; step <= b->threads; step++) {
+        const int t = (f->linear + (forward ? step : b->threads - step)) % b->threads;
+        if (b->fibers[t].state == READY) return &b->fibers[t];
+    }
+    return nullptr;
+}
 
 // Let others run. Threads that spin drive the copy engines now and then, and give way to other blocks.
 static void give_way(Block* b, void* place) {
@@ -105,5 +122,5 @@ static void give_way(Block* b, void* place) {
             return;
         }
     }
-    switch_to(b, pick(b));
+    switch_to(b, after(f));
 }

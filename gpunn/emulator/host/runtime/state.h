@@ -223,6 +223,8 @@ struct EngineJob {  // a load of a copy engine, or an arrival that follows a thr
 };
 struct Warpgroup {
     u64 executed = 0;  // groups
+    u64 committed = 0; // groups, by all threads
+    std::deque<int> committing;  // how many threads have committed the groups after these
     u32 clock = 0;     // of its tensor cores when they had done that
     std::vector<Fiber*> waiting;
 };
@@ -346,6 +348,10 @@ extern "C" {
 __thread emu::Context* emu_current __attribute__((tls_model("initial-exec")));
 }
 static __thread Block* own_block __attribute__((tls_model("initial-exec")));
+
+// Held around an atomic on global memory.
+static std::mutex atomic_mutex;
+static __thread bool atomic_locked __attribute__((tls_model("initial-exec")));
 
 static inline Fiber* current() { return static_cast<Fiber*>(emu_current); }
 #define PLACE __builtin_return_address(0)
