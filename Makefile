@@ -21,7 +21,7 @@ comma := ,
 TRAIN_EXTRAS := examples$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA))
 TEST_EXTRAS := test,$(TEST_EXTRA)
 
-.PHONY: help train test test-oracle gpu bench lint docs-tables clean
+.PHONY: help train test test-oracle gpu bench bench-emulator lint docs-tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -30,13 +30,17 @@ train: $(VENV)/.train  ## set up, then train a network on real handwritten digit
 	$(BIN)/gpunn train digits --seed $(SEED)
 
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
-	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle
+	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle \
+	  --emulator-coverage-minimum 95
 
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
 	$(BIN)/python -m pytest tests/oracle
 
 gpu:  ## with a GPU: all GPU tests and benchmarks, one result file; installs nothing (PYTHON=...)
 	$(PYTHON) benchmarks/gpu.py
+
+bench-emulator: $(VENV)/.test  ## time the emulator
+	$(BIN)/python benchmarks/emulator.py
 
 bench: $(VENV)/.test  ## time every kernel against its peers
 	$(BIN)/gpunn bench all

@@ -29,31 +29,35 @@ def device_by_default(request, monkeypatch):
 
 @pytest.fixture
 def count_parity(record_property):
-    """Call it with (primitive, implementation, samples checked); the sum is printed at the end."""
+    """Call it with (primitive, implementation, samples checked, samples too large for it); the
+    sums are printed at the end."""
 
-    def count(primitive: str, implementation: str, samples: int) -> None:
-        record_property("parity", f"{primitive}|{implementation}|{samples}")
+    def count(primitive: str, implementation: str, samples: int, left_out: int = 0) -> None:
+        record_property("parity", f"{primitive}|{implementation}|{samples}|{left_out}")
 
     return count
 
 
 def pytest_terminal_summary(terminalreporter):
     """Primitives x implementations x samples checked, and the devices that were there."""
-    samples, pairs = Counter(), set()
+    samples, left_out, pairs = Counter(), Counter(), set()
     for reports in terminalreporter.stats.values():
         for report in reports:
             for name, value in getattr(report, "user_properties", ()):
                 if name == "parity" and getattr(report, "when", "") == "call":
-                    primitive, implementation, count = value.split("|")
+                    primitive, implementation, count, larger = value.split("|")
                     samples[implementation] += int(count)
+                    left_out[implementation] += int(larger)
                     pairs.add((primitive, implementation))
     if not pairs:
         return
     terminalreporter.section("kernel table")
     for implementation in sorted(samples):
         primitives = sum(1 for _, name in pairs if name == implementation)
+        larger = left_out[implementation]
         terminalreporter.line(
-            f"{implementation:16} {primitives:3} primitives  {samples[implementation]:6} samples"
+            f"{implementation:23} {primitives:3} primitives  {samples[implementation]:6} samples"
+            + (f", {larger} larger ones left out" if larger else "")
         )
     total = sum(samples.values())
     terminalreporter.line(

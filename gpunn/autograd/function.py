@@ -285,7 +285,7 @@ def add_arrays(a, b, out=None):
 
 def check_devices(name: str, *tensors: Tensor) -> None:
     """Raise the error for operands on different devices."""
-    if all(isinstance(tensor._array, np.ndarray) for tensor in tensors):
+    if all(type(tensor._array) is np.ndarray for tensor in tensors):
         return
     devices = {str(device_of(tensor._array)): tensor for tensor in tensors}
     if len(devices) > 1:

@@ -21,7 +21,7 @@ def describe(tensor) -> str:
     parts = [values]
     if array.size == 0 and array.ndim > 1:
         parts.append(f"size={tuple(array.shape)}")
-    if tensor.is_cuda:
+    if tensor.device.type != "cpu":
         parts.append(f"device='{tensor.device}'")
     if tensor.dtype not in (float32, int64, bool_):
         parts.append(f"dtype={tensor.dtype.name}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpunn.autograd.dtypes import as_dtype, is_float
 from gpunn.device import Device, array_module, as_array, device_of, to_device, to_numpy
+from gpunn.device.emulated import EmulatorArray
 
 
 class Tensor:
@@ -115,7 +116,7 @@ class Tensor:
 
     @property
     def is_cuda(self) -> bool:
-        return not isinstance(self._array, np.ndarray)
+        return not isinstance(self._array, np.ndarray)  # arrays on the emulator are NumPy's
 
     @property
     def ndim(self) -> int:
@@ -223,7 +224,7 @@ class Tensor:
 
     @property
     def _xp(self):
-        return np if isinstance(self._array, np.ndarray) else array_module(self.device)
+        return np if type(self._array) is np.ndarray else array_module(self.device)
 
     # ---- out of gpunn ---------------------------------------------------------------------
 
@@ -260,8 +261,14 @@ class Tensor:
     @property
     def __cuda_array_interface__(self):
         if isinstance(self._array, np.ndarray):
-            raise AttributeError("__cuda_array_interface__: this tensor is on the CPU")
+            raise AttributeError("__cuda_array_interface__: this tensor is on no GPU")
         return self._array.__cuda_array_interface__
+
+    @property
+    def __emulator_array__(self):  # by which `as_array` finds it
+        if not isinstance(self._array, EmulatorArray):
+            raise AttributeError("__emulator_array__: this tensor is not on the emulator")
+        return self._array
 
     def __dlpack__(self, **kwargs):
         return self._array.__dlpack__(**kwargs)

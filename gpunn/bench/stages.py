@@ -111,7 +111,7 @@ def check_parity(item: dict, device: Device, tiny: bool) -> dict:
     }
 
 
-# ---- conformance: does the GPU do what the emulator does? -----------------------------------------------
+# ---- conformance: does the GPU do what the emulator does? ---------------------------------------
 
 
 @stage("conformance")

@@ -63,6 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     except KeyError as error:
         raise ValueError(error.args[0]) from None
     device = as_device(arguments.device)
+    if device.type == "emulator":
+        raise ValueError(
+            "--device emulator: the emulator says whether a kernel is right, not how fast it is on "
+            "a GPU; bench on cpu or cuda, and time the emulator itself with benchmarks/emulator.py"
+        )
     shapes = [cases.parse_shape(text) for text in arguments.shape or ()]
     names = peers.choose(arguments.peers, device)
     threshold = compare.parse_threshold(arguments.threshold)

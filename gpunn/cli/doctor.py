@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import platform
 import time
 
@@ -22,10 +23,12 @@ def add_parser(commands) -> None:
         description="Say which devices can be used, what is missing for a GPU and how to get it, "
         "and run each kernel once against its reference.",
         epilog="examples:\n  gpunn doctor\n  gpunn doctor --device cuda:1\n"
-        "  gpunn doctor --no-kernels",
+        "  gpunn doctor --device emulator\n  gpunn doctor --no-kernels",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--device", help="cpu, cuda or cuda:1 (default: the one that would be used)")
+    made.add_argument(
+        "--device", help="cpu, cuda, cuda:1 or emulator (default: the one that would be used)"
+    )
     made.add_argument("--no-kernels", action="store_true", help="leave the kernels out")
     made.set_defaults(run=run)
 
@@ -37,7 +40,11 @@ def run(arguments: argparse.Namespace) -> int:
     findings = probe.findings()
     rows = [("yes" if f.passed else "NO", f.name, f.detail) for f in findings]
     print(table(["for a GPU", "", ""], rows))
-    for finding in findings:
+    print()
+    emulator = probe.find_emulator()
+    row = ("yes" if emulator.passed else "NO", "host compiler, headers", emulator.detail)
+    print(table(["for the emulator", "", ""], [row]))
+    for finding in [*findings, emulator]:
         if not finding.passed:
             print(f"\n{finding.name}: {finding.remedy}")
     device = Device(arguments.device) if arguments.device else default_device()
@@ -69,13 +76,17 @@ def check_kernels(device: Device) -> int:
     from gpunn import kernels
     from gpunn.primitives import parity
 
-    implementations = ["numpy"] if device.type == "cpu" else ["cuda"]
+    implementations = {"cpu": ["numpy"], "cuda": ["cuda"], "emulator": ["emulator"]}[device.type]
     if device.type == "cuda" and probe.find_numba().passed:
         implementations.append("numba")
     rows, failed, start = [], 0, time.perf_counter()
     for implementation in implementations:
-        for made in kernels.table().values():
-            sample, dtype = next(parity.cases(made, implementation))
+        cases = [
+            (made, *next(parity.cases(made, implementation))) for made in kernels.table().values()
+        ]
+        if implementation == "emulator":
+            _compile_together(cases)
+        for made, sample, dtype in cases:
             try:
                 result = parity.check(made, sample, dtype, implementation, device)
                 text = f"{result.error:.1e}" if result.passed else result.reason
@@ -88,3 +99,13 @@ def check_kernels(device: Device) -> int:
     passed = len(rows) - failed
     print(f"\n{passed} of {len(rows)} passed on {device} in {time.perf_counter() - start:.1f} s")
     return 1 if failed else 0
+
+
+def _compile_together(cases: list) -> None:
+    """Compile what the samples run on the emulator, several kernels at a time."""
+    from gpunn.device.emulator_launch import prepare
+    from gpunn.errors import CompileError
+    from gpunn.primitives.registry import kernels_of
+
+    with contextlib.suppress(CompileError):  # the kernel's own check then names it
+        prepare(kernels_of(cases))

@@ -10,7 +10,7 @@ import sys
 import gpunn
 from gpunn.errors import GpunnError
 
-COMMANDS = ("train", "predict", "evaluate", "bench", "kernels", "doctor")
+COMMANDS = ("train", "predict", "evaluate", "bench", "check", "kernels", "doctor")
 
 EXAMPLE = """examples:
   gpunn train digits              train a network on real handwritten digits
@@ -18,6 +18,7 @@ EXAMPLE = """examples:
   gpunn doctor                    which devices can be used, and do the kernels work?
   gpunn kernels --compile sm_90a  compile every kernel, no GPU needed
   gpunn bench softmax_forward     time a kernel against its peers
+  gpunn check mine.cu --list      run a CUDA kernel on the CPU and report its faults
 """
 
 

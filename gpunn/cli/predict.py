@@ -49,7 +49,9 @@ def add_parser(subparsers: Any) -> None:
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What predict and evaluate both take."""
     parser.add_argument("folder", metavar="RUN_FOLDER", help="from gpunn train")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if one is usable)")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
+    )
 
 
 def samples_of(trained: Any, data: str | None, need_labels: bool):

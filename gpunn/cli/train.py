@@ -37,7 +37,9 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("job", nargs="?", help="the job to train; known: digits")
     parser.add_argument("--config", metavar="FILE", help="settings from a run's config.toml")
-    parser.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if one is usable)")
+    parser.add_argument(
+        "--device", help="cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
+    )
     parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most")
     parser.add_argument("--batch-size", type=int, metavar="N", help="samples a step")
     parser.add_argument("--learning-rate", type=float, metavar="X", help="its highest value")

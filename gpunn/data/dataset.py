@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.tensor import Tensor, raw_array
-from gpunn.device import device_of, is_array, to_device
+from gpunn.device import array_module, device_of, is_array, to_device
 
 
 class Dataset:
@@ -128,7 +128,7 @@ def _checked_indices(indices: Iterable[int], length: int) -> np.ndarray:
 
 def gather(array: Any, indices: np.ndarray | slice):
     """``array[indices]`` where the array lives; the indices travel to it."""
-    if isinstance(indices, slice) or isinstance(array, np.ndarray):
+    if isinstance(indices, slice) or type(array) is np.ndarray:
         return array[indices]
     return array[to_device(indices, device_of(array))]
 
@@ -165,11 +165,7 @@ def collate(samples: Sequence[Any]) -> Any:
             f"collate: samples have different shapes {sorted(shapes)}; pad or crop them to one "
             "shape, or pass collate_fn="
         )
-    if isinstance(arrays[0], np.ndarray):
-        return np.stack(arrays)
-    import cupy
-
-    return cupy.stack(arrays)
+    return array_module(device_of(arrays[0])).stack(arrays)
 
 
 def as_dataset(data: Any, name: str = "data") -> Any:

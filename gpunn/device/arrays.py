@@ -1,4 +1,7 @@
-"""Arrays on devices: recognise, allocate, move. NumPy on the CPU, CuPy on a GPU."""
+"""Arrays on devices: recognise, allocate, move.
+
+NumPy on the CPU, CuPy on a GPU, `EmulatorArray` on the emulator.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.device.device import Device, _made, as_device
+from gpunn.device.emulated import EmulatorArray, emulator_empty, emulator_numpy
 from gpunn.device.probe import import_cupy
 from gpunn.errors import OutOfMemoryError
 
@@ -32,13 +36,15 @@ def is_array(value: Any) -> bool:
 def as_array(value: Any):
     """`value` as a NumPy or CuPy array, without a copy where its library allows it.
 
-    NumPy and CuPy arrays pass through. Arrays on a GPU (PyTorch, Numba, JAX …) come in through
-    ``__cuda_array_interface__`` or DLPack; CPU arrays of others through DLPack; the rest through
-    `numpy.asarray`.
+    NumPy and CuPy arrays pass through, and so does what a Tensor on the emulator holds. Arrays on a
+    GPU (PyTorch, Numba, JAX …) come in through ``__cuda_array_interface__`` or DLPack; CPU arrays
+    of others through DLPack; the rest through `numpy.asarray`.
     """
     if isinstance(value, np.ndarray) or is_cupy(value):
         return value
     if hasattr(value, "__dlpack_device__"):
+        if hasattr(value, "__emulator_array__"):
+            return value.__emulator_array__
         kind, _ = value.__dlpack_device__()
         if kind in (2, 13):  # kDLCUDA, kDLCUDAManaged
             source = value.detach() if hasattr(value, "detach") else value
@@ -52,15 +58,22 @@ def as_array(value: Any):
 
 def device_of(array: Any) -> Device:
     """The device that holds a NumPy or CuPy array."""
-    if isinstance(array, np.ndarray):
+    if type(array) is np.ndarray:
+        return CPU
+    if isinstance(array, EmulatorArray):
+        return _made.get(("emulator", 0)) or Device("emulator")
+    if isinstance(array, np.ndarray):  # memory maps and other kinds
         return CPU
     index = array.device.id
     return _made.get(("cuda", index)) or Device("cuda", index)
 
 
 def array_module(device: Device | str):
-    """numpy for the CPU, cupy for a GPU."""
-    return np if Device(device).type == "cpu" else import_cupy()
+    """numpy for the CPU, cupy for a GPU; for the emulator NumPy's functions, but staying there."""
+    kind = Device(device).type
+    if kind == "cpu":
+        return np
+    return emulator_numpy if kind == "emulator" else import_cupy()
 
 
 def empty(shape, dtype, device: Device | str | None = None):
@@ -68,6 +81,8 @@ def empty(shape, dtype, device: Device | str | None = None):
     device = as_device(device)
     if device.type == "cpu":
         return np.empty(shape, dtype)
+    if device.type == "emulator":
+        return emulator_empty(shape, dtype)
     cupy = import_cupy()
     try:
         with device.activate():
@@ -99,6 +114,10 @@ def to_device(array: Any, device: Device | str):
         return array
     if device.type == "cpu":
         return array.get()
+    if device.type == "emulator":  # always a copy, as to a GPU
+        return emulator_numpy.array(array.get() if is_cupy(array) else array)
+    if isinstance(array, EmulatorArray):
+        array = array.get()
     cupy = import_cupy()
     try:
         with device.activate():

@@ -151,7 +151,9 @@ def _compile(source: str, names: tuple[str, ...], arch: str) -> Build:
         symbols = {name: _text(nvrtc.getLoweredName(program, name)) for name in names}
     finally:
         nvrtc.destroyProgram(program)
-    warnings = tuple(line for line in log.splitlines() if "warning" in line.lower())
+    # ptxas tells of wgmma that it had to serialise without the word "warning".
+    told = ("warning", "potential performance loss")
+    warnings = tuple(line for line in log.splitlines() if any(w in line.lower() for w in told))
     return Build(source, arch, cubin, symbols, _reports(log, symbols), warnings)
 
 

@@ -8,17 +8,21 @@ import os
 from gpunn.device import probe
 from gpunn.errors import DeviceError
 
+KINDS = ("cpu", "cuda", "emulator")
+
 
 class Device:
     """A place to compute: ``Device("cpu")``, ``Device("cuda")`` (GPU 0), ``Device("cuda:1")``.
 
-    A CUDA device is checked when it is made: if it cannot be used, `DeviceError` says in one
-    sentence what to install or set. Devices are values: equal, hashable, usable as dictionary keys.
+    ``Device("emulator")`` runs the CUDA C++ kernels on the host, slowly: to see them work, and to
+    find their faults, without a GPU. A CUDA device and the emulator are checked when they are made:
+    if one cannot be used, `DeviceError` says in one sentence what to install or set. Devices are
+    values: equal, hashable, usable as dictionary keys.
 
     Attributes
     ----------
-    type : ``"cpu"`` or ``"cuda"``
-    index : 0 for the CPU, else the GPU's number
+    type : ``"cpu"``, ``"cuda"`` or ``"emulator"``
+    index : the GPU's number, 0 for the others
     """
 
     __slots__ = ("type", "index")
@@ -36,7 +40,7 @@ class Device:
         return f"device({str(self)!r})"
 
     def __str__(self) -> str:
-        return "cpu" if self.type == "cpu" else f"cuda:{self.index}"
+        return f"cuda:{self.index}" if self.type == "cuda" else self.type
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, str):
@@ -50,7 +54,7 @@ class Device:
         return (Device, (str(self),))
 
     def activate(self):
-        """A context in which CuPy allocates and launches on this GPU (nothing on the CPU)."""
+        """A context in which CuPy allocates and launches on this GPU."""
         return probe.import_cupy().cuda.Device(self.index)
 
 
@@ -67,10 +71,13 @@ def _parse(spec: str, index: int | None) -> tuple[str, int]:
         if not tail.isdecimal():
             raise ValueError(f"device: {spec!r} has no valid index; write for example 'cuda:0'")
         index = int(tail)
-    if kind not in ("cpu", "cuda"):
-        raise ValueError(f"device: {spec!r} is not known; use 'cpu', 'cuda' or 'cuda:1'")
-    if kind == "cpu" and index:
-        raise ValueError(f"device: {spec!r}: there is one CPU device, 'cpu'")
+    if kind not in KINDS:
+        raise ValueError(
+            f"device: {spec!r} is not known; use 'cpu', 'cuda', 'cuda:1' or 'emulator'"
+        )
+    if kind != "cuda" and index:
+        name = "CPU device" if kind == "cpu" else "emulator"
+        raise ValueError(f"device: {spec!r}: there is one {name}, {kind!r}")
     return kind, index or 0
 
 
@@ -84,6 +91,10 @@ def _device(cls, kind: str, index: int, check: bool = True) -> Device:
         return known
     if kind == "cuda" and check:
         probe.require_cuda(index)
+    elif kind == "emulator" and check:
+        from gpunn.emulator import toolchain  # not on the path of `import gpunn`
+
+        toolchain.require()
     device = object.__new__(cls)
     object.__setattr__(device, "type", kind)
     object.__setattr__(device, "index", index)

@@ -90,7 +90,7 @@ class CudaLauncher(Launcher):
         try:
             if shared > self._allowed[expression]:
                 kernel.max_dynamic_shared_size_bytes = self._allowed[expression] = shared
-            kernel(grid, block, tuple(_NULL if a is None else a for a in args), shared_mem=shared)
+            kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
         except probe.import_cupy().cuda.driver.CUDADriverError as error:
             raise LaunchError(
                 f"{self.source}: {expression} could not run on {self.device} with grid {grid}, "
@@ -116,6 +116,13 @@ class CudaLauncher(Launcher):
 
 
 _NULL = np.uint64(0)
+
+
+def _argument(value):
+    """What CuPy passes for an argument: None is a null pointer, a tensor map its 128 bytes."""
+    if value is None:
+        return _NULL
+    return value.as_argument(pointer(value.array)) if hasattr(value, "as_argument") else value
 
 
 @functools.cache

@@ -282,8 +282,20 @@ def find_numba() -> Finding:
     return Finding("Numba", True, numba.__version__)
 
 
+def find_emulator() -> Finding:
+    """Can the kernels be compiled for the host and run there?"""
+    from gpunn.emulator import toolchain
+
+    try:
+        found = toolchain.require()
+    except DeviceError as error:
+        return Finding("emulator", False, "not usable", str(error))
+    return Finding("emulator", True, str(found or "usable"))
+
+
 def findings() -> list[Finding]:
-    """Every step in order; later ones are left out where an earlier one makes them pointless."""
+    """Every step to a GPU in order; later ones are left out where an earlier one makes them
+    pointless."""
     result = [find_cupy()]
     if result[0].passed:
         driver = find_driver()

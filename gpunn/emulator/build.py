@@ -1,4 +1,4 @@
-"""Kernels compiled for the host: one shared object for a source, a set of kernels and a way to run."""
+"""Kernels compiled for the host: a shared object for a source, some kernels and a way to run."""
 
 from __future__ import annotations
 
@@ -89,11 +89,13 @@ def build(path: Path, names: Sequence[str], options: Sequence[str], mode: str) -
     toolchain.runtime()  # its functions must be there when the kernels are loaded
     made = _Plan(path.resolve(), tuple(names), tuple(options), mode)
     target = toolchain.folder() / f"{path.stem}-{mode}-{made.key()}.so"
-    if not target.exists():
+    library = _opened(target) if target.exists() else None
+    if library is None:
         with toolchain.locked(target):
-            if not target.exists():
+            library = _opened(target) if target.exists() else None
+            if library is None:
                 made.compile(target)
-    library = ctypes.CDLL(str(target))
+                library = ctypes.CDLL(str(target))
     library.emu_dynamic_shared.restype = ctypes.c_size_t
     result = Build(target, library, {})
     for number, name in enumerate(names):
@@ -105,10 +107,13 @@ def build(path: Path, names: Sequence[str], options: Sequence[str], mode: str) -
     return result
 
 
-def is_built(path: Path, names: Sequence[str], options: Sequence[str], mode: str) -> bool:
-    """Whether `build` would find these kernels in the cache."""
-    made = _Plan(path.resolve(), tuple(names), tuple(options), mode)
-    return (toolchain.folder() / f"{path.stem}-{mode}-{made.key()}.so").exists()
+def _opened(target: Path) -> ctypes.CDLL | None:
+    """The shared object, or None if the file is damaged."""
+    try:
+        return ctypes.CDLL(str(target))
+    except OSError:
+        target.unlink(missing_ok=True)
+        return None
 
 
 class _Plan:
@@ -141,6 +146,8 @@ class _Plan:
         # A large frame must meet the guard page, not step over it.
         flags += ["-fstack-clash-protection"]
         flags += toolchain.processor_flags()
+        if clang:  # an undefined value passed on unread would be a licence to drop branches
+            flags += ["-ftrivial-auto-var-init=pattern"]
         if not clang:  # shared memory of templates must be this object's alone
             flags += ["-fno-gnu-unique", "-fno-extern-tls-init"]
         if self.mode == CHECKED:
@@ -170,6 +177,8 @@ class _Plan:
             lines.append(
                 f'asm(".globl {name}\\n.type {name},%tls_object\\n.set {name},emu_dynamic");'
             )
+        if self.mode == CHECKED and toolchain.compiler().kind == "clang":
+            lines.append(_CHECKED_COPIES)
         if self.mode == COVERAGE:
             lines.append('extern "C" { void __gcov_dump(); void __gcov_reset(); '
                          "void emu_dump_coverage() { __gcov_dump(); __gcov_reset(); } }")
@@ -197,18 +206,29 @@ class _Plan:
         includes = [f"-I{folder}" for folder in (toolchain.HOST / "include", *self._folders())]
         system = [f"-isystem{folder}" for folder in toolchain.header_folders()]
         compiler = toolchain.compiler().path
-        command = [compiler, *self._flags(), "-include", str(toolchain.HOST / "shim.h")]
+        command = [compiler, *self._flags(), "-include", str(toolchain.shim(self._flags()))]
         others = [o for o in self.options if not o.startswith(("-D", "-U", "-I"))]
         command += [*includes, *system, *others, "-c", str(stub), "-o", unit]
         toolchain.run(command, str(self.path))
         # Without the sanitizers' libraries: the runtime has the functions that their code calls.
         temporary = f"{base}.{os.getpid()}.tmp"
-        link = [compiler, "-shared", "-o", temporary, unit]
+        # Symbolic: a kernel may bear the name of a function of the C library.
+        link = [compiler, "-shared", "-Wl,-Bsymbolic", "-o", temporary, unit]
         toolchain.run(link + (["--coverage"] if self.mode == COVERAGE else []), str(self.path))
         os.replace(temporary, target)
         if self.mode != COVERAGE:  # gcov looks for its notes beside the object
             os.unlink(unit)
 
+
+# clang leaves the copies of structures to memcpy, which its sanitizer's library would replace.
+_CHECKED_COPIES = """extern "C" {
+void* emu_memcpy(void*, const void*, size_t, void*);
+void* emu_memset(void*, int, size_t, void*);
+#define EMU_COPY __attribute__((visibility("hidden"), noinline)) EMU_NOSAN
+EMU_COPY void* memcpy(void* a, const void* b, size_t n) { return emu_memcpy(a, b, n, EMU_CALLER); }
+EMU_COPY void* memmove(void* a, const void* b, size_t n) { return emu_memcpy(a, b, n, EMU_CALLER); }
+EMU_COPY void* memset(void* a, int b, size_t n) { return emu_memset(a, b, n, EMU_CALLER); }
+}"""
 
 _TAKEN = ("-D", "-U", "-I", "-include")
 _LONG = {"--define-macro": "-D", "--undefine-macro": "-U", "--include-path": "-I",

@@ -174,8 +174,7 @@ def collect(
     counted = sorted(Path(folder).resolve().rglob("*.gcda"))
     if not counted:
         raise FileNotFoundError(
-            f"nothing was counted in {folder}: no kernel was launched unchecked with "
-            "GPUNN_EMULATOR_COVERAGE=1 and GCOV_PREFIX set to it"
+            f"nothing was counted in {folder}: no kernel was launched there without checks"
         )
 
     def wanted(path: Path) -> bool:

@@ -212,7 +212,8 @@ def read(text: str) -> Launch:
             "instance 'saxpy<<<4, 256>>>(float[1000], float[1000], 2.5f, 1000)'"
         )
     kernel, configuration, inside = found.groups()
-    parts = reading.split(configuration)
+    hidden = configuration.replace("<<", "\1").replace(">>", "\2")  # shifts are no brackets
+    parts = [p.replace("\1", "<<").replace("\2", ">>") for p in reading.split(hidden)]
     if not 2 <= len(parts) <= 4 or (len(parts) == 4 and parts[3] != "0"):
         raise ValueError(
             f"<<<{configuration}>>>: expected <<<grid, block>>> or <<<grid, block, bytes>>>"

@@ -1,4 +1,4 @@
-"""From the arguments of a launch to the runtime, and from its findings back to lines of the source."""
+"""From a launch's arguments to the runtime, and from its findings back to lines of the source."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ import numpy as np
 
 from gpunn.emulator import build as building
 from gpunn.emulator import config, findings, toolchain
-from gpunn.emulator.findings import EmulatorError, Finding, Place
+from gpunn.emulator.findings import Finding, Place, RaceError, UninitializedReadError
 from gpunn.emulator.tensor_map import TensorMap
 
 MAX_SHARED = 227 * 1024
 MAX_COOPERATIVE = 256
+# log2 of the bytes of a cell of shadow memory. A launch that meets a smaller access is run again
+# with smaller cells, and the kernel remembers them.
+COARSEST = 4
 BOOLEAN, INTEGER, UNSIGNED, FLOATING = 1, 2, 3, 4
 _KINDS = {"b": BOOLEAN, "i": INTEGER, "u": UNSIGNED, "f": FLOATING}
 
@@ -99,7 +102,7 @@ def launch(
     values, arrays = [], []
     for number, value in enumerate(args):
         values.append(_argument(made, number, value, arrays))
-    areas, list_of_areas = _areas(arrays, kernel)
+    areas = _areas(arrays, kernel)
     runtime = toolchain.runtime()
     if not runtime.emu_map(areas, len(areas)):
         raise MemoryError(f"{name}: no memory for copies of the arguments")
@@ -123,7 +126,7 @@ def launch(
             (ctypes.c_uint32 * 3)(*grid),
             (ctypes.c_uint32 * 3)(*block),
             shared,
-            kernel._granules.get("shared", 2),
+            kernel._granules.get("shared", COARSEST),
             len(made.build.guards),
             made.build.guards,
         )
@@ -241,7 +244,7 @@ def _argument(made: building.Compiled, number: int, value: Any, arrays: list[_Ar
     if (
         parameter.target_category == FLOATING
         and value.dtype.itemsize != parameter.target_size
-        and value.dtype.kind in "fiu"
+        and value.dtype.kind in "fi"  # unsigned integers may stand for raw bits
     ):
         raise TypeError(
             f"{made.name}: {_called(made, number)} is an array of {value.dtype}, but the kernel "
@@ -267,7 +270,8 @@ def _value(made: building.Compiled, number: int, parameter, value: Any) -> np.nd
             return np.array([value], f"{kind}{parameter.size}")
         except OverflowError:
             raise ValueError(
-                f"{made.name}: {_called(made, number)} is {value}, too large for {_wanted(parameter)}"
+                f"{made.name}: {_called(made, number)} is {value}, which does not fit "
+                f"{_wanted(parameter)}"
             ) from None
     if isinstance(value, float) and (parameter.category, parameter.size) == (FLOATING, 8):
         return np.array([value])
@@ -311,7 +315,7 @@ def _wanted(parameter) -> str:
 
 
 def _areas(arrays: list[_Array], kernel: Any):
-    """Memory of the arguments: those that overlap share one area."""
+    """The arguments' memory as an array of ArrayArgument: those that overlap share one."""
     ordered = sorted(arrays, key=lambda a: (a.low, a.high))
     groups: list[list[_Array]] = []
     high = 0
@@ -322,21 +326,15 @@ def _areas(arrays: list[_Array], kernel: Any):
             groups.append([array])
             high = array.high
         high = max(high, array.high)
-    areas = (ArrayArgument * max(1, len(groups)))()
-    for area, group in zip(areas, groups, strict=False):
+    areas = (ArrayArgument * len(groups))()
+    for area, group in zip(areas, groups, strict=True):
         low = min(a.low for a in group)
-        granules = [kernel._granules.get(a.number, _granule(a.array.itemsize)) for a in group]
         area.host, area.bytes = low, max(a.high for a in group) - low
-        area.granule = min(granules)
+        area.granule = min(kernel._granules.get(a.number, COARSEST) for a in group)
         area.read_only = all(a.read_only for a in group)
         for array in group:
             array.area = area
-    return (ArrayArgument * len(groups)).from_buffer(areas) if groups else (ArrayArgument * 0)(), groups
-
-
-def _granule(itemsize: int) -> int:
-    """log2 of the bytes of a cell of shadow memory for elements of this size."""
-    return 2 if itemsize % 4 == 0 else 1 if itemsize % 2 == 0 else 0
+    return areas
 
 
 # ---- findings ------------------------------------------------------------------------------------
@@ -347,23 +345,31 @@ _MEMORY = {2: "static shared memory", 3: "dynamic shared memory"}
 
 def _raise(made: building.Compiled, arrays: list[_Array], text: str) -> None:
     rows = [line.split("\t") for line in text.splitlines()]
-    rows = [row for row in rows if len(row) >= 15]
+    rows = [row for row in rows if len(row) >= 17]
     wanted = {int(row[i]) for row in rows for i in (1, 2) if int(row[i])}
     places = resolve(made.build.path, wanted, made.build)
     found = []
     for row in rows:
-        numbers = [int(field) for field in row[:14]]
-        one = _finding(made, arrays, places, numbers, "\t".join(row[14:]))
+        numbers = [int(field) for field in row[:16]]
+        one = _finding(made, arrays, places, numbers, "\t".join(row[16:]))
         if one is not None:
             found.append(one)
+    # A read before the write that it should have waited for: the race says more.
+    races = [_spot(r, r.other) for r in found if r.other and r.error is RaceError]
+    found = [f for f in found if f.error is not UninitializedReadError or _spot(f, f) not in races]
     if found:
         # Where threads lost each other, what they did to memory is a consequence.
         found.sort(key=lambda one: one.error not in _FIRST)
         raise found[0].error(found)
 
 
+def _spot(finding: Finding, place: Any) -> tuple:
+    """A line and the kind of memory that it uses."""
+    return place.file, place.line, finding.memory.split(",")[0]
+
+
 def _finding(made, arrays, places, numbers, text) -> Finding | None:
-    fault, at, other_at, bx, by, bz, tx, ty, tz, kind, address, other_block, other, rank = numbers
+    fault, at, other_at, bx, by, bz, tx, ty, tz, *where, other_block, other, rank = numbers
     place = _placed(places.get(at), (bx, by, bz), (tx, ty, tz))
     second = None
     if other_at:
@@ -373,7 +379,7 @@ def _finding(made, arrays, places, numbers, text) -> Finding | None:
         second is None or (second.file, second.line) == (place.file, place.line)
     ):
         return None
-    memory, argument, index = _memory(made, arrays, kind, address)
+    memory, argument, index = _memory(made, arrays, *where)
     error = findings.FAULTS[fault]
     return Finding(error, made.name, text, place, second, memory, argument, index)
 
@@ -387,16 +393,18 @@ def _placed(found: Place | None, block, thread, who="") -> Place:
     return Place(found.file, found.line, found.text, found.callers, block, thread, who)
 
 
-def _memory(made, arrays: list[_Array], kind: int, address: int):
+def _memory(made, arrays: list[_Array], kind: int, address: int, base: int, rank: int):
     """(words, argument number, index) of the memory that a finding is about."""
     if kind in _MEMORY:
-        return f"{_MEMORY[kind]}, byte {address}", None, None
+        whose = f" of block {rank} of the cluster" if rank >= 0 else ""
+        return f"{_MEMORY[kind]}{whose}, byte {address}", None, None
     if kind == 4:
         return f"address {address:#x}", None, None
     if kind != 1 or not arrays:
         return "", None, None
     inside = [a for a in arrays if a.holds(address)]
-    near = inside[0] if inside else min(arrays, key=lambda a: _distance(a, address))
+    meant = [a for a in arrays if a.area.device == base] or arrays
+    near = inside[0] if inside else min(meant, key=lambda a: _distance(a, address))
     element = (address - near.device) // near.array.itemsize
     index: Any = element
     shape = near.array.shape

@@ -33,8 +33,8 @@ class RawModule:
     options : as for NVRTC; macros (-D, -U) and include folders (-I) count, the rest is passed over
     name_expressions : template instantiations to compile, such as ``softmax<float, 4>``
     enable_cooperative_groups : launch so that all blocks exist at once and may use grid barriers
-    check, schedule, seed, threads, preempt, timeout, stack, coverage : see `Settings`; what is None here
-        comes from the `settings` around the launch, and `check` is True if those leave it open
+    check, schedule, seed, threads, preempt, timeout, stack, coverage : see `Settings`; what is not
+        given comes from the `settings` around the launch; `check` is True if those leave it open
 
     Raises
     ------
@@ -95,7 +95,7 @@ class RawModule:
         if names:
             self.compiled(names[0], self._mode(self._settings({})))
 
-    # ---- used by Kernel ----------------------------------------------------------------------------
+    # ---- used by Kernel ------------------------------------------------------------------------
 
     def _settings(self, changes: dict[str, Any]) -> config.Settings:
         made = config.current().updated(self.settings).updated(changes)
@@ -273,7 +273,7 @@ class Global:
 def _written(code: str | None) -> Path:
     """The file in the cache folder that holds a source given as text."""
     if not isinstance(code, str):
-        raise TypeError(f"RawModule: code is {type(code).__name__}; expected the source as a string")
+        raise TypeError(f"RawModule: code is {type(code).__name__}; expected the source as text")
     name = f"source-{hashlib.sha256(code.encode()).hexdigest()[:16]}.cu"
     path = toolchain.folder() / name
     if not path.exists():

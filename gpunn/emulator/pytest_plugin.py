@@ -217,12 +217,12 @@ def pytest_sessionfinish(session):
             leave_out=config.getoption("emulator_coverage_leave_out"),
         )
     except (OSError, GpunnError) as error:
-        problem = summary = f"device code: {error}"
+        summary, problem = f"device code: {error}", "no lines were counted"
     else:
         summary = lines.summary()
         problem = lines.shortfall(minimum) if minimum is not None else ""
     if problem and minimum is not None:
-        summary += f"\nFAILED: {problem}" if problem != summary else ""
+        summary += f"\nFAILED: {problem}"
         if session.exitstatus == 0:
             session.exitstatus = 1
     config.stash[_LINES] = summary

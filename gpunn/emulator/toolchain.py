@@ -1,7 +1,8 @@
 """The host compiler and CUDA's headers: found, asked for their versions, and used.
 
-Everything compiled is kept in the cache folder under a digest of all that went into it. Entries are
-renamed into place when they are whole; a lock for each keeps two processes from making the same one.
+Everything compiled is kept in the cache folder under a digest of all that went into it. Entries
+are renamed into place when they are whole; a lock for each keeps two processes from making the
+same one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +73,8 @@ def compiler() -> Compiler:
 
 
 def _identify(path: str) -> Compiler:
-    done = subprocess.run([path, "-dM", "-E", "-x", "c++", "/dev/null"], capture_output=True, text=True)
+    command = [path, "-dM", "-E", "-x", "c++", "/dev/null"]
+    done = subprocess.run(command, capture_output=True, text=True)
     macros = dict(re.findall(r"#define (__\w+__) (\d+)\b", done.stdout))
     if "__clang_major__" in macros:
         return Compiler(path, "clang", int(macros["__clang_major__"]))
@@ -97,7 +99,7 @@ def header_folders() -> tuple[str, ...]:
         if all((folder / f).is_file() for f in ("cuda_fp16.h", "cuda_bf16.h", "vector_types.h")):
             return (str(folder),)
     raise DeviceError(
-        "The emulator needs CUDA's headers (cuda_fp16.h, vector_types.h; no GPU and no CUDA toolkit): "
+        "The emulator needs CUDA's headers (cuda_fp16.h, vector_types.h), but no GPU: "
         "pip install 'gpunn[emulator]', or set CUDA_PATH to a CUDA toolkit."
     )
 
@@ -135,7 +137,9 @@ def processor_flags() -> tuple[str, ...]:
 @functools.cache
 def host_digest() -> str:
     """A digest of the shim and the runtime, of the compiler and of CUDA's headers."""
-    digest = hashlib.sha256(repr((compiler(), header_folders(), processor_flags())).encode())
+    # Its place, too: findings tell the emulator's own files by it.
+    parts = (str(HOST), compiler(), header_folders(), processor_flags())
+    digest = hashlib.sha256(repr(parts).encode())
     for path in sorted(HOST.rglob("*")):
         if path.is_file():
             digest.update(str(path.relative_to(HOST)).encode() + b"\0" + path.read_bytes())
@@ -181,6 +185,31 @@ def readable(messages: str) -> str:
     return "\n".join(lines[:60])[:6000]
 
 
+def shim(flags: Sequence[str]) -> Path:
+    """The shim to include, compiled once for these flags where the compiler can do that (g++).
+
+    Reading CUDA's headers is most of the time that a small kernel takes to compile.
+    """
+    header = HOST / "shim.h"
+    if compiler().kind != "g++":
+        return header
+    key = hashlib.sha256(repr((host_digest(), tuple(flags))).encode()).hexdigest()[:24]
+    target = folder() / f"shim-{key}" / "shim.h"
+    made = target.with_name("shim.h.gch")
+    if not made.exists():
+        target.parent.mkdir(exist_ok=True)
+        with locked(target):
+            if not made.exists():
+                target.write_text(f'#include "{header}"\n')
+                temporary = made.with_suffix(f".{os.getpid()}.tmp")
+                system = [f"-isystem{folder}" for folder in header_folders()]
+                command = [compiler().path, *flags, f"-I{HOST / 'include'}", *system]
+                command += ["-x", "c++-header", str(target), "-o", str(temporary)]
+                run(command, "the emulator's shim")
+                os.replace(temporary, made)
+    return target
+
+
 @functools.cache
 def runtime() -> ctypes.CDLL:
     """The runtime library, compiled at the first use."""
@@ -192,7 +221,7 @@ def runtime() -> ctypes.CDLL:
                 temporary = target.with_suffix(f".{os.getpid()}.tmp")
                 options = ("-std=c++17", "-O3", "-g", "-fPIC", "-shared", *processor_flags())
                 source = str(HOST / "runtime.cpp")
-                command = [compiler().path, *options, "-o", str(temporary), source, "-lpthread", "-ldl"]
-                run(command, "the emulator's runtime")
+                command = [compiler().path, *options, "-o", str(temporary), source]
+                run([*command, "-lpthread", "-ldl"], "the emulator's runtime")
                 os.replace(temporary, target)
     return ctypes.CDLL(str(target), mode=ctypes.RTLD_GLOBAL)

@@ -92,7 +92,7 @@ class Call:
 
     @property
     def xp(self):
-        """numpy or cupy, whichever holds the call's arrays."""
+        """numpy, cupy or the emulator's module, whichever holds the call's arrays."""
         return arrays.array_module(self.device or CPU)
 
     def run(self, *args) -> None:
@@ -199,7 +199,7 @@ class Call:
         return value
 
     def _place(self, name: str, value) -> None:
-        device = CPU if isinstance(value, np.ndarray) else arrays.device_of(value)
+        device = CPU if type(value) is np.ndarray else arrays.device_of(value)
         if self.device is None:
             self.device, self._first = device, name
         elif device is not self.device:

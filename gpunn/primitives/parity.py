@@ -54,12 +54,13 @@ def check(
     """Run `made` on a sample and compare every array that it returned or changed.
 
     `context` is a context manager to run the implementation in; by default the one that forces
-    `implementation` ("numpy", "cuda", "numba"; None: the device's own).
+    `implementation` ("numpy", "cuda", "numba", "emulator"; None: the device's own). The emulator
+    also runs on the CPU, where the arrays keep their addresses and strides.
     """
     dtype = np.dtype(dtype)
     bound = 0.0 if sample.exact else sample.tolerance.get(dtype, TOLERANCE[dtype])
     args, kwargs = (sample.cast if sample.exact else sample.cast_reference)(dtype)
-    with using(None):
+    with using("numpy"):
         expected = _outcome(made(*args, **kwargs), args, kwargs)
     args, kwargs = sample.cast(dtype)
     if Device(device).type != "cpu":

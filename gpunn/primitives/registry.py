@@ -7,6 +7,8 @@ the outputs, and hands both to `Call.run`, which picks the implementation for th
 numpy     the reference; runs on the CPU
 cuda      our CUDA C++ kernel, compiled by NVRTC and launched through CuPy
 numba     our Numba kernel, where asked for with ``GPUNN_KERNELS=numba`` or `using`
+emulator  our CUDA C++ kernel by the same launch code, run on the host by `gpunn.emulator`: on the
+          device "emulator", and on CPU arrays where asked for
 ========  =====================================================================
 
 Tests, benchmarks, the doctor and the documentation walk over `TABLE`.
@@ -26,14 +28,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpunn.device.device import Device
-from gpunn.device.launch import cuda_launcher, numba_launcher, numba_simulated
+from gpunn.device.emulator_launch import emulator_launcher
+from gpunn.device.launch import RecordingLauncher, cuda_launcher, numba_launcher, numba_simulated
 from gpunn.errors import UnsupportedError
 from gpunn.primitives.call import Call
 from gpunn.primitives.samples import FLOATING, Sample
 
 TABLE: dict[str, Primitive] = {}
 
-IMPLEMENTATIONS = ("numpy", "cuda", "numba")
+IMPLEMENTATIONS = ("numpy", "cuda", "numba")  # those that a primitive is written in
+CHOICES = (*IMPLEMENTATIONS, "emulator")  # the last runs what is written for CUDA
+_DEFAULT = {"cpu": "numpy", "cuda": "cuda", "emulator": "emulator"}  # by the type of device
 
 
 @dataclass(frozen=True)
@@ -183,15 +188,18 @@ def primitive(family: str, cuda: str, numba: str) -> Callable[[Callable], Primit
 
 @contextlib.contextmanager
 def using(implementation: str | None) -> Iterator[None]:
-    """Run primitives with one implementation inside a ``with`` block: "numba", "cuda", "numpy".
+    """Run primitives with one implementation inside a ``with`` block: "numba", "cuda", "numpy",
+    "emulator".
 
     >>> with gpunn.kernels.using("numba"):
     ...     y = gpunn.kernels.softmax_forward(x_on_the_gpu)
+    >>> with gpunn.kernels.using("emulator"):
+    ...     y = gpunn.kernels.softmax_forward(x_on_the_cpu)
     """
-    if implementation not in (None, *IMPLEMENTATIONS):
+    if implementation not in (None, *CHOICES):
         raise ValueError(
             f"kernels: {implementation!r} is not an implementation; use one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
+            f"{', '.join(CHOICES)}"
         )
     before, _choice.forced = _choice.forced, implementation
     try:
@@ -214,11 +222,10 @@ def implementation_for(device: Device) -> str:
     """The implementation that runs on `device` now."""
     forced = _choice.forced or os.environ.get("GPUNN_KERNELS") or None
     if forced is None:
-        return "numpy" if device.type == "cpu" else "cuda"
-    if forced not in IMPLEMENTATIONS:
+        return _DEFAULT[device.type]
+    if forced not in CHOICES:
         raise ValueError(
-            f"GPUNN_KERNELS={forced} is not an implementation; use one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
+            f"GPUNN_KERNELS={forced} is not an implementation; use one of {', '.join(CHOICES)}"
         )
     if device.type == "cpu" and forced == "numba" and not numba_simulated():
         raise UnsupportedError(
@@ -234,13 +241,23 @@ def implementation_for(device: Device) -> str:
         raise UnsupportedError(
             "NumPy does not run on GPU arrays: move the arrays to the CPU with .get() or .cpu()"
         )
+    if device.type == "cuda" and forced == "emulator":
+        raise UnsupportedError(
+            "the emulator does not run on GPU arrays: move the arrays to the CPU with .get() or "
+            ".cpu(), or to the device 'emulator'"
+        )
+    if device.type == "emulator" and forced != "emulator":
+        raise UnsupportedError(
+            f"{forced} does not run on arrays of the emulator, which runs the CUDA C++ kernels: "
+            "move the arrays to the CPU with .get() or .cpu(), or to a GPU"
+        )
     return forced
 
 
 def _run(call: Call, args: tuple) -> None:
     made, device = call.primitive, call.device
     if _choice.forced is None and not _FORCED_BY_ENVIRONMENT:  # the usual case, quickly
-        implementation = "numpy" if device.type == "cpu" else "cuda"
+        implementation = _DEFAULT[device.type]
     else:
         implementation = implementation_for(device)
     if implementation == "numpy":
@@ -248,6 +265,8 @@ def _run(call: Call, args: tuple) -> None:
     elif implementation == "cuda":
         with device.activate():
             made._cuda(cuda_launcher(made.cuda_source, device), *args)
+    elif implementation == "emulator":
+        made._cuda(emulator_launcher(made.cuda_source), *args)
     else:
         _require_numba(made, args)
         with device.activate() if device.type == "cuda" else contextlib.nullcontext():
@@ -284,7 +303,7 @@ def _run_and_report(call: Call, args: tuple) -> None:
         f"{value.dtype}{list(value.shape)}" for value in args if hasattr(value, "shape")
     )
     print(
-        f"{call.primitive.name:28} {implementation_for(call.device):6} {seconds * 1e6:10.1f} us "
+        f"{call.primitive.name:28} {implementation_for(call.device):8} {seconds * 1e6:10.1f} us "
         f"{cost.bytes / seconds / 1e9:9.2f} GB/s {cost.flops / seconds / 1e9:9.2f} GFLOP/s  "
         f"{shapes}"
     )
@@ -298,8 +317,22 @@ def reachable_kernels(
     The launch code is run on the samples with a launcher that only takes notes, so a kernel is in
     this list if and only if a parity test can reach it. No GPU is needed.
     """
-    from gpunn.device.launch import RecordingLauncher
+    chosen = TABLE.values() if primitives is None else primitives
+    cases = (
+        (made, sample, dtype)
+        for made in chosen
+        for sample in made.sample_list()
+        for dtype in sample.dtypes
+    )
+    return kernels_of(cases, arch, multiprocessors)
 
+
+def kernels_of(
+    cases: Iterable[tuple[Primitive, Sample, np.dtype]],
+    arch: str = "sm_90a",
+    multiprocessors: int = 132,
+) -> dict[str, list[str]]:
+    """The CUDA kernels that some samples reach: source file -> sorted name expressions."""
     reached: dict[str, set[str]] = {}
 
     def record(call: Call, args: tuple) -> None:
@@ -309,9 +342,7 @@ def reachable_kernels(
             reached.setdefault(source, set()).add(expression)
 
     with intercepting(record):
-        for made in TABLE.values() if primitives is None else primitives:
-            for sample in made.sample_list():
-                for dtype in sample.dtypes:
-                    args, kwargs = sample.cast(dtype)
-                    made(*args, **kwargs)
+        for made, sample, dtype in cases:
+            args, kwargs = sample.cast(dtype)
+            made(*args, **kwargs)
     return {source: sorted(names) for source, names in sorted(reached.items())}

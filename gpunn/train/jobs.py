@@ -31,7 +31,7 @@ class DigitsConfig:
     Attributes
     ----------
     seed : of the split, the initial weights, the shuffling, the dropout and the augmentation
-    device : "auto", "cpu", "cuda" or "cuda:1"
+    device : "auto", "cpu", "cuda", "cuda:1" or "emulator"
     hidden : widths of the hidden layers
     activation : one of `ACTIVATIONS`
     dropout : share of the hidden values that are left out while training

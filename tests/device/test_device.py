@@ -27,10 +27,11 @@ def test_cpu_is_a_value():
 @pytest.mark.parametrize(
     ("spec", "error", "text"),
     [
-        ("gpu", ValueError, "'gpu' is not known; use 'cpu', 'cuda' or 'cuda:1'"),
+        ("gpu", ValueError, "'gpu' is not known; use 'cpu', 'cuda', 'cuda:1' or 'emulator'"),
         ("cuda:x", ValueError, "no valid index"),
         ("cuda:-1", ValueError, "no valid index"),
         ("cpu:1", ValueError, "there is one CPU device"),
+        ("emulator:1", ValueError, "there is one emulator, 'emulator'"),
         ("", ValueError, "not known"),
         (3, TypeError, "expected a string"),
         (None, TypeError, "expected a string"),

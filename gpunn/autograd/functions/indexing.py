@@ -147,7 +147,7 @@ def setitem(input: Tensor, key, value) -> None:
         check_tracked_write("setitem", input)
         source = _plain_value(value, array)
         if isinstance(value, Tensor):
-            source = value if value.is_cuda == input.is_cuda else value.to(input.device)
+            source = value if value.device is input.device else value.to(input.device)
         if isinstance(source, Tensor) and source._cell is input._cell:
             input._seen = source._cell[1]  # `y[0] += z` has written a view of y and hands it back
         result = SetIndex.apply(input, source, key)
@@ -203,7 +203,7 @@ def scatter_add(out, key, values) -> None:
     On the CPU by `numpy.add.at`, in order. On a GPU elements are sorted by their place and summed
     pairwise, since additions by float atomics come in any order and give other bits each time.
     """
-    if isinstance(out, np.ndarray) and not is_low(out.dtype):
+    if type(out) is np.ndarray and not is_low(out.dtype):
         np.add.at(out, key, values)
     else:
         scatter_sorted(array_xp(out), out, key, values)

@@ -58,11 +58,11 @@ def _before(tensor: Tensor, name: str) -> Tensor:
 
 def _write_directly(ufunc, array, other) -> bool:
     """The fast way, without a temporary: NumPy arrays of one floating type, or a Python number."""
-    if not isinstance(array, np.ndarray) or array.dtype not in (np.float32, np.float64):
+    if type(array) is not np.ndarray or array.dtype not in (np.float32, np.float64):
         return False
     if isinstance(other, Tensor):
         other = other._array
-        if not isinstance(other, np.ndarray) or other.dtype != array.dtype:
+        if type(other) is not np.ndarray or other.dtype != array.dtype:
             return False
         if other.shape != array.shape:
             return False
@@ -107,7 +107,7 @@ masked_fill_ = _writes("masked_fill_", arithmetic.masked_fill)
 
 def copy_(self: Tensor, src, non_blocking: bool = False) -> Tensor:
     """Write `src` (broadcast, cast, from any device) into this tensor; returns it."""
-    if isinstance(src, Tensor) and src.is_cuda != self.is_cuda:
+    if isinstance(src, Tensor) and src.device is not self.device:
         src = src.to(self.device)
     setitem(self, Ellipsis, src)
     return self

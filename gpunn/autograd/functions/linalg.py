@@ -115,7 +115,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
             "the last but one of other (for a vector its only one)"
         )
     if not is_float(a.dtype):
-        return wrap(np.asarray(a._array @ b._array) if not a.is_cuda else a._array @ b._array)
+        product = a._array @ b._array
+        return wrap(np.asarray(product) if isinstance(product, np.generic) else product)
     row, column = a.ndim == 1, b.ndim == 1
     left = reshape(a, 1, a.shape[0]) if row else a
     right = reshape(b, b.shape[0], 1) if column else b

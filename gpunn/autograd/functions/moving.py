@@ -9,6 +9,7 @@ from gpunn.autograd.functions.common import cast
 from gpunn.autograd.functions.shape import clone
 from gpunn.autograd.tensor import Tensor
 from gpunn.device import Device, device_of, to_device
+from gpunn.device.device import KINDS
 
 
 class Move(Function):
@@ -28,7 +29,7 @@ def parse_to(args, device=None, dtype=None):
         if isinstance(value, Tensor):
             device, dtype = value.device, value.dtype
         elif isinstance(value, Device) or (
-            isinstance(value, str) and value.strip().lower().partition(":")[0] in ("cpu", "cuda")
+            isinstance(value, str) and value.strip().lower().partition(":")[0] in KINDS
         ):
             device = value
         elif isinstance(value, int) and not isinstance(value, bool):
@@ -39,7 +40,8 @@ def parse_to(args, device=None, dtype=None):
         dtype = None if dtype is None else as_dtype(dtype)
     except TypeError:
         raise TypeError(
-            f"to: {dtype!r} is neither a device ('cpu', 'cuda', 'cuda:1') nor a dtype (float32 …)"
+            f"to: {dtype!r} is neither a device ('cpu', 'cuda', 'cuda:1', 'emulator') nor a dtype "
+            "(float32 …)"
         ) from None
     return None if device is None else Device(device), dtype
 

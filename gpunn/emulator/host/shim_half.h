@@ -14,6 +14,13 @@
 
 #include "shim_math.h"
 
+// Sources ask for the compiler's version before they include newer headers.
+#ifndef __CUDACC_VER_MAJOR__
+#define __CUDACC_VER_MAJOR__ 12
+#define __CUDACC_VER_MINOR__ 9
+#define __CUDACC_VER_BUILD__ 0
+#endif
+
 namespace emu {
 namespace half {
 

@@ -204,6 +204,7 @@ EMU_STORE(__stwt)
 // ---- address spaces ---------------------------------------------------------------------------------------
 
 EMU_INLINE unsigned __isShared(const void* p) { return emu_is_shared(p) != 0; }
+EMU_INLINE unsigned __isCtaShared(const void* p) { return __isShared(p); }
 EMU_INLINE unsigned __isGlobal(const void* p) { return !__isShared(p); }
 EMU_INLINE unsigned __isConstant(const void*) { return 0; }
 EMU_INLINE unsigned __isLocal(const void*) { return 0; }
@@ -214,7 +215,7 @@ EMU_INLINE size_t __cvta_generic_to_local(const void* p) { return (size_t)p; }
 EMU_INLINE size_t __cvta_generic_to_constant(const void* p) { return (size_t)p; }
 EMU_INLINE void* __cvta_global_to_generic(size_t p) { return (void*)p; }
 
-// ---- clusters of blocks -----------------------------------------------------------------------------------
+// ---- clusters of blocks, barriers by number ---------------------------------------------------------------
 
 EMU_INLINE unsigned __clusterRelativeBlockRank() { return (unsigned)emu_cluster_rank(); }
 EMU_INLINE unsigned __clusterSizeInBlocks() { return (unsigned)emu_cluster_size(); }
@@ -225,6 +226,11 @@ EMU_INLINE void* __cluster_map_shared_rank(const void* p, unsigned rank) {
 EMU_INLINE void __cluster_barrier_arrive() { emu_cluster_arrive(); }
 EMU_INLINE void __cluster_barrier_arrive_relaxed() { emu_cluster_arrive(); }
 EMU_INLINE void __cluster_barrier_wait() { emu_cluster_wait(); }
+EMU_INLINE void __threadfence_cluster() { emu_thread_fence(1); }
+EMU_INLINE void __barrier_sync_count(unsigned id, unsigned threads) { emu_named_barrier((int)id, (int)threads, 1); }
+EMU_INLINE void __barrier_sync(unsigned id) {
+    __barrier_sync_count(id, blockDim.x * blockDim.y * blockDim.z);
+}
 
 // ---- clocks, hints to the optimizer, profiling ------------------------------------------------------------
 
@@ -246,3 +252,19 @@ EMU_INLINE void __pm0() {}
 EMU_INLINE void __pm1() {}
 EMU_INLINE void __pm2() {}
 EMU_INLINE void __pm3() {}
+
+// ---- what is not emulated, said in words ------------------------------------------------------------------
+
+#define EMU_NO_TEXTURE(name)                                                                       \
+    template <class T, class... Arguments>                                                         \
+    T name(Arguments...) {                                                                         \
+        static_assert(sizeof(T) == 0, "the emulator has no textures: read from an array instead"); \
+    }
+EMU_NO_TEXTURE(tex1Dfetch)
+EMU_NO_TEXTURE(tex1D)
+EMU_NO_TEXTURE(tex2D)
+EMU_NO_TEXTURE(tex3D)
+EMU_NO_TEXTURE(tex2DLayered)
+EMU_NO_TEXTURE(tex2DLod)
+EMU_NO_TEXTURE(tex3DLod)
+#undef EMU_NO_TEXTURE

@@ -77,6 +77,11 @@ static void require_aligned(const void* pointer, u32 alignment, const char* what
     report(MISALIGNED, place, address, nullptr, "%s is not %u-byte aligned", what, alignment);
     die(own_block);
 }
+static void require_whole(int bytes, void* place) {
+    if (bytes % 16 == 0) return;
+    report(MISALIGNED, place, 0, nullptr, "a bulk copy of %d bytes: the number must be a multiple of 16", bytes);
+    die(own_block);
+}
 
 // ---- mbarriers ---------------------------------------------------------------------------------------------------
 
@@ -213,7 +218,7 @@ static void store_piece(void* target, const void* source, u32 bytes, int reduce)
         memcpy(target, source, bytes);
         return;
     }
-    std::lock_guard<std::mutex> guard(atomic_mutex);
+    std::lock_guard<FairLock> guard(atomic_mutex);
     tensor::reduce(reduce, target, source, static_cast<int>(bytes));
 }
 
@@ -237,15 +242,18 @@ static void tensor_pieces(const u8* map_bytes, const void* shared, const int* at
 
 // ---- bulk stores: shared to global, by the thread that issued them -------------------------------------------------------
 
-static void check_global_of(Fiber* f, const BulkStore& s, Mode mode) {
-    if (!checking(f->home)) return;
+// The writes to global memory are the store engine's: the thread knows of them once it has waited for the group.
+static void check_global_of(Fiber* f, BulkStore& s, Mode mode) {
+    Gang* g = f->home->gang;
+    s.clock = ++g->clock;
+    const Access as = {g->tag, s.clock, g->store_engine(f->home->rank), place_of(f->home->launch, s.place)};
     if (!s.map) {
-        check(f, reinterpret_cast<u64>(s.global), s.bytes, mode, BY_ASYNC_PROXY, s.place);
+        check(f, reinterpret_cast<u64>(s.global), s.bytes, mode, BY_ASYNC_PROXY, s.place, &as);
         return;
     }
     const tensor::Map map = decode_map(s.map_copy, 0, s.place);
     tensor::walk(map, 0, s.at, nullptr, [&](const tensor::Piece& p) {
-        if (p.inside) check(f, p.global, p.inside, mode, BY_ASYNC_PROXY, s.place);
+        if (p.inside) check(f, p.global, p.inside, mode, BY_ASYNC_PROXY, s.place, &as);
     });
 }
 static void finish_read(Fiber* f, BulkStore& s) {
@@ -307,7 +315,7 @@ void emu_copy_async_wait(int keep) {
         f->copy_groups.pop_front();
     }
 }
-void emu_copy_async_arrive(void* mbarrier, int) {
+void emu_copy_async_arrive(void* mbarrier, int noinc) {
     Fiber* f = current();
     void* place = PLACE;
     settle(f);
@@ -317,7 +325,8 @@ void emu_copy_async_arrive(void* mbarrier, int) {
     job.barrier_home = f->home;
     job.issuer = f;
     job.place = place;
-    mbarrier_at(f->home, mbarrier, "cp.async signals", place);
+    MBarrier& m = mbarrier_at(f->home, mbarrier, "cp.async signals", place);
+    if (!noinc) m.pending++;  // this arrival is one more than the barrier counts on
     for (auto& group : f->copy_groups) job.copies.insert(job.copies.end(), group.begin(), group.end());
     job.copies.insert(job.copies.end(), f->copies.begin(), f->copies.end());
     f->copy_groups.clear();
@@ -409,7 +418,7 @@ void emu_bulk_load(void* shared, const void* global, int bytes, void* mbarrier, 
     void* place = PLACE;
     settle(current());
     require_aligned(global, 16, "the source of a bulk copy", place);
-    require_aligned(reinterpret_cast<void*>(static_cast<intptr_t>(bytes)), 16, "the number of bytes of a bulk copy", place);
+    require_whole(bytes, place);
     check_if(const_cast<void*>(global), bytes, READ, place);
     for_each_target(multicast, place, [&](Block* target) {
         EngineJob job{};
@@ -497,7 +506,7 @@ void emu_bulk_store(void* global, const void* shared, int bytes, int reduce) {
     void* place = PLACE;
     require_aligned(global, 16, "the target of a bulk copy", place);
     require_aligned(shared, 16, "the source of a bulk copy", place);
-    require_aligned(reinterpret_cast<void*>(static_cast<intptr_t>(bytes)), 16, "the number of bytes of a bulk copy", place);
+    require_whole(bytes, place);
     BulkStore s{};
     s.global = global;
     s.shared = shared;
@@ -516,18 +525,48 @@ void emu_bulk_wait(int keep, int read_only) {
     const int done = static_cast<int>(f->store_groups.size()) - keep;
     for (int i = 0; i < done; i++)
         for (BulkStore& s : f->store_groups[i]) finish_read(f, s);
-    if (!read_only)
-        for (int i = 0; i < done; i++) f->store_groups.pop_front();
+    for (int i = 0; i < done && !read_only; i++) {
+        if (checking(f->home))
+            for (BulkStore& s : f->store_groups.front()) {
+                u32& known = clocks_of(f)[f->home->gang->store_engine(f->home->rank)];
+                known = std::max(known, s.clock);
+            }
+        f->store_groups.pop_front();
+    }
 }
 }
 
 // ---- wgmma -------------------------------------------------------------------------------------------------------------------
 
+// The operands in shared memory, as the thread that issues the step knows them: the multiplication may begin at once.
+static void check_operands(Fiber* f, WgmmaStep& s) {
+    static thread_local auto* values = new tensor::WgmmaScratch;
+    Block* b = f->home;
+    const tensor::WgmmaOp op = s.op();
+    if (const char* why = tensor::refuse(op)) {
+        report(MISALIGNED, s.place, 0, nullptr, "%s", why);
+        die(b);
+    }
+    if (!checking(b)) return;
+    s.clock = ++b->gang->clock;
+    const Access as = {b->gang->tag, s.clock, b->gang->tensor_core(b->rank, f->linear / WARPGROUP),
+                       place_of(b->launch, s.place)};
+    const auto touch = [&](const void* p, int bytes) {
+        check(f, reinterpret_cast<u64>(p), bytes, READ, BY_ASYNC_PROXY, s.place, &as);
+    };
+    const u8* window = reinterpret_cast<u8*>(b->shared);
+    tensor::with_formats(op.kind, [&](auto format_a, auto format_b) {
+        typedef decltype(format_a) A;
+        typedef decltype(format_b) B;
+        if (!op.a_in_registers)
+            tensor::read_operand<A>(tensor::Descriptor(op.a), 64, op.transpose_a, values->a, 32, 1, window, touch);
+        tensor::read_operand<B>(tensor::Descriptor(op.b), op.n, op.transpose_b, values->b, 1, op.n, window, touch);
+    });
+}
+
 // Runs a group for the whole warpgroup: called when its 128 threads have committed it.
 static void run_group(Block* b, int warpgroup) {
     Fiber* first = &b->fibers[warpgroup * WARPGROUP];
-    Fiber* reader = first + WARP * (random_number(b) % 4);  // whose order with the writers is checked
-    const u32 clock = ++b->gang->clock;
     const size_t steps = first->step_groups.front().size();
     for (int t = 1; t < WARPGROUP; t++)
         if (first[t].step_groups.front().size() != steps) {
@@ -547,7 +586,7 @@ static void run_group(Block* b, int warpgroup) {
         for (; to < steps; to++) {
             const WgmmaStep& s = first->step_groups.front()[to];
             if (s.d != start.d || s.n != start.n || s.kind != start.kind || (to > from && s.a_registers)) break;
-            ops.push_back({s.n, s.kind, s.a, s.b, s.a_registers != nullptr, s.accumulate, s.transpose_a, s.transpose_b});
+            ops.push_back(s.op());
         }
         for (int t = 0; t < WARPGROUP; t++) {
             const WgmmaStep& s = first[t].step_groups.front()[from];
@@ -558,22 +597,15 @@ static void run_group(Block* b, int warpgroup) {
                 die(own_block);
             }
         }
-        for (const tensor::WgmmaOp& op : ops)
-            if (const char* why = tensor::refuse(op)) {
-                report(MISALIGNED, start.place, 0, nullptr, "%s", why);
-                die(own_block);
-            }
-        const Access as = {b->gang->tag, clock, b->gang->tensor_core(b->rank, warpgroup), place_of(b->launch, start.place)};
-        const auto touch = [&](const void* p, int bytes) {
-            if (checking(b)) check(reader, reinterpret_cast<u64>(p), bytes, READ, BY_ASYNC_PROXY, start.place, &as);
-        };
         tensor::wgmma(ops.data(), static_cast<int>(ops.size()), d.data(), start.a_registers ? a.data() : nullptr,
-                      reinterpret_cast<u8*>(b->shared), touch, scratch);
+                      reinterpret_cast<u8*>(b->shared), [](const void*, int) {}, scratch);
         from = to;
     }
+    u32& clock = b->warpgroups[warpgroup].clock;
+    for (int t = 0; t < WARPGROUP; t += WARP)
+        for (const WgmmaStep& s : first[t].step_groups.front()) clock = std::max(clock, s.clock);
     for (int t = 0; t < WARPGROUP; t++) first[t].step_groups.pop_front();
     b->warpgroups[warpgroup].executed++;
-    b->warpgroups[warpgroup].clock = clock;
 }
 
 // Runs what the whole warpgroup has committed up to group `until`; false if some thread has not come so far.
@@ -610,7 +642,10 @@ void emu_wgmma(float* d, int n, int kind, const uint32_t* a_registers, uint64_t 
     }
     f->tile = reinterpret_cast<const char*>(d);
     f->tile_bytes = n * 2;
-    f->steps.push_back({d, a_registers, n, kind, a, b, accumulate != 0, transpose_a != 0, transpose_b != 0, place});
+    f->steps.push_back({d, a_registers, n, kind, a, b, accumulate != 0, transpose_a != 0, transpose_b != 0, place, 0});
+    // One thread for all, another at each step.
+    const size_t reader = (f->groups_committed + f->steps.size()) % 4 * WARP;
+    if (f->linear % WARPGROUP == static_cast<int>(reader)) check_operands(f, f->steps.back());
 }
 void emu_wgmma_fence() {
     Fiber* f = current();

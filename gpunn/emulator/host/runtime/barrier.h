@@ -6,7 +6,7 @@
 
 // All wanted lanes have come: run the function for them and let them go on.
 static void finish_collective(Block* b, int warp, Collective& c) {
-    c.active = false;
+    b->warp[warp].open &= ~(1u << (&c - b->warp[warp].collective));
     b->in_callback = true;
     c.function(c.arguments, c.arrived);
     b->in_callback = false;
@@ -27,20 +27,22 @@ static void collective(u32 mask, void* argument, emu::CollectiveFunction functio
         die(b);
     }
     Collective* c = nullptr;
-    for (Collective& one : w.collective)
-        if (one.active && one.wanted == mask && !(one.arrived >> f->lane & 1)) c = &one;
+    for (u32 left = w.open; left; left &= left - 1) {
+        Collective& one = w.collective[__builtin_ctz(left)];
+        if (one.wanted == mask && !(one.arrived >> f->lane & 1)) c = &one;
+    }
     if (c && c->function != function) {
         report(DIVERGENCE, place, 0, nullptr, "%s: other lanes of the mask %#x are at %s", what, mask, c->what);
         die(b);
     }
     if (!c) {
-        for (Collective& one : w.collective)
-            if (!one.active) c = &one;
-        if (!c) {
+        if (w.open == ~0u) {
             report(DIVERGENCE, place, 0, nullptr, "%s: lanes of one warp wait in more than 32 places", what);
             die(b);
         }
-        c->active = true;
+        const int free = __builtin_ctz(~w.open);
+        w.open |= 1u << free;
+        c = &w.collective[free];
         c->wanted = mask;
         c->arrived = 0;
         c->function = function;
@@ -79,23 +81,17 @@ static void finish_barrier(Block* b, NamedBarrier& bar, bool whole_block) {
         if (whole_block) {
             whole_block_barrier(b);
         } else {
-            Clocks all;
-            KnowledgeRef foreign;
-            for (int t : bar.who) {
-                Fiber* f = &b->fibers[t];
-                release_to(f, all);
-                foreign = joined(foreign, f->foreign);
-            }
             for (int t : bar.waiting) {
-                acquire_from(&b->fibers[t], all);
-                b->fibers[t].foreign = joined(b->fibers[t].foreign, foreign);
+                acquire_from(&b->fibers[t], bar.arriving);
+                b->fibers[t].foreign = joined(b->fibers[t].foreign, bar.foreign);
             }
         }
     }
     for (int t : bar.waiting)
         if (&b->fibers[t] != current()) set_ready(&b->fibers[t]);
     bar.arrived = bar.expected = 0;
-    bar.who.clear();
+    bar.arriving.clear();
+    bar.foreign = nullptr;
     bar.waiting.clear();
     bar.warp_place.assign(bar.warp_place.size(), nullptr);
 }
@@ -131,7 +127,10 @@ static void barrier(int id, int threads, bool wait, void* place) {
     }
     bar.expected = threads;
     bar.arrived++;
-    if (checking(b)) bar.who.push_back(f->linear);
+    if (threads) {  // what the thread did so far, and not what it does if it goes on
+        release_to(f, bar.arriving);
+        bar.foreign = joined(bar.foreign, f->foreign);
+    }
     if (wait) bar.waiting.push_back(f->linear);
     const int needed = threads ? threads : b->live;
     if (bar.arrived >= needed) {
@@ -219,12 +218,16 @@ void emu_atomic_end() {
     drop_atomic_lock();
 }
 
-void emu_thread_fence(int) {
+void emu_thread_fence(int scope) {
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     Fiber* f = current();
     if (!checking(f->home)) return;
-    f->fenced = true;
-    f->fence_clock = f->clock;
+    f->block_fenced = true;
+    f->block_fence_clock = f->clock;
+    if (scope) {
+        f->fenced = true;
+        f->fence_clock = f->clock;
+    }
     advance(f);
 }
 

@@ -44,7 +44,8 @@ struct CellLock {
     std::atomic_flag* flag;
     explicit CellLock(u64 cell) : flag(cell == NO_LOCK ? nullptr : &cell_locks[cell % 1024]) {
         if (flag)
-            while (flag->test_and_set(std::memory_order_acquire)) {}
+            for (int spins = 0; flag->test_and_set(std::memory_order_acquire); spins++)
+                if (spins > 100) sched_yield();
     }
     ~CellLock() {
         if (flag) flag->clear(std::memory_order_release);
@@ -125,7 +126,8 @@ static bool check_cell(Fiber* f, Cell& c, const Where& at, u64 address, u32 byte
         return false;
     }
     if (at.shared && (!write || mode == ATOMIC_MODIFY) && !here) {
-        report(UNINITIALIZED, place, address, nullptr, "read of shared memory that nothing wrote");
+        report(UNINITIALIZED, place, address, nullptr, "read of shared memory that nothing has written so far");
+        c.read[c.read[0].gang == own] = record;  // if another thread writes it later, that is a race
         return false;
     }
     // Volatile accesses are taken for flags, but not between lanes of a warp: since Volta they run apart, and code
@@ -142,7 +144,7 @@ static bool check_cell(Fiber* f, Cell& c, const Where& at, u64 address, u32 byte
             if (mode == WRITE && !(c.flags & (ATOMIC | VOLATILE)) && agent == BY_THREAD) {
                 remember_overwrite(f, address, bytes, c.write, place);
             } else if (mode == READ && (c.flags & ATOMIC) && bytes >= 4 && agent == BY_THREAD) {
-                if (f->held.address) judge_held(f);
+                if (f->held.address && f->held.address != address) judge_held(f);
                 f->held = {address, c.write, place};  // perhaps the first line of a loop of atomicCAS
             } else {
                 report(RACE, place, address, &c.write, "%s of what %s wrote, with nothing that orders them", verb(mode),
@@ -167,22 +169,30 @@ static bool check_cell(Fiber* f, Cell& c, const Where& at, u64 address, u32 byte
         }
         if (slot < 0) slot = random_number(b) & 1;
         c.read[slot] = record;
+        if (slot == 1) c.flags &= ~PLAIN_KEPT;
         c.flags = (c.flags & ~(VOLATILE_READER << slot)) | (mode == VOLATILE_READ ? VOLATILE_READER << slot : 0);
         return true;
     }
     for (const Access& r : c.read) {
-        if (mode == ATOMIC_MODIFY && bytes >= 4) break;  // the reader may be on its way to an atomic: see HeldRead
+        const bool plain_write = &r == &c.read[1] && (c.flags & PLAIN_KEPT);
+        // A reader may be on its way to an atomic: see HeldRead.
+        if (mode == ATOMIC_MODIFY && bytes >= 4 && !plain_write) continue;
         if (r.gang < launch->first_tag || (at.shared && r.gang != own)) continue;
         if (c.flags & (VOLATILE_READER << (&r - c.read)) && r.thread / WARP != f->id / WARP) continue;  // a flag
         if (r.gang == own ? knows(f, r.thread, r.clock) : knows_foreign(f, r)) continue;
-        report(RACE, place, address, &r, "%s of what %s read, with nothing that orders them", verb(mode),
-               r.gang == own ? "another thread" : "another block");
+        report(RACE, place, address, &r, "%s of what %s %s, with nothing that orders them", verb(mode),
+               r.gang == own ? "another thread" : "another block", plain_write ? "wrote" : "read");
         return false;
     }
+    Access kept = {};
+    if (atomic && (c.flags & PLAIN_KEPT)) kept = c.read[1];
+    else if (atomic && !(c.flags & (ATOMIC | VOLATILE)) && (here || elsewhere)) kept = c.write;
     c.write = record;
     c.flags = mode == ATOMIC_WRITE || mode == ATOMIC_MODIFY ? u32(ATOMIC) : mode == VOLATILE_WRITE ? u32(VOLATILE) : 0;
     if (agent == BY_ASYNC_PROXY) c.flags |= BY_COPY;
-    c.read[0].gang = c.read[1].gang = 0;
+    c.read[0].gang = 0;
+    c.read[1] = kept;
+    if (kept.gang) c.flags |= PLAIN_KEPT;
     return true;
 }
 
@@ -193,26 +203,35 @@ static bool check_cell(Fiber* f, Cell& c, const Where& at, u64 address, u32 byte
     die(b);
 }
 
-static void out_of_bounds(Block* b, u64 address, u32 bytes, Mode mode, void* place) {
-    // Name the argument that is nearest.
+[[noreturn]] static void out_of_bounds(Block* b, u64 address, u32 bytes, Mode mode, void* place) {
+    const u64 behind_shared = address - reinterpret_cast<u64>(b->shared) - b->shared_size;
+    if (behind_shared < 1u << 16) {
+        report(OUT_OF_BOUNDS, place, reinterpret_cast<u64>(b->shared) + b->shared_size - 1, nullptr,
+               "%u-byte %s %llu bytes behind the end of static shared memory", bytes, verb(mode),
+               static_cast<unsigned long long>(behind_shared));
+        die(b);
+    }
+    // Name the argument that is nearest; for a write one that may be written.
     const Memory* nearest = nullptr;
     u64 distance = ~0ull;
     for (auto& m : b->launch->memory) {
-        const u64 d = address < m.base ? m.base - address : address - (m.base + m.size);
+        const u64 end = m.base + m.size;
+        const u64 d = (address < m.base ? m.base - address : address > end ? address - end : 0) +
+                      (writes(mode) && m.read_only ? 1u << 20 : 0);
         if (d < distance) distance = d, nearest = &m;
     }
-    if (nearest && distance < (1u << 20)) {
-        const bool before = address < nearest->base;
-        report(OUT_OF_BOUNDS, place, address, nullptr, "%u-byte %s %llu bytes %s", bytes, verb(mode),
-               static_cast<unsigned long long>(before ? distance : address - nearest->base - nearest->size),
-               before ? "before its start" : "behind its end");
-        std::lock_guard<std::mutex> guard(b->launch->report_mutex);
-        if (!b->launch->reports.empty() && b->launch->reports.back().fault == OUT_OF_BOUNDS)
-            b->launch->reports.back().memory_kind = 1;
-    } else {
-        report(OUT_OF_BOUNDS, place, address, nullptr, "%u-byte %s of memory that belongs to no argument", bytes,
-               verb(mode));
-    }
+    distance &= (1u << 20) - 1;
+    const u64 end = nearest ? nearest->base + nearest->size : 0;
+    const auto n = [](u64 value) { return static_cast<unsigned long long>(value); };
+    if (!nearest || address + (1u << 20) < nearest->base || address > end + (1u << 20))
+        report(OUT_OF_BOUNDS, place, address, nullptr, "%u-byte %s of memory that belongs to no argument", bytes, verb(mode));
+    else if (address < nearest->base)
+        report_near(*nearest, place, address, "%u-byte %s %llu bytes before its start", bytes, verb(mode), n(distance));
+    else if (address < end)
+        report_near(*nearest, place, address, "%u-byte %s that ends %llu bytes behind its end", bytes, verb(mode),
+                    n(address + bytes - end));
+    else
+        report_near(*nearest, place, address, "%u-byte %s %llu bytes behind its end", bytes, verb(mode), n(distance));
     die(b);
 }
 
@@ -248,7 +267,6 @@ static Where find(Fiber* f, u64 address, u32 bytes, Mode mode, void* place) {
     }
     if (address >= launch->image_start && address + bytes <= launch->image_end) return at;  // tables, __constant__
     out_of_bounds(b, address, bytes, mode, place);
-    return at;
 }
 
 static void touch_remote(Fiber* f, Block* owner, Agent agent, void* place) {
@@ -281,8 +299,9 @@ static void check(Fiber* f, u64 address, u32 bytes, Mode mode, Agent agent, void
     }
     const u64 low = (1u << at.granule) - 1;
     if ((at.offset | bytes) & low) {
-        if (at.memory) at.memory->granule = (at.offset | bytes) & 1 ? 0 : 1;
-        else b->launch->shared_granule = (at.offset | bytes) & 1 ? 0 : 1;
+        const int finer = __builtin_ctzll(at.offset | bytes);
+        if (at.memory) at.memory->finer = std::min(at.memory->finer, finer);
+        else b->launch->shared_finer = std::min(b->launch->shared_finer, finer);
         refine(b);
     }
     for (u64 i = at.offset >> at.granule; i <= (at.offset + bytes - 1) >> at.granule; i++) {
@@ -300,7 +319,7 @@ static void mark(Fiber* by, u64 address, u32 bytes, u32 set, u32 clear, u32 thre
     const int granule = b->launch->shared_granule;
     const u64 offset = address - reinterpret_cast<u64>(owner->shared);
     if ((offset | bytes) & ((1u << granule) - 1)) {
-        b->launch->shared_granule = (offset | bytes) & 1 ? 0 : 1;
+        b->launch->shared_finer = std::min(b->launch->shared_finer, __builtin_ctzll(offset | bytes));
         refine(b);
     }
     for (u64 i = offset >> granule; i <= (offset + bytes - 1) >> granule; i++) {

@@ -86,8 +86,12 @@ static bool knows_foreign(Fiber* f, const Access& a) {
                 continue;
             }
             if (!s.clocks.empty() && a.thread < s.clocks.size() && a.clock <= s.clocks[a.thread]) return true;
-            const size_t rank = a.thread / f->home->threads;
-            if (rank < s.barriers.size() && a.clock <= s.barriers[rank]) return true;
+            const size_t rank = a.thread / f->home->threads, agent = a.thread - s.barriers.size() * f->home->threads;
+            if (rank < s.barriers.size()) {
+                if (a.clock <= s.barriers[rank]) return true;
+            } else if (agent < s.agents.size() && a.clock <= s.agents[agent]) {
+                return true;
+            }
         }
     }
     return false;
@@ -122,39 +126,37 @@ static void whole_block_barrier(Block* b) {
 
 // ---- order through atomics, volatile flags and fences --------------------------------------------------
 
-// After a __threadfence, an atomic or volatile write passes on what came before the fence.
+static bool in_shared_memory(Block* b, u64 address) {
+    return address - reinterpret_cast<u64>(b->shared) < b->shared_size;
+}
+
+// After a __threadfence, an atomic or volatile write passes on what came before the fence; after a
+// __threadfence_block, and in shared memory, to threads of the same block alone.
 static void release_at(Fiber* f, u64 address, bool always) {
-    if (!f->fenced && !always) return;
+    Block* b = f->home;
+    if (!f->block_fenced && !always) return;
+    const bool everywhere = (f->fenced || always) && !in_shared_memory(b, address);
     auto snapshot = std::make_shared<Snapshot>();
-    snapshot->gang = f->home->gang->tag;
+    snapshot->gang = b->gang->tag;
     snapshot->thread = f->id;
-    snapshot->clock = always ? f->clock : f->fence_clock;
-    snapshot->barriers = f->home->known;
-    snapshot->clocks = f->clocks;
-    if (f->home->gang->size > 1) snapshot->clocks = everything(f);
+    snapshot->clock = always ? f->clock : everywhere ? f->fence_clock : f->block_fence_clock;
+    snapshot->barriers = b->known;
+    snapshot->agents = b->agents_known;
+    snapshot->clocks = b->gang->size > 1 ? everything(f) : f->clocks;
     auto made = std::make_shared<Knowledge>();
     (*made)[{snapshot->gang, snapshot->thread}] = snapshot;
-    KnowledgeRef mine = joined(joined(made, f->foreign), f->home->foreign);
-    Launch* launch = f->home->launch;
+    const KnowledgeRef mine = joined(joined(made, f->foreign), b->foreign);
+    Launch* launch = b->launch;
     {
         std::lock_guard<std::mutex> guard(launch->sync_mutex);
-        KnowledgeRef& there = launch->released[address];
+        KnowledgeRef& there = everywhere ? launch->released[address]
+                                         : launch->released_in_block[{address, b->gang->tag, b->rank}];
         there = joined(there, mine);
     }
     if (always) advance(f);
 }
 
-static void acquire_at(Fiber* f, u64 address) {
-    Launch* launch = f->home->launch;
-    KnowledgeRef there;
-    {
-        std::lock_guard<std::mutex> guard(launch->sync_mutex);
-        auto found = launch->released.find(address);
-        if (found == launch->released.end()) return;
-        there = found->second;
-    }
-    if (there == f->last_acquired) return;
-    f->last_acquired = there;
+static void acquire(Fiber* f, const KnowledgeRef& there) {
     const u32 own = f->home->gang->tag;
     for (auto it = there->lower_bound({own, 0}); it != there->end() && it->first.first == own; ++it) {
         const Snapshot& s = *it->second;
@@ -164,4 +166,23 @@ static void acquire_at(Fiber* f, u64 address) {
         mine[s.thread] = std::max(mine[s.thread], s.clock);
     }
     f->foreign = joined(f->foreign, there);
+}
+
+static void acquire_at(Fiber* f, u64 address) {
+    Block* b = f->home;
+    Launch* launch = b->launch;
+    KnowledgeRef there, in_block;
+    {
+        std::lock_guard<std::mutex> guard(launch->sync_mutex);
+        auto found = launch->released.find(address);
+        if (found != launch->released.end()) there = found->second;
+        if (!launch->released_in_block.empty()) {
+            auto also = launch->released_in_block.find({address, b->gang->tag, b->rank});
+            if (also != launch->released_in_block.end()) in_block = also->second;
+        }
+    }
+    if (in_block) acquire(f, in_block);
+    if (!there || there == f->last_acquired) return;
+    f->last_acquired = there;
+    acquire(f, there);
 }

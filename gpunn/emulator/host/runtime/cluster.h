@@ -12,8 +12,9 @@ static int live_threads(Gang* g) {
 static void finish_cluster_barrier(Gang* g) {
     g->arrived = 0;
     g->phase++;
+    join(g->complete, g->arriving);
     for (Fiber* f : g->waiting) {
-        acquire_from(f, g->arriving);
+        acquire_from(f, g->complete);
         set_ready(f);
     }
     g->waiting.clear();
@@ -72,7 +73,7 @@ void emu_cluster_wait() {
         die(f->home);
     }
     if (g->arrived_phase[f->id] != g->phase) {  // everyone has arrived meanwhile
-        acquire_from(f, g->arriving);
+        acquire_from(f, g->complete);
         return;
     }
     g->waiting.push_back(f);

@@ -66,8 +66,8 @@ static void fiber_main() {
     if (!b->live) end_of_block(b);
     set_blocked(f);
     f->state = DONE;
-    for (Collective& c : w.collective)
-        if (c.active && c.arrived == (c.wanted & w.live)) finish_collective(b, f->warp, c);
+    for (u32 left = w.open; left; left &= left - 1)
+        if (Collective& c = w.collective[__builtin_ctz(left)]; c.arrived == (c.wanted & w.live)) finish_collective(b, f->warp, c);
     NamedBarrier& bar = b->barrier[0];
     if (bar.arrived && !bar.expected && bar.arrived >= b->live && b->live) finish_barrier(b, bar, true);
     Gang* g = b->gang;
@@ -117,11 +117,9 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
         for (auto& m : b->launch->memory) {
             if (address + 2 * PAGE < m.base || address > m.base + m.size + 2 * PAGE) continue;
             const bool before = address < m.base;
-            report(OUT_OF_BOUNDS, place, address, nullptr, "access %llu bytes %s",
-                   static_cast<unsigned long long>(before ? m.base - address : address - m.base - m.size),
-                   before ? "before its start" : "behind its end");
-            std::lock_guard<std::mutex> guard(b->launch->report_mutex);
-            if (!b->launch->reports.empty()) b->launch->reports.back().memory_kind = 1;
+            report_near(m, place, address, "access %llu bytes %s",
+                        static_cast<unsigned long long>(before ? m.base - address : address - m.base - m.size),
+                        before ? "before its start" : "behind its end");
             near = true;
             break;
         }
@@ -162,8 +160,8 @@ static void reset(Fiber* f, Block* b, int linear) {
     f->clock = 1;
     f->clocks.clear();
     f->foreign = f->last_acquired = nullptr;
-    f->fenced = f->wgmma_fenced = f->tile_touched = false;
-    f->fence_clock = f->proxy_fence_clock = 0;
+    f->fenced = f->block_fenced = f->wgmma_fenced = f->tile_touched = false;
+    f->fence_clock = f->block_fence_clock = f->proxy_fence_clock = 0;
     f->proxy_known.clear();
     f->proxy_clocks.clear();
     f->copies.clear();
@@ -190,7 +188,7 @@ static void reset(Fiber* f, Block* b, int linear) {
 
 static void reset(Block* b) {
     Launch* launch = b->launch;
-    b->dead = b->in_callback = b->exited = false;
+    b->dead = b->in_callback = b->exited = b->give_turn = false;
     b->live = b->threads;
     b->ready_warps = 0;
     b->reduction = 0;
@@ -208,7 +206,7 @@ static void reset(Block* b) {
     for (auto& bar : b->barrier) bar = NamedBarrier();
     for (int i = 0; i < b->warps; i++) {
         b->warp[i].live = b->warp[i].ready = b->warp[i].at_activemask = 0;
-        for (auto& c : b->warp[i].collective) c.active = false;
+        b->warp[i].open = 0;
     }
     // Shared memory begins as NaN, or as an index that is far outside.
     memset(b->dynamic, 0xFF, launch->options.shared);
@@ -218,25 +216,33 @@ static void reset(Block* b) {
     for (int t = 0; t < b->threads; t++) reset(&b->fibers[t], b, t);
 }
 
+// Do lanes of a warp wait for others that wait elsewhere, at a barrier or at an operation of other lanes?
+static bool lanes_apart(Block* b, int warp) {
+    for (u32 left = b->warp[warp].open; left; left &= left - 1) {
+        const Collective& c = b->warp[warp].collective[__builtin_ctz(left)];
+        for (u32 lanes = c.wanted & b->warp[warp].live & ~c.arrived; lanes; lanes &= lanes - 1) {
+            const Fiber& f = b->fibers[warp * WARP + __builtin_ctz(lanes)];
+            if (f.state == BLOCKED && strcmp(f.waiting_for, "a wait for an mbarrier")) return true;
+        }
+    }
+    return false;
+}
+
 // Says where the threads wait: a finding for each place, the first with the count of all.
 static void report_deadlock(Block* b, const char* how) {
     std::map<std::string, int> waiting;
     std::map<std::pair<std::string, void*>, Fiber*> places;
     std::string detail;
     int ended = 0;
-    bool warp_split = false;
+    bool diverged = false;
     for (Block* one : b->gang->blocks) {
         ended += one->threads - one->live;
+        for (int warp = 0; warp < one->warps; warp++) diverged |= lanes_apart(one, warp);
         for (int t = 0; t < one->threads; t++) {
             Fiber* f = &one->fibers[t];
             if (f->state == DONE) continue;
             waiting[f->waiting_for]++;
-            places.insert({{f->waiting_for, f->waiting_place}, f});
-            // Lanes of one warp, some at a barrier of the block and some at an operation of the warp.
-            const auto at_barrier = [](Fiber* g) { return !strcmp(g->waiting_for, "__syncthreads()"); };
-            const auto at_warp = [](Fiber* g) { return g->waiting_for[0] == '_' && strcmp(g->waiting_for, "__syncthreads()"); };
-            if (f->lane && f[-1].state == BLOCKED && f->state == BLOCKED)
-                warp_split |= (at_barrier(f) && at_warp(f - 1)) || (at_warp(f) && at_barrier(f - 1));
+            if (f->waiting_place) places.insert({{f->waiting_for, f->waiting_place}, f});
             if (detail.empty() && !strcmp(f->waiting_for, "a wait for an mbarrier")) {
                 auto* m = static_cast<MBarrier*>(f->argument);
                 detail = "; the mbarrier of thread " + std::to_string(f->linear) + " lacks " +
@@ -245,64 +251,52 @@ static void report_deadlock(Block* b, const char* how) {
             }
         }
     }
+    if (diverged) how = "lanes of one warp are at different operations, or name different lanes; no thread can go on:";
     std::string text = how;
     for (auto& w : waiting) text += (text == how ? " " : ", ") + std::to_string(w.second) + " in " + w.first;
     if (ended) text += ", " + std::to_string(ended) + " have ended";
     text += detail;
     for (auto& place : places) {
         emu_current = place.second;
-        report(warp_split ? DIVERGENCE : DEADLOCK, place.first.second, 0, nullptr, "%s", text.c_str());
+        report(diverged ? DIVERGENCE : DEADLOCK, place.first.second, 0, nullptr, "%s", text.c_str());
         text = "other threads wait here";
     }
     emu_current = nullptr;
 }
 
-// Gives the gang's turn to a block that can run. True: look again; false: this block has nothing more to do.
+// Gives the gang's turn to a block that can run, and waits for the next. False: this block has nothing more to do.
 static bool hand_over(Block* b, std::unique_lock<std::mutex>& turn) {
     Gang* g = b->gang;
-    if (g->dead) return false;
-    bool can_run = false, alive = false;
-    for (Block* one : g->blocks) {
-        can_run |= one->ready_warps != 0;
-        alive |= one->live > 0;
-    }
-    if (!alive) {
+    b->give_turn = false;
+    for (;;) {
+        if (g->dead || g->over) return false;
+        Block* next = nullptr;
+        bool alive = false;
+        const int first = g->launch->options.schedule == RANDOM ? random_number(b) % g->size : b->rank + 1;
+        for (int i = 0; i < g->size; i++) {
+            Block* one = g->blocks[(first + i) % g->size];
+            alive |= one->live > 0;
+            if (one->ready_warps && one != b && !next) next = one;
+        }
+        if (!next && b->ready_warps) return true;
+        if (next) {
+            g->turn = next->rank;
+            g->changed.notify_all();
+            g->changed.wait(turn, [&] { return g->turn == b->rank || g->dead || g->over; });
+            return !g->dead && !g->over;
+        }
+        if (!alive) {
+            g->over = true;
+            g->changed.notify_all();
+            return false;
+        }
+        if (run_engine(g)) continue;
+        report_deadlock(b, "no thread can go on:");
+        g->dead = true;
+        b->launch->abort = true;
         g->changed.notify_all();
         return false;
     }
-    if (!can_run) can_run = run_engine(g);
-    if (can_run) {
-        g->changed.notify_all();
-        bool others = false;
-        for (Block* one : g->blocks) others |= one != b && one->ready_warps;
-        if (!b->ready_warps || others) {
-            g->generation++;
-            const int before = g->generation;
-            if (!b->ready_warps)
-                g->changed.wait(turn, [&] {
-                    if (b->ready_warps || g->dead || g->generation != before) return true;
-                    for (Block* one : g->blocks)
-                        if (one->ready_warps) return false;
-                    return true;
-                });
-            else {  // only politely: let the others have the lock once
-                turn.unlock();
-                std::this_thread::yield();
-                turn.lock();
-            }
-        }
-        return true;
-    }
-    if (!b->live) {  // the others' deadlock is theirs to report
-        g->changed.notify_all();
-        g->changed.wait(turn);
-        return true;
-    }
-    report_deadlock(b, "no thread can go on:");
-    g->dead = true;
-    b->launch->abort = true;
-    g->changed.notify_all();
-    return false;
 }
 
 static void run_block(Block* b, u64 index) {
@@ -321,6 +315,7 @@ static void run_block(Block* b, u64 index) {
             const int before = g->generation;
             g->changed.wait(turn, [&] { return g->generation != before; });
         }
+        g->changed.wait(turn, [&] { return g->turn == b->rank || g->dead || g->over; });
     } else {
         reset(b);
     }
@@ -332,9 +327,9 @@ static void run_block(Block* b, u64 index) {
                 report_deadlock(b, "no end after the time limit:");
                 b->dead = true;
             }
-            if (b->dead) break;
+            if (b->dead || g->dead) break;
             Fiber* next = pick(b);
-            if (!next || (g->size > 1 && b->switches % 64 == 0)) {
+            if (!next || (g->size > 1 && (b->give_turn || b->switches % 64 == 0))) {
                 if (g->size > 1) {
                     b->switches++;
                     if (!hand_over(b, turn)) break;
@@ -361,7 +356,10 @@ static void run_block(Block* b, u64 index) {
     emu_current = nullptr;
     if (g->size > 1) {
         if (!turn.owns_lock()) turn.lock();
-        if (b->dead) g->dead = true;
+        if (b->dead) {
+            g->dead = true;
+            g->changed.notify_all();
+        }
         b->exited = true;
         if (++g->finished == g->size) {
             g->finished = g->arrived = 0;
@@ -462,7 +460,7 @@ static int find_image(dl_phdr_info* info, size_t, void* pointer) {
     launch->tls_module = info->dlpi_tls_modid;
     launch->tls_size = tls;
     data = std::max(data, relro_end);
-    if (data < data_end) launch->memory.push_back({data, data_end - data, 2, false, nullptr});  // __device__ variables
+    if (data < data_end) launch->memory.push_back({data, data_end - data, 2, false, nullptr, 2});  // __device__ variables
     return 1;
 }
 
@@ -508,6 +506,9 @@ static void work(Launch* launch, Gang* gang, Block* b, int rank) {
         gang->phase = 0;
         gang->arrived = 0;
         gang->arriving.clear();
+        gang->complete.clear();
+        gang->turn = 0;
+        gang->over = false;
         gang->arrived_phase.clear();
         gang->first_block = chosen * launch->gang_size;
     };
@@ -562,6 +563,7 @@ static void run_once(Launch& launch, ArrayArgument* arrays, int count) {
     launch.reports.clear();
     launch.reported.clear();
     launch.released.clear();
+    launch.released_in_block.clear();
     const int size = launch.gang_size;
     const int side_by_side = static_cast<int>(std::min<u64>(std::max(1, launch.options.threads), launch.gangs));
     std::deque<Gang> gangs(side_by_side);
@@ -580,11 +582,11 @@ static std::string as_text(const Launch& launch) {
     std::string out;
     char line[400];
     for (const Report& r : launch.reports) {
-        snprintf(line, sizeof line, "%d\t%llu\t%llu\t%u\t%u\t%u\t%u\t%u\t%u\t%d\t%llu\t%llu\t%d\t%d\t", r.fault,
+        snprintf(line, sizeof line, "%d\t%llu\t%llu\t%u\t%u\t%u\t%u\t%u\t%u\t%d\t%llu\t%llu\t%d\t%llu\t%d\t%d\t", r.fault,
                  static_cast<unsigned long long>(r.place), static_cast<unsigned long long>(r.other_place), r.block.x,
                  r.block.y, r.block.z, r.thread.x, r.thread.y, r.thread.z, r.memory_kind,
-                 static_cast<unsigned long long>(r.address), static_cast<unsigned long long>(r.other_gang),
-                 r.other_thread, r.other_rank);
+                 static_cast<unsigned long long>(r.address), static_cast<unsigned long long>(r.base), r.memory_rank,
+                 static_cast<unsigned long long>(r.other_gang), r.other_thread, r.other_rank);
         out += line + r.text + "\n";
     }
     return out;
@@ -604,9 +606,10 @@ int emu_launch(void (*kernel)(void**), void** arguments, size_t (*dynamic_offset
     launch.options = *options;
     launch.grid = {options->grid[0], options->grid[1], options->grid[2]};
     launch.block_size = {options->block[0], options->block[1], options->block[2]};
-    launch.shared_granule = options->shared_granule;
+    launch.shared_granule = launch.shared_finer = options->shared_granule;
     for (int i = 0; i < count; i++)
-        launch.memory.push_back({arrays[i].device, arrays[i].bytes, arrays[i].granule, arrays[i].read_only != 0, nullptr});
+        launch.memory.push_back({arrays[i].device, arrays[i].bytes, arrays[i].granule, arrays[i].read_only != 0, nullptr,
+                                 arrays[i].granule});
     dl_iterate_phdr(find_image, &launch);
     TlsIndex index{launch.tls_module, 0};
     launch.dynamic_offset = dynamic_offset() - reinterpret_cast<size_t>(__tls_get_addr(&index));
@@ -652,6 +655,8 @@ int emu_launch(void (*kernel)(void**), void** arguments, size_t (*dynamic_offset
             for (size_t i = 0; i < sizes.size(); i++)
                 shadow_pool().give(reinterpret_cast<char*>(launch.memory[i].cells), sizes[i]);
         if (!launch.refine) break;
+        for (Memory& m : launch.memory) m.granule = m.finer;
+        launch.shared_granule = launch.shared_finer;
         memcpy(reinterpret_cast<void*>(variables.base), variables_before.data(), variables_before.size());
     }
 
@@ -667,6 +672,8 @@ int emu_launch(void (*kernel)(void**), void** arguments, size_t (*dynamic_offset
             r.fault = OUT_OF_BOUNDS;
             r.memory_kind = 1;
             r.address = arrays[i].device + (behind ? arrays[i].bytes : -1);
+            r.base = arrays[i].device;
+            r.memory_rank = -1;
             r.other_thread = -1;
             r.text = behind ? "something wrote behind its end; check=True tells where"
                             : "something wrote before its start; check=True tells where";

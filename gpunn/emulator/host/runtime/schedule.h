@@ -117,7 +117,9 @@ static void give_way(Block* b, void* place) {
     if (b->launch->timed_out.load(std::memory_order_relaxed)) switch_to(b, nullptr);  // run_block reports
     if (++f->spins % 16 == 0) {
         run_engine(b->gang);
+        if (f->spins % 256 == 0) sched_yield();  // what it waits for may be another processor's work
         if (b->gang->size > 1 || f->spins % 64 == 0) {
+            b->give_turn = true;
             switch_to(b, nullptr);  // to the loop, which may hand over to another block
             return;
         }

@@ -6,6 +6,7 @@
 // a time, so all that belongs to a gang needs no lock. Gangs run side by side.
 #pragma once
 #include <pthread.h>
+#include <sched.h>
 #include <setjmp.h>
 #include <string.h>
 #include <stdint.h>
@@ -18,9 +19,11 @@
 #include <mutex>
 #include <set>
 #include <string>
+#include <tuple>
 #include <unordered_map>
 #include <vector>
 #include "../interface.h"
+#include "tensor_core.h"
 
 typedef uint8_t u8;
 typedef uint16_t u16;
@@ -58,15 +61,16 @@ enum Fault {
 
 // A gang counts the synchronisations of its threads; an access bears its thread's clock. Thread A knows
 // of an access of thread B if a chain of barriers, fences and waits leads from it to A.
-// By thread of the gang, then by agent: each block has a copy engine, and its warpgroups' tensor cores.
+// By thread of the gang, then by agent: each block has engines for loads and stores, and its warpgroups' tensor cores.
 typedef std::vector<u32> Clocks;
-constexpr int AGENTS = 9;
+constexpr int AGENTS = 10;
 
 // What a thread of some gang knew when it released: passed on to other gangs through atomics.
 struct Snapshot {
     u32 gang, thread, clock;
     std::vector<u32> barriers;  // Block::known of the thread's block
     Clocks clocks;              // Fiber::clocks
+    std::vector<u32> agents;    // Block::agents_known
 };
 // By (gang, thread): the latest snapshot of each. Shared between threads, never changed once made.
 typedef std::map<std::pair<u32, u32>, std::shared_ptr<const Snapshot>> Knowledge;
@@ -87,6 +91,7 @@ enum CellFlag : u32 {
     IN_FLIGHT = 4,    // an asynchronous copy will write it
     BEING_READ = 8,   // an asynchronous copy will read it
     VOLATILE_READER = 32,  // of read[0]; the next bit is of read[1]
+    PLAIN_KEPT = 128,      // read[1] is the last plain write, which atomics came after
 };
 struct Cell {  // of 1, 2 or 4 bytes of memory
     Access write;
@@ -101,6 +106,7 @@ struct Memory {
     int granule;  // log2 of the bytes of a cell
     bool read_only;
     Cell* cells;
+    int finer;    // what it must be in the next run, if this one met a smaller access
 };
 
 // ---- threads of a block --------------------------------------------------------------------------------
@@ -118,6 +124,10 @@ struct WgmmaStep {
     u64 a, b;
     bool accumulate, transpose_a, transpose_b;
     void* place;
+    u32 clock;  // of the tensor cores' reads, with the thread that checked them
+    tensor::WgmmaOp op() const {
+        return {n, kind, a, b, a_registers != nullptr, accumulate, transpose_a, transpose_b};
+    }
 };
 struct BulkStore {
     const void* map;  // of a tensor store, else null
@@ -145,6 +155,8 @@ struct Fiber : emu::Context {
     KnowledgeRef last_acquired;
     u32 fence_clock;         // its clock at its last __threadfence
     bool fenced;
+    u32 block_fence_clock;   // the same of __threadfence_block
+    bool block_fenced;
     u32 proxy_fence_clock;   // at its last fence.proxy.async
     std::vector<u32> proxy_known;  // Block::known at that fence
     Clocks proxy_clocks;
@@ -181,7 +193,6 @@ struct Fiber : emu::Context {
 };
 
 struct Collective {
-    bool active;
     unsigned wanted, arrived;
     emu::CollectiveFunction function;
     const char* what;
@@ -190,11 +201,14 @@ struct Collective {
 struct Warp {
     unsigned live, ready;
     unsigned at_activemask;  // lanes that wait for the others to show whether they come
+    u32 open;                // the collectives in which some lanes wait for others
     Collective collective[WARP];
 };
 struct NamedBarrier {
     int arrived = 0, expected = 0, sum = 0;
-    std::vector<int> who, waiting;
+    std::vector<int> waiting;
+    Clocks arriving;        // of a named barrier: what those who arrived had done by then
+    KnowledgeRef foreign;
     std::vector<void*> warp_place;
 };
 struct MBarrier {
@@ -263,6 +277,7 @@ struct Block {
     size_t last_memory;
     sigjmp_buf escape;
     bool dead, in_callback, exited;
+    bool give_turn;                // a thread spins: let other blocks of the gang run
     u64 switches, hooks;
     pthread_t thread;
     std::atomic<bool> running{false};
@@ -278,17 +293,19 @@ struct Gang {
     std::mutex mutex;
     std::condition_variable changed;
     int ready = 0, finished = 0, generation = 0;
-    bool dead = false, stop = false;
+    bool dead = false, stop = false, over = false;
+    int turn = 0;                  // rank of the block that runs
     u64 first_block = 0;
     int arrived = 0;               // at the barrier of the cluster
     u32 phase = 0;
-    Clocks arriving;
+    Clocks arriving, complete;
     std::vector<Fiber*> waiting;
     std::vector<u32> arrived_phase;  // by thread
     int total_threads() const { return size * blocks[0]->threads; }
     int agents() const { return size * AGENTS; }
     u32 engine(int rank) const { return total_threads() + rank * AGENTS; }
     u32 tensor_core(int rank, int warpgroup) const { return engine(rank) + 1 + warpgroup; }
+    u32 store_engine(int rank) const { return engine(rank) + 9; }
 };
 
 struct Report {
@@ -297,6 +314,8 @@ struct Report {
     Index3 block, thread;
     int memory_kind;  // 0 none, 1 argument, 2 static shared, 3 dynamic shared, 4 another place
     u64 address;      // of the argument's byte, or offset in shared memory
+    u64 base;         // of the argument meant, where the address is outside of all
+    int memory_rank;  // of the block in the cluster whose shared memory it is; -1 its own
     u64 other_gang;
     int other_thread;
     int other_rank;
@@ -338,9 +357,11 @@ struct Launch {
     std::vector<Report> reports;
     std::set<std::pair<int, u64>> reported;
     std::atomic<bool> abort{false}, refine{false}, timed_out{false};
-    std::atomic<int> shared_granule;
+    int shared_granule, shared_finer;
     std::mutex sync_mutex;
     std::unordered_map<u64, KnowledgeRef> released;  // by address of the atomic
+    // The same for threads of one block alone: by address, gang and rank.
+    std::map<std::tuple<u64, u32, int>, KnowledgeRef> released_in_block;
     std::atomic<u64> switches{0}, hooks{0};
 };
 
@@ -349,8 +370,20 @@ __thread emu::Context* emu_current __attribute__((tls_model("initial-exec")));
 }
 static __thread Block* own_block __attribute__((tls_model("initial-exec")));
 
+// First come, first served: threads that spin on an atomic must not starve the one that would set them free.
+class FairLock {
+    std::atomic<u32> next_{0}, serving_{0};
+
+public:
+    void lock() {
+        const u32 ticket = next_.fetch_add(1, std::memory_order_relaxed);
+        while (serving_.load(std::memory_order_acquire) != ticket) sched_yield();
+    }
+    void unlock() { serving_.fetch_add(1, std::memory_order_release); }
+};
+
 // Held around an atomic on global memory.
-static std::mutex atomic_mutex;
+static FairLock atomic_mutex;
 static __thread bool atomic_locked __attribute__((tls_model("initial-exec")));
 
 static inline Fiber* current() { return static_cast<Fiber*>(emu_current); }

@@ -7,5 +7,3 @@ typedef __half float16;
 EMU_INLINE int isnan(float16 x) { return __hisnan(x); }
 EMU_INLINE int isinf(float16 x) { return __hisinf(x) != 0; }
 EMU_INLINE int isfinite(float16 x) { return !__hisnan(x) && !__hisinf(x); }
-EMU_INLINE float16 min(float16 a, float16 b) { return __hmin(a, b); }
-EMU_INLINE float16 max(float16 a, float16 b) { return __hmax(a, b); }
