@@ -52,6 +52,12 @@ class Compiled:
     signature: Signature
     declaration: reading.Declaration | None
 
+    def called(self, number: int) -> str:
+        """What messages call an argument: its number, and its name in the source if it has one."""
+        names = self.declaration.parameters if self.declaration else ()
+        known = f" ({names[number]})" if number < len(names) and names[number] else ""
+        return f"argument {number}{known}"
+
 
 @dataclass
 class Build:

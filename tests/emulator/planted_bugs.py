@@ -42,7 +42,7 @@ UNORDERED = (RaceError, UninitializedReadError)
 # A slot given back too early: the next data may still be under way, or already be there.
 OVERWRITTEN = (RaceError, MissingWaitError)
 # Read without a wait: the copy is under way, or not even started.
-NOT_WAITED = (MissingWaitError, UninitializedReadError)
+NOT_WAITED = (MissingWaitError, UninitializedReadError, RaceError)
 
 # Case -> fault -> the error (or errors) that must be raised. None: the result must be wrong.
 TABLE: dict[str, dict[str, type | tuple[type, ...] | None]] = {

@@ -8,8 +8,11 @@
 //   hooks.h      the calls that the sanitizers' instrumentation makes
 //   barrier.h    warp-wide operations, barriers, atomics
 //   tensor_core.h  the numbers of mma and wgmma, the layouts of tensor maps
-//   async.h      cp.async, mbarriers, bulk and tensor copies, wgmma
+//   matrix.h     ldmatrix, mma.sync, wgmma
+//   copy.h       cp.async, mbarriers, copy engines
+//   bulk.h       bulk and tensor copies
 //   cluster.h    clusters, distributed shared memory, barriers of the grid
 //   memory.h     the kernel's copies of arrays
+//   block.h      one block
 //   launch.h     from the launch to the last block
 #include "runtime/launch.h"

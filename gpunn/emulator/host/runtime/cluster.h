@@ -1,6 +1,6 @@
 // cluster.h - blocks that work together: ranks, distributed shared memory, barriers of cluster and grid.
 #pragma once
-#include "async.h"
+#include "bulk.h"
 
 static int live_threads(Gang* g) {
     int live = 0;

@@ -114,7 +114,10 @@ static void give_way(Block* b, void* place) {
     Fiber* f = current();
     f->waiting_for = "a loop";
     f->waiting_place = place;
-    if (b->launch->timed_out.load(std::memory_order_relaxed)) switch_to(b, nullptr);  // run_block reports
+    if (b->launch->abort.load(std::memory_order_relaxed)) {  // what it waits for may never come
+        b->dead = !b->launch->timed_out;                       // run_block reports, if the time is up
+        switch_to(b, nullptr);
+    }
     if (++f->spins % 16 == 0) {
         run_engine(b->gang);
         if (f->spins % 256 == 0) sched_yield();  // what it waits for may be another processor's work
