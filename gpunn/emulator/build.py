@@ -71,7 +71,7 @@ class Build:
     def symbols(self) -> dict[str, tuple[int, int]]:
         """Variables of the shared object: name -> (address or offset, bytes)."""
         done = subprocess.run(["nm", "-S", str(self.path)], capture_output=True, text=True)
-        found = re.findall(r"^(\w+) (\w+) [BDbd] (\S+)$", done.stdout, re.MULTILINE)
+        found = re.findall(r"^(\w+) (\w+) [BDbdVuvWw] (\S+)$", done.stdout, re.MULTILINE)
         return {name: (int(address, 16), int(size, 16)) for address, size, name in found}
 
     @functools.cached_property
