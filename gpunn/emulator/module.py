@@ -20,7 +20,6 @@ from gpunn.emulator import source as reading
 from gpunn.errors import CompileError
 
 DEFAULT_SHARED = 48 * 1024
-MAX_SHARED = 227 * 1024
 
 
 class RawModule:
@@ -71,6 +70,7 @@ class RawModule:
         config.Settings().updated(settings)  # complains of what is wrong
         self._builds: dict[str, list[building.Build]] = {}
         self._kernels: dict[str, Kernel] = {}
+        self._variables: dict[str, np.ndarray] = {}  # what was set, for builds yet to come
 
     def get_function(self, name: str) -> Kernel:
         """The kernel of a name, or of one of the name expressions."""
@@ -128,10 +128,10 @@ class RawModule:
                 raise
             made = building.build(self.path, [name], self.options, mode)  # another was to blame
         self._builds.setdefault(mode, []).append(made)
-        for variable, value in getattr(self, "_globals", {}).items():
-            made_array = Global.find(made, variable)
-            if made_array is not None:
-                made_array[...] = value
+        for variable, value in self._variables.items():
+            memory = Global.find(made, variable)
+            if memory is not None:
+                memory[...] = value
         return made.kernels[name]
 
 
@@ -262,8 +262,7 @@ class Global:
                     f"{self.name} has {memory.size} bytes, too few for the {data.size} of the value"
                 )
             memory[: data.size] = data
-        kept = self.module.__dict__.setdefault("_globals", {})
-        kept[self.name] = self._everywhere()[0].copy()
+        self.module._variables[self.name] = self._everywhere()[0].copy()
 
     def get(self, dtype: Any = np.uint8) -> np.ndarray:
         """A copy of the variable as an array of a dtype."""

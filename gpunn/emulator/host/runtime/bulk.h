@@ -66,6 +66,7 @@ static void check_global_of(Fiber* f, BulkStore& s, Mode mode) {
 static void finish_read(Fiber* f, BulkStore& s) {
     if (s.read_done) return;
     s.read_done = true;
+    f->waiting_place = s.place;  // should it meet a guard page
     if (s.map) tensor_pieces(s.map_copy, s.shared, s.at, nullptr, f->home, s.place, true, s.reduce);
     else store_piece(s.global, s.shared, s.bytes, s.reduce);
     mark_read(f, reinterpret_cast<u64>(s.shared), s.bytes, s.place);

@@ -8,6 +8,7 @@
 
 static void land(Fiber* f, const std::vector<CopyAsync>& copies) {
     for (const CopyAsync& c : copies) {
+        f->waiting_place = c.place;  // should it meet a guard page
         memcpy(c.target, c.source, c.source_bytes);
         memset(static_cast<char*>(c.target) + c.source_bytes, 0, c.bytes - c.source_bytes);
         mark(f, reinterpret_cast<u64>(c.target), c.bytes, 0, IN_FLIGHT, 0, 0, nullptr);
@@ -126,7 +127,13 @@ static bool run_engine(Gang* g) {
         const size_t chosen = g->launch->options.schedule == RANDOM ? random_number(b) % b->jobs.size() : 0;
         EngineJob job = std::move(b->jobs[chosen]);
         b->jobs.erase(b->jobs.begin() + chosen);
+        Fiber* before = current();  // whoever drives the engine, a fault is the issuer's
+        emu_current = job.issuer;
+        void* waits_at = job.issuer->waiting_place;
+        job.issuer->waiting_place = job.place;
         run_job(b, job);
+        job.issuer->waiting_place = waits_at;
+        emu_current = before;
         return true;
     }
     return false;
