@@ -27,6 +27,7 @@ import gpunn.kernels
 from gpunn.bench import results, stages, supervise
 from gpunn.bench.cases import FIXED, Case, depends_on_dtype
 from gpunn.bench.ceilings import Ceilings
+from gpunn.bench.conformance import conformance_cases
 from gpunn.bench.machine import checkout
 from gpunn.bench.measure import NotTimed, Row
 from gpunn.bench.results import Results
@@ -146,23 +147,12 @@ def parity(run: Run, seconds: float) -> str:
 
 def conformance(run: Run, seconds: float) -> str:
     """A tiny kernel for each function of ptx.cuh: what the emulator believes, asked of the GPU."""
-    from gpunn.emulator.conformance import CASES
-
-    number = 90
-    if run.device.type == "cuda":
-        from gpunn.device.launch import device_properties
-
-        properties = device_properties(run.device.index)
-        number = properties["major"] * 10 + properties["minor"]
-    elif not probe.find_emulator().passed:
+    if run.device.type != "cuda" and not probe.find_emulator().passed:
         return "no GPU, and no emulator"
-    wgmma = number // 10 == 9  # the instructions of sm_90a are those of Hopper alone
-    chosen = [c for c in CASES if c.arch <= number and (wgmma or "wgmma" not in " ".join(c.covers))]
-    left = {c.name for c in CASES} - {c.name for c in chosen}
-    run.left_out |= {f"conformance {name}": "not for this architecture" for name in left}
+    chosen, others = conformance_cases(run.device)
+    run.left_out |= {f"conformance {name}": "not for this architecture" for name in others}
     items = [
-        {"id": f"conformance {case.name}", "case": case.name}
-        for case in (chosen[:2] if run.tiny else chosen)
+        {"id": f"conformance {name}", "case": name} for name in (chosen[:2] if run.tiny else chosen)
     ]
     outcome = run.supervise("conformance", items, seconds, jobs=1 if run.tiny else 4)
     passed = sum(result["passed"] for result in outcome.results.values())

@@ -6,6 +6,7 @@ end at guard pages; after the launch what it wrote is copied back.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 from collections.abc import Sequence
@@ -241,8 +242,6 @@ class Global:
     @staticmethod
     def find(made: building.Build, name: str) -> np.ndarray | None:
         """The variable's bytes in one build, or None."""
-        import ctypes
-
         if name not in made.symbols:
             return None
         size = made.symbols[name][1]
