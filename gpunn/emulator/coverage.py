@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import fnmatch
+import functools
 import json
 import os
 import re
@@ -181,10 +182,19 @@ def collect(
         matches = any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
         return matches and not any(fnmatch.fnmatch(path.name, pattern) for pattern in leave_out)
 
+    # A source given as text is compiled from a copy: what was read from a file here counts for it.
+    texts = {path.read_bytes(): path for path in home.glob("*.cu")}
+    kept = toolchain.folder().resolve()
+
+    @functools.cache
+    def original(path: Path) -> Path:
+        return texts.get(path.read_bytes(), path) if path.parent == kept else path
+
     files: dict[Path, FileLines] = {}
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for found in pool.map(lambda path: _counts(program, Path(folder).resolve(), path), counted):
             for path, line, count in found:
+                path = original(path)
                 if path.parent == home and wanted(path):
                     counts = files.setdefault(path, FileLines(path)).counts
                     counts[line] = counts.get(line, 0) + count

@@ -141,3 +141,26 @@ def test_summary():
     assert lines.shortfall(0) == "" and "b.cu was compiled" in lines.shortfall(40)
     assert Lines(lines.files, []).shortfall(50) == ""
     assert Lines([], []).percent == 0
+
+
+TEXT_SCRIPT = """
+from pathlib import Path
+import numpy as np
+from gpunn import emulator
+
+kernel = emulator.RawKernel(Path("scale.cu").read_text(), "scale", check=False)
+kernel((1,), (32,), (np.ones(32, np.float32),))
+"""
+
+
+def test_a_source_given_as_text_counts_for_its_file(tmp_path):
+    """As CuPy's users do it: the file is read and handed over as text."""
+    (tmp_path / "scale.cu").write_text(
+        'extern "C" __global__ void scale(float* x) {\n    x[threadIdx.x] *= 2.f;\n}\n'
+    )
+    environment = {
+        **os.environ, "GPUNN_EMULATOR_COVERAGE": "1", "GCOV_PREFIX": str(tmp_path / "counts"),
+    }  # fmt: skip
+    subprocess.run([sys.executable, "-c", TEXT_SCRIPT], cwd=tmp_path, env=environment, check=True)
+    lines = coverage.collect(tmp_path / "counts", tmp_path)
+    assert [file.path.name for file in lines.files] == ["scale.cu"] and lines.percent == 100
