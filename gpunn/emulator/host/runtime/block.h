@@ -46,14 +46,10 @@ static void fiber_main() {
     Fiber* f = current();
     settle(f);
     if (f->held.address) judge_held(f);
-    for (auto& group : f->store_groups)  // what was committed is done, waited for or not
-        for (auto& s : group)
-            if (s.read_done) continue;
-            else if (checking(b)) break;
-            else finish_read(f, s);
     if (checking(b)) report_unfinished(f);
-    for (auto& group : f->store_groups)
-        for (auto& s : group) finish_read(f, s);
+    for (auto& group : f->store_groups)  // done by the end of the kernel, waited for or not
+        for (BulkStore& s : group) finish_read(f, s);
+    for (BulkStore& s : f->stores) finish_read(f, s);
     Warp& w = b->warp[f->warp];
     b->live--;
     w.live &= ~(1u << f->lane);
