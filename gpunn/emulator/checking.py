@@ -18,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from gpunn.device.launch import DEFAULT_SHARED
 from gpunn.emulator import build as building
 from gpunn.emulator import launch_text
 from gpunn.emulator import source as reading
 from gpunn.emulator.findings import EmulatorError, Finding
 from gpunn.emulator.launch_text import Launch, Wanted
-from gpunn.emulator.module import DEFAULT_SHARED, RawModule
+from gpunn.emulator.module import RawModule
 from gpunn.emulator.tensor_map import TensorMap
 
 DATA_SEED = 0  # the arguments are the same in all runs, so that results can be compared

@@ -15,12 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.device.launch import DEFAULT_SHARED
 from gpunn.emulator import build as building
 from gpunn.emulator import config, launching, toolchain
 from gpunn.emulator import source as reading
 from gpunn.errors import CompileError
-
-DEFAULT_SHARED = 48 * 1024
 
 
 class RawModule:
@@ -224,7 +223,7 @@ class RawKernel:
 
     def compile(self, log_stream: Any = None) -> None:
         """Compile now; otherwise done at the first launch."""
-        self.kernel  # noqa: B018
+        self.module.get_function(self.name)
 
     def __call__(self, grid, block, args=(), *, shared_mem: int = 0, **settings: Any) -> None:
         """As of `Kernel`."""

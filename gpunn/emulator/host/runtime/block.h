@@ -123,7 +123,7 @@ static void on_watchdog(int, siginfo_t*, void* context) {
     Block* b = own_block;
     if (!b || !emu_current || b->in_callback || b->dead || !b->running) return;
     const u64 pc = reinterpret_cast<u64>(place_of_signal(context));
-    if (pc < b->launch->code_start || pc > b->launch->image_end) return;  // in the runtime: not now
+    if (pc < b->launch->image_start || pc > b->launch->image_end) return;  // in the runtime: not now
     if (b->launch->timed_out) {
         report(DEADLOCK, place_of_signal(context), 0, nullptr, "no end after %g seconds: this thread is still here",
                b->launch->options.timeout);

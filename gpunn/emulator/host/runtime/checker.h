@@ -1,7 +1,7 @@
 // checker.h - every access of a kernel in checked mode: is it inside, aligned, ordered, initialised?
 //
 // The compiler's -fsanitize=thread turns each load and store into a call (hooks.h); copies by the runtime on
-// a kernel's behalf are checked by `check` directly. Memory has a cell for each 1, 2 or 4 bytes that says who
+// a kernel's behalf are checked by `check` directly. Memory has a cell for each 1 to 16 bytes that says who
 // wrote and read it last. If an access is smaller than a cell the launch is run again with smaller ones.
 #pragma once
 #include <algorithm>

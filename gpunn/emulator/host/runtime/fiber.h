@@ -1,4 +1,4 @@
-// fiber.h - switching between the CUDA threads of a block: a few registers and the stack pointer (7 ns).
+// fiber.h - switching between the CUDA threads of a block: a few registers and the stack pointer.
 #pragma once
 #include <stdint.h>
 #include <string.h>

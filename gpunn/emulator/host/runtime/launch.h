@@ -93,7 +93,7 @@ static int find_image(dl_phdr_info* info, size_t, void* pointer) {
         if (h.p_type == PT_TLS) tls = h.p_memsz;
     }
     if (!inside) return 0;
-    launch->image_start = launch->code_start = info->dlpi_addr;
+    launch->image_start = info->dlpi_addr;
     launch->image_end = high;
     launch->tls_module = info->dlpi_tls_modid;
     launch->tls_size = tls;

@@ -93,7 +93,7 @@ enum CellFlag : u32 {
     VOLATILE_READER = 32,  // of read[0]; the next bit is of read[1]
     PLAIN_KEPT = 128,      // read[1] is the last plain write, which atomics came after
 };
-struct Cell {  // of 1, 2 or 4 bytes of memory
+struct Cell {  // of 1, 2, 4, 8 or 16 bytes of memory
     Access write;
     Access read[2];
     u32 flags;
@@ -346,7 +346,7 @@ struct Launch {
     Options options;
     Index3 grid, block_size;
     size_t tls_module, tls_size, dynamic_offset;
-    u64 code_start, image_start, image_end;
+    u64 image_start, image_end;
     std::vector<Memory> memory;
     std::atomic<u64> next{0};
     u64 gangs;
