@@ -24,6 +24,12 @@ def is_cupy(value: Any) -> bool:
     return cupy is not None and isinstance(value, cupy.ndarray)
 
 
+def is_native(value: Any) -> bool:
+    """Whether `value` is an array of just the types that our launchers take; the quick question."""
+    kind = type(value)
+    return kind is np.ndarray or kind is EmulatorArray or is_cupy(value)
+
+
 def is_array(value: Any) -> bool:
     """Whether `value` is an array of any library that we can use without a copy."""
     return (

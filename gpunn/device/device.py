@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 
@@ -55,7 +56,9 @@ class Device:
 
     def activate(self):
         """A context in which CuPy allocates and launches on this GPU."""
-        return probe.import_cupy().cuda.Device(self.index)
+        cuda = probe.import_cupy().cuda
+        # CuPy's own context sets the device on leaving even if it was the current one all along.
+        return _HERE if cuda.runtime.getDevice() == self.index else cuda.Device(self.index)
 
 
 def _parse(spec: str, index: int | None) -> tuple[str, int]:
@@ -81,6 +84,7 @@ def _parse(spec: str, index: int | None) -> tuple[str, int]:
     return kind, index or 0
 
 
+_HERE = contextlib.nullcontext()
 _made: dict[tuple[str, int], Device] = {}
 
 

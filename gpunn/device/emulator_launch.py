@@ -77,6 +77,9 @@ class EmulatorLauncher(Launcher):
     def empty(self, shape, dtype):
         return plain(emulator_empty(shape, dtype))  # bytes 0xFF, which are NaN
 
+    def sibling(self, source: str) -> EmulatorLauncher:
+        return _launcher(source, Chip(self.arch, self.multiprocessors, self.shared_limit))
+
 
 @functools.cache
 def _launcher(source: str, chip: Chip) -> EmulatorLauncher:

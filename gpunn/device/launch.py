@@ -1,15 +1,16 @@
 """Launchers: what a primitive's launch code calls to run a kernel.
 
 All launchers of CUDA C++ look alike to the launch code, so the same lines run a kernel on a GPU
-(`CudaLauncher`) and list the kernels that must compile (`RecordingLauncher`). `NumbaLauncher`
-runs the teaching versions.
+(`CudaLauncher` in cuda_launch.py) or in the emulator (`EmulatorLauncher` in emulator_launch.py) and
+list the kernels that must compile (`RecordingLauncher`). `NumbaLauncher` runs the teaching
+versions.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import os
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -18,7 +19,6 @@ import numpy as np
 from gpunn.device import probe, sources
 from gpunn.device.arrays import empty, pointer
 from gpunn.device.device import Device
-from gpunn.errors import LaunchError
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -55,12 +55,46 @@ class Launcher:
     @staticmethod
     def ctype(dtype) -> str:
         """The C++ name of a NumPy dtype: float32 is ``float``, bfloat16 ``__nv_bfloat16``."""
-        return _CTYPES[np.dtype(dtype)]
+        found = _CTYPES.get(dtype)  # at once for a dtype, the usual case
+        return _CTYPES[np.dtype(dtype)] if found is None else found
 
     @staticmethod
     def aligned(alignment: int, *arrays) -> bool:
         """Whether every array given (None is passed over) starts at a multiple of `alignment`."""
-        return all(a is None or pointer(a) % alignment == 0 for a in arrays)
+        for array in arrays:
+            if array is not None and pointer(array) % alignment:
+                return False
+        return True
+
+    @staticmethod
+    def alike(alignment: int, *arrays) -> bool:
+        """Whether all arrays given start at one distance from multiples of `alignment`.
+
+        A distance of whole elements: then the same index is aligned in each of them.
+        """
+        place = None
+        for array in arrays:
+            if array is not None:
+                mine = pointer(array) % alignment
+                if place is None:
+                    place = mine
+                    if mine % array.dtype.itemsize:
+                        return False
+                elif mine != place:
+                    return False
+        return True
+
+    @staticmethod
+    @functools.lru_cache(1 << 12)
+    def int64(value: int) -> np.int64:
+        """`numpy.int64(value)`, remembered: to make one takes NumPy as long as half a launch."""
+        return np.int64(value)
+
+    @staticmethod
+    @functools.lru_cache(1 << 12)
+    def int32(value: int) -> np.int32:
+        """`numpy.int32(value)`, remembered like `int64`."""
+        return np.int32(value)
 
     def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
         raise NotImplementedError
@@ -69,60 +103,17 @@ class Launcher:
         """Scratch memory on the device of the launch."""
         raise NotImplementedError
 
+    def sibling(self, source: str) -> Launcher:
+        """The launcher of another source file on the same device and chip."""
+        raise NotImplementedError
 
-class CudaLauncher(Launcher):
-    """Runs kernels of one source file on one GPU through CuPy."""
+    def not_repeatable(self) -> None:
+        """Launch code says that it did more than launches, for `recipe.Recorder`."""
 
-    def __init__(self, source: str, device: Device):
-        self.source, self.device = source, device
-        properties = device_properties(device.index)
-        self.arch = properties["arch"]
-        self.multiprocessors = properties["multiProcessorCount"]
-        self.shared_limit = properties["sharedMemPerBlockOptin"]
-        self._kernels: dict[str, Any] = {}
-        self._allowed: dict[str, int] = {}  # bytes of dynamic shared memory, by expression
-
-    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
-        kernel = self._kernels.get(expression)
-        if kernel is None:
-            kernel = self._kernels[expression] = self._load(expression)
-            self._allowed[expression] = DEFAULT_SHARED - kernel.shared_size_bytes
-        try:
-            if shared > self._allowed[expression]:
-                kernel.max_dynamic_shared_size_bytes = self._allowed[expression] = shared
-            kernel(grid, block, tuple(map(_argument, args)), shared_mem=shared)
-        except probe.import_cupy().cuda.driver.CUDADriverError as error:
-            raise LaunchError(
-                f"{self.source}: {expression} could not run on {self.device} with grid {grid}, "
-                f"block {block} and {shared} bytes of shared memory: {error}"
-            ) from error
-
-    def _load(self, expression: str):
-        import tempfile  # these two are not on the path of `import gpunn`
-
-        from gpunn.device import compiler
-
-        made = compiler.build(self.source, (expression,), self.arch)
-        cupy = probe.import_cupy()
-        with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
-            file = Path(folder) / "kernel.cubin"  # RawModule takes machine code only from a file
-            file.write_bytes(made.cubin)
-            with self.device.activate():
-                module = cupy.RawModule(path=str(file))
-                return module.get_function(made.symbols[expression])
-
-    def empty(self, shape, dtype):
-        return empty(shape, dtype, self.device)
-
-
-_NULL = np.uint64(0)
-
-
-def _argument(value):
-    """What CuPy passes for an argument: None is a null pointer, a tensor map its 128 bytes."""
-    if value is None:
-        return _NULL
-    return value.as_argument(pointer(value.array)) if hasattr(value, "as_argument") else value
+    @property
+    def plain(self) -> Launcher:
+        """This launcher, or the one behind it that notes nothing."""
+        return self
 
 
 @functools.cache
@@ -133,12 +124,6 @@ def device_properties(index: int) -> dict[str, Any]:
     # From 9.0 on, the instructions of one generation (wgmma, tcgen05) need the letter.
     properties["arch"] = f"sm_{number}a" if number >= 90 else f"sm_{number}"
     return properties
-
-
-@functools.cache
-def cuda_launcher(source: str, device: Device) -> CudaLauncher:
-    """The launcher of one source on one GPU; made once."""
-    return CudaLauncher(source, device)
 
 
 class RecordingLauncher(Launcher):
@@ -164,6 +149,12 @@ class RecordingLauncher(Launcher):
 
     def empty(self, shape, dtype):
         return np.empty(shape, dtype)
+
+    def sibling(self, source: str) -> RecordingLauncher:
+        """Like this one, and it notes its launches in the same list."""
+        other = copy.copy(self)
+        other.source = source
+        return other
 
 
 def check_scalars(expression: str, args) -> None:
@@ -198,6 +189,9 @@ class NumbaLauncher:
 
     def empty(self, shape, dtype):
         return empty(shape, dtype, self.device)
+
+    def not_repeatable(self) -> None:
+        """As of `Launcher`: nobody takes notes here."""
 
 
 @functools.cache

@@ -86,7 +86,7 @@ def _emulated(source: str, settings: tuple):
 
 def cuda_launch(device) -> Launch:
     """Launches on a GPU (a gpunn Device) through CudaLauncher; arrays travel there and back."""
-    from gpunn.device import launch as device_launch
+    from gpunn.device.cuda_launch import cuda_launcher
     from gpunn.device.probe import import_cupy
 
     cupy = import_cupy()
@@ -107,7 +107,7 @@ def cuda_launch(device) -> Launch:
             return there(value) if isinstance(value, np.ndarray) else value
 
         with device.activate():
-            launcher = device_launch.cuda_launcher(case.source, device)
+            launcher = cuda_launcher(case.source, device)
             values = tuple(argument(value) for value in arguments)
             launcher(case.expression, (case.grid,), (case.block,), values, case.shared)
             for owner, bytes_there in moved.values():

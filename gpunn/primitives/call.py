@@ -40,9 +40,11 @@ class Call:
         strided: bool = False,
     ):
         """An input array, checked and on the call's device; C-contiguous unless `strided`."""
-        if type(value) is not np.ndarray:
+        if type(value) is not np.ndarray and not arrays.is_native(value):
             value = self._foreign(name, value)
-        self._place(name, value)
+        device = CPU if type(value) is np.ndarray else arrays.device_of(value)
+        if device is not self.device:
+            self._place(name, device)
         if dtypes is not None and value.dtype not in dtypes:
             self._refuse_dtype(name, value, dtypes)
         if ndim is not None and value.ndim != ndim:
@@ -59,28 +61,30 @@ class Call:
         """The array to write: a new one, or `out` if it fits exactly."""
         if out is None:
             return self.empty(shape, dtype)
-        out = self.inplace(name, out, dtypes=(np.dtype(dtype),), shape=tuple(shape))
-        return out
+        return self.inplace(name, out, dtypes=(np.dtype(dtype),), shape=tuple(shape))
 
     def inplace(self, name: str, value: Any, *, dtypes=None, shape: tuple | None = None):
         """An array that the call will change: writable and C-contiguous, else an error."""
-        if type(value) is not np.ndarray:
+        if type(value) is not np.ndarray and not arrays.is_native(value):
             if not arrays.is_array(value):
                 self.refuse(name, value, "an array to write into")
             value = self._foreign(name, value)
-        self._place(name, value)
+        device = CPU if type(value) is np.ndarray else arrays.device_of(value)
+        if device is not self.device:
+            self._place(name, device)
         if dtypes is not None and value.dtype not in dtypes:
             self._refuse_dtype(name, value, dtypes)
         if shape is not None and value.shape != shape:
             self.refuse(name, value, f"shape {shape}")
-        if not value.flags.c_contiguous:
+        flags = value.flags
+        if not flags.c_contiguous:
             self.refuse(
                 name,
                 value,
                 "a C-contiguous array, because it is written in place",
                 "Give a contiguous array and copy the result into the view.",
             )
-        if isinstance(value, np.ndarray) and not value.flags.writeable:
+        if isinstance(value, np.ndarray) and not flags.writeable:
             self.refuse(name, value, "a writable array; this one is read-only", "Give a copy.")
         return value
 
@@ -140,18 +144,20 @@ class Call:
 
     def same_shape(self, **named) -> None:
         """All named arrays (None is passed over) must have the first one's shape."""
-        given = [(name, value) for name, value in named.items() if value is not None]
-        first_name, first = given[0]
-        for name, value in given[1:]:
-            if value.shape != first.shape:
+        first = None
+        for name, value in named.items():
+            if first is None:
+                first_name, first = name, value
+            elif value is not None and value.shape != first.shape:
                 self.refuse(name, value, f"the shape of {first_name}, {first.shape}")
 
     def same_dtype(self, **named) -> None:
         """All named arrays (None is passed over) must have the first one's dtype."""
-        given = [(name, value) for name, value in named.items() if value is not None]
-        first_name, first = given[0]
-        for name, value in given[1:]:
-            if value.dtype != first.dtype:
+        first = None
+        for name, value in named.items():
+            if first is None:
+                first_name, first = name, value
+            elif value is not None and value.dtype != first.dtype:
                 self.refuse(
                     name,
                     value,
@@ -191,15 +197,15 @@ class Call:
                 f"{self.primitive.name}: {name} is {type(value).__name__}, which is no array that "
                 f"can be used ({error}); give a NumPy, CuPy or PyTorch array."
             ) from error
-        if value.dtype == object:
+        if value.dtype.kind == "O":
             raise TypeError(
                 f"{self.primitive.name}: {name} holds Python objects (rows of unequal length?); "
                 "expected numbers in a rectangular array."
             )
         return value
 
-    def _place(self, name: str, value) -> None:
-        device = CPU if type(value) is np.ndarray else arrays.device_of(value)
+    def _place(self, name: str, device: Device) -> None:
+        """The first array's device is the call's; any other is an error."""
         if self.device is None:
             self.device, self._first = device, name
         elif device is not self.device:

@@ -27,11 +27,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpunn.device.cuda_launch import CudaLauncher, cuda_launcher
 from gpunn.device.device import Device
 from gpunn.device.emulator_launch import emulator_launcher
-from gpunn.device.launch import RecordingLauncher, cuda_launcher, numba_launcher, numba_simulated
+from gpunn.device.launch import RecordingLauncher, numba_launcher, numba_simulated
 from gpunn.errors import UnsupportedError
-from gpunn.primitives.call import Call
+from gpunn.primitives.call import CPU, Call
 from gpunn.primitives.samples import FLOATING, Sample
 
 TABLE: dict[str, Primitive] = {}
@@ -56,10 +57,21 @@ class Cost:
 
 
 class _Choice(threading.local):
-    """The choices of this thread: a forced implementation, and who intercepts runs."""
+    """The choices of this thread: a forced implementation, and who intercepts runs.
 
+    `special` says whether there is either: the one question that a usual run asks.
+    """
+
+    special = False
     forced: str | None = None
     intercept: Callable | None = None
+
+    def set(self, **choices) -> dict:
+        """Make choices; returns what they were before."""
+        before = {name: getattr(self, name) for name in choices}
+        self.__dict__.update(choices)
+        self.special = self.forced is not None or self.intercept is not None
+        return before
 
 
 _choice = _Choice()
@@ -72,18 +84,23 @@ class Primitive:
     ----------
     name, family : as in the kernel's name and file
     cuda_source, numba_source : files below ``kernels/cuda`` and ``kernels/numba``
+    cuda_sources : the first and all others that the launch code may turn to
     numba_dtypes : dtypes the Numba kernel takes
     bench_shapes : shapes that `gpunn bench` uses unless told others
     """
 
     bench_shapes: tuple[tuple[int, ...], ...] = ()
 
-    def __init__(self, specification: Callable, family: str, cuda: str, numba: str):
+    def __init__(
+        self, specification: Callable, family: str, cuda: str, numba: str, siblings=()
+    ):
         self.name, self.family = specification.__name__, family
         self.cuda_source, self.numba_source = cuda, numba
+        self.cuda_sources = (cuda, *siblings)
         self.numba_dtypes: tuple = (np.dtype(np.float32), np.dtype(np.float64))
         self._specification = specification
         self._reference = self._cuda = self._numba = None
+        self._launchers: dict[int, CudaLauncher] = {}  # by the number of the GPU
         self._cost = self._samples = self._inputs = None
         functools.update_wrapper(self, specification)
         signature = inspect.signature(specification)
@@ -160,23 +177,45 @@ class Primitive:
 
     def run(self, call: Call, args: tuple) -> None:
         """Run on checked arguments, with the implementation for the call's device."""
-        if _choice.intercept is not None:
-            _choice.intercept(call, args)
-        elif _DEBUG:
-            _run_and_report(call, args)
+        if _DEBUG or _FORCED_BY_ENVIRONMENT or _choice.special:
+            _run_specially(call, args)
+        elif call.device is CPU:
+            self._reference(*args)
         else:
-            _run(call, args)
+            self.implement(_DEFAULT[call.device.type], call.device, args)
+
+    def implement(self, implementation: str, device: Device, args: tuple) -> None:
+        """Run one implementation on checked arguments, which are on `device`."""
+        if implementation == "cuda":
+            launcher = self._launchers.get(device.index)
+            if launcher is None:
+                launcher = self._launchers[device.index] = cuda_launcher(self.cuda_source, device)
+            if launcher.is_current():
+                self._cuda(launcher, *args)
+            else:
+                with device.activate():
+                    self._cuda(launcher, *args)
+        elif implementation == "emulator":
+            self._cuda(emulator_launcher(self.cuda_source), *args)
+        elif implementation == "numpy":
+            self._reference(*args)
+        else:
+            _require_numba(self, args)
+            with device.activate() if device.type == "cuda" else contextlib.nullcontext():
+                self._numba(numba_launcher(self.numba_source, device), *args)
 
     def run_cuda(self, launch, args: tuple) -> None:
         """Run the launch code with a launcher (also one that only records)."""
         self._cuda(launch, *args)
 
 
-def primitive(family: str, cuda: str, numba: str) -> Callable[[Callable], Primitive]:
+def primitive(
+    family: str, cuda: str, numba: str, siblings: tuple[str, ...] = ()
+) -> Callable[[Callable], Primitive]:
     """Declare the decorated specification as a row of the table."""
 
     def declare(specification: Callable) -> Primitive:
-        made = Primitive(specification, family, cuda, numba)
+        made = Primitive(specification, family, cuda, numba, siblings)
         TABLE[made.name] = made
         return made
 
@@ -201,21 +240,21 @@ def using(implementation: str | None) -> Iterator[None]:
             f"kernels: {implementation!r} is not an implementation; use one of "
             f"{', '.join(CHOICES)}"
         )
-    before, _choice.forced = _choice.forced, implementation
+    before = _choice.set(forced=implementation)
     try:
         yield
     finally:
-        _choice.forced = before
+        _choice.set(**before)
 
 
 @contextlib.contextmanager
 def intercepting(function: Callable[[Call, tuple], None]) -> Iterator[None]:
     """Give every run inside the block to `function(call, args)` and run nothing else."""
-    before, _choice.intercept = _choice.intercept, function
+    before = _choice.set(intercept=function)
     try:
         yield
     finally:
-        _choice.intercept = before
+        _choice.set(**before)
 
 
 def implementation_for(device: Device) -> str:
@@ -254,25 +293,17 @@ def implementation_for(device: Device) -> str:
     return forced
 
 
-def _run(call: Call, args: tuple) -> None:
-    made, device = call.primitive, call.device
-    if _choice.forced is None and not _FORCED_BY_ENVIRONMENT:  # the usual case, quickly
-        implementation = _DEFAULT[device.type]
+def _run_specially(call: Call, args: tuple) -> None:
+    """A run where something was chosen: by `using`, `intercepting` or the environment."""
+    if _choice.intercept is not None:
+        _choice.intercept(call, args)
+    elif _DEBUG:
+        _run_and_report(call, args)
     else:
-        implementation = implementation_for(device)
-    if implementation == "numpy":
-        made._reference(*args)
-    elif implementation == "cuda":
-        with device.activate():
-            made._cuda(cuda_launcher(made.cuda_source, device), *args)
-    elif implementation == "emulator":
-        made._cuda(emulator_launcher(made.cuda_source), *args)
-    else:
-        _require_numba(made, args)
-        with device.activate() if device.type == "cuda" else contextlib.nullcontext():
-            made._numba(numba_launcher(made.numba_source, device), *args)
+        call.primitive.implement(implementation_for(call.device), call.device, args)
 
 
+_DEBUG = int(os.environ.get("GPUNN_DEBUG", "0") or 0)
 _FORCED_BY_ENVIRONMENT = bool(os.environ.get("GPUNN_KERNELS"))
 
 
@@ -286,16 +317,13 @@ def _require_numba(made: Primitive, args: tuple) -> None:
             )
 
 
-_DEBUG = int(os.environ.get("GPUNN_DEBUG", "0") or 0)
-
-
 def _run_and_report(call: Call, args: tuple) -> None:
     """GPUNN_DEBUG=1: run, wait, and print the primitive with its shapes, time and rates."""
     from gpunn.device import synchronize
 
     synchronize(call.device)
     start = time.perf_counter()
-    _run(call, args)
+    call.primitive.implement(implementation_for(call.device), call.device, args)
     synchronize(call.device)
     seconds = max(time.perf_counter() - start, 1e-9)
     cost = call.primitive._cost(*args)

@@ -16,9 +16,13 @@ FLOATING = (FLOAT16, BFLOAT16, FLOAT32, FLOAT64)
 INTEGERS = (np.dtype(np.int32), np.dtype(np.int64))
 
 
+# Benchmark shapes of what treats every element alike: from a launch's cost to memory's bandwidth.
+ELEMENTWISE_SHAPES = tuple((1 << power,) for power in (20, 12, 14, 16, 18, 22, 24, 26))
+
+
 def accumulator_dtype(dtype) -> np.dtype:
     """The dtype that values of `dtype` are computed in: float32, but float64 for float64."""
-    return FLOAT64 if np.dtype(dtype) == FLOAT64 else FLOAT32
+    return FLOAT64 if dtype is FLOAT64 or np.dtype(dtype) == FLOAT64 else FLOAT32
 
 
 @dataclass(frozen=True)

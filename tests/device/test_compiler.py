@@ -117,36 +117,12 @@ def test_alignment_and_names_of_types():
     aligned = x[start:]
     assert launch.Launcher.aligned(16, aligned, None)
     assert not launch.Launcher.aligned(16, aligned, aligned[1:])
+    alike = launch.Launcher.alike
+    assert alike(16, aligned[1:], aligned[5:], None) and alike(16, None)
+    assert not alike(16, aligned[1:], aligned[2:]) and not alike(16, aligned, aligned[1:])
+    between = x.view(np.uint8)[1:-3].view(np.float32)  # no whole elements from a multiple
+    assert not alike(16, between)
+    assert launch.Launcher.int64(5) is launch.Launcher.int64(5)
+    assert [type(launch.Launcher.int64(5)), type(launch.Launcher.int32(5))] == [np.int64, np.int32]
     names = [launch.Launcher.ctype(d) for d in (np.float32, launch.BFLOAT16, np.int64, bool)]
     assert names == ["float", "__nv_bfloat16", "long long", "bool"]
-
-
-class FakeKernel:
-    """What CuPy gives for a kernel with 1000 bytes of static shared memory."""
-
-    shared_size_bytes = 1000
-
-    def __init__(self):
-        self.asked, self.launched = [], []
-
-    def __setattr__(self, name, value):
-        if name == "max_dynamic_shared_size_bytes":
-            self.asked.append(value)
-        else:
-            super().__setattr__(name, value)
-
-    def __call__(self, grid, block, args, shared_mem):
-        self.launched.append(shared_mem)
-
-
-def test_more_shared_memory_is_asked_for_once(monkeypatch):
-    """A block has 48 KB before it asks, its kernel's static shared memory included."""
-    properties = {"arch": "sm_90a", "multiProcessorCount": 132, "sharedMemPerBlockOptin": 232448}
-    kernel, at_first = FakeKernel(), 48 * 1024 - 1000
-    monkeypatch.setattr(launch, "device_properties", lambda index: properties)
-    monkeypatch.setattr(launch.CudaLauncher, "_load", lambda self, expression: kernel)
-    launcher = launch.CudaLauncher("softmax.cu", launch.Device("cpu"))
-    for shared in (0, at_first, at_first + 1, 90_000, 60_000, 90_000):
-        launcher("kernel", (1,), (32,), (None,), shared)
-    assert kernel.asked == [at_first + 1, 90_000]
-    assert kernel.launched == [0, at_first, at_first + 1, 90_000, 60_000, 90_000]

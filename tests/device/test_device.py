@@ -88,6 +88,7 @@ def fake_cupy(driver=13000, build=12090, count=1, broken=False, nvrtc=(12, 9)):
         getDeviceProperties=lambda i: {"name": b"NVIDIA H200", "major": 9, "minor": 0},
         CUDARuntimeError=FakeRuntimeError,
         free=free,
+        getDevice=lambda: 0,
         memGetInfo=lambda: (512 * 2**20, 1024 * 2**20),
     )
     cuda = SimpleNamespace(

@@ -18,7 +18,7 @@ from gpunn.primitives import parity
 from gpunn.primitives.registry import reachable_kernels
 
 TABLE = kernels.table()
-PATTERN = re.compile(r"__global__\s+void\s+(?:__launch_bounds__\(.*?\)\s*)?(\w+)\s*\(", re.DOTALL)
+PATTERN = re.compile(r"__global__\s+void\s+(?:__\w+__\s*\(.*?\)\s*)*(?!__)(\w+)\s*\(", re.DOTALL)
 
 
 def check_all(name: str, implementation: str, device: str, count_parity) -> None:
