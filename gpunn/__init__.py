@@ -18,6 +18,7 @@ from gpunn.autograd import __all__ as _tensor_names
 from gpunn.autograd import random
 from gpunn.device import Device as device
 from gpunn.device import default_device, set_default_device, synchronize
+from gpunn.primitives.matmul_precision import get_matmul_precision, set_matmul_precision
 
 __version__ = "0.1.0"
 
@@ -28,9 +29,11 @@ __all__ = [  # noqa: PLE0604
     "default_device",
     "device",
     "errors",
+    "get_matmul_precision",
     "kernels",
     "random",
     "set_default_device",
+    "set_matmul_precision",
     "synchronize",
 ]
 

@@ -13,12 +13,13 @@ copy and computed there by our CUDA C++ kernels, or by the Numba ones inside
 import importlib
 
 from gpunn.primitives.activation import ACTIVATIONS
+from gpunn.primitives.matmul_tune import autotune
 from gpunn.primitives.registry import TABLE, Cost, Primitive, using
 
 # The families, in the order of the table; importing one adds its rows.
 FAMILIES = (
-    "matmul", "activation", "softmax", "loss", "cross_entropy", "optimizer", "optimizer_samples",
-    "clip", "random", "random_samples", "reduce",
+    "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
+    "cross_entropy", "optimizer", "optimizer_samples", "clip", "random", "random_samples", "reduce",
 )  # fmt: skip
 
 for _family in FAMILIES:
@@ -26,7 +27,7 @@ for _family in FAMILIES:
 
 globals().update(TABLE)
 
-__all__ = ["ACTIVATIONS", "Cost", "Primitive", "table", "using", *TABLE]
+__all__ = ["ACTIVATIONS", "Cost", "Primitive", "autotune", "table", "using", *TABLE]
 
 
 def table() -> dict[str, Primitive]:

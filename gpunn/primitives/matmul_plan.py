@@ -1,113 +1,80 @@
-"""How a matrix product is cut up for the GPU: the tile of a block, parts of K, loads, batches.
+"""Which kernel makes a product: the rule, by architecture, dtype and shape.
 
-Functions of shapes, strides and the number of multiprocessors alone.
+======== ========= ============================ ================================================
+dtype    precision architecture                 candidates
+======== ========= ============================ ================================================
+float64  any       any                          simt
+float32  highest   sm_90a                       simt; wgmma and mma on three bfloat16 parts each
+float32  highest   sm_80 and later              simt; mma on three bfloat16 parts each
+float32  high      sm_90a                       wgmma and mma in TF32; simt
+float32  high      sm_80 and later              mma in TF32; simt
+float32  medium    sm_90a                       wgmma and mma in bfloat16; simt
+float32  medium    sm_80 and later              as high
+16 bits  any       sm_90a                       wgmma, mma
+16 bits  any       sm_80 and later              mma
+any      any       older than sm_80             simt
+======== ========= ============================ ================================================
+
+Each candidate kernel offers its tiles and parts of K with an estimated time (`options` of
+`matmul_simt`, `matmul_mma`, `matmul_wgmma`); the least one is taken. With the autotuner
+(`matmul_tune`) they are timed on the GPU instead, once for each kind of problem.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from dataclasses import dataclass
+import re
+
+from gpunn.primitives import matmul_mma, matmul_precision, matmul_simt, matmul_tune, matmul_wgmma
+from gpunn.primitives.matmul_option import Option
+from gpunn.primitives.matmul_problem import Problem
 
 
-@dataclass(frozen=True)
-class Tile:
-    """The work of one block: see matmul.cuh. `rate` is the share of the arithmetic units' speed
-    that it reaches with enough blocks, an estimate used only to choose between tiles."""
-
-    rows: int
-    columns: int
-    depth: int
-    thread_rows: int
-    thread_columns: int
-    rate: float
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.rows * self.columns // (self.thread_rows * self.thread_columns)
-
-    def expression(self, ctype: str, load_a: str, load_b: str) -> str:
-        """The kernel's name expression."""
-        sizes = (self.rows, self.columns, self.depth, self.thread_rows, self.thread_columns)
-        return f"matmul<{ctype}, {', '.join(map(str, sizes))}, {load_a}, {load_b}>"
+@functools.cache
+def generation(arch: str) -> int:
+    """The number in an architecture's name: 90 for "sm_90a"."""
+    return int(re.match(r"sm_(\d+)", arch)[1])
 
 
-LARGE = Tile(128, 128, 8, 8, 8, 0.85)
-MEDIUM = Tile(64, 64, 16, 8, 4, 0.7)
-SMALL = Tile(32, 32, 32, 4, 2, 0.4)
+def options(problem: Problem, chip) -> list[Option]:
+    """Every way to make a product on a chip; the rule of this file.
 
-# By the size of an element. The large tile is for packs only (with single elements it would run out
-# of registers) and for float32: 16-bit types that need its speed belong on tensor cores.
-TILES = {
-    2: (MEDIUM, SMALL),
-    4: (LARGE, MEDIUM, SMALL),
-    8: (Tile(64, 64, 8, 8, 4, 0.7), Tile(32, 32, 16, 4, 2, 0.4)),
-}
-
-# Clock cycles, estimated: from the load of a tile to its use; to start and end a block; for the
-# second kernel of a split product. Multiply-adds a multiprocessor makes in one cycle, by the size.
-_LATENCY, _BLOCK, _COMBINE = 700, 1500, 5000
-_RATE = {2: 128, 4: 128, 8: 64}
-
-
-@functools.lru_cache(maxsize=4096)
-def choose(M: int, N: int, K: int, batch: int, itemsize: int, packs: bool, processors: int):
-    """(tile, parts of K, length of a part) with the least estimated time.
-
-    A multiprocessor with `r` blocks needs for each step of `depth` along K the time of r tiles'
-    multiply-adds, but no less than the latency of memory. Small products therefore take small tiles
-    and parts of K (so that all multiprocessors have work), large ones the large tile.
+    chip : a launcher, or anything with its ``arch``, ``multiprocessors``, ``shared_limit``
     """
-    best, least = None, math.inf
-    for tile in TILES[itemsize]:
-        if tile is LARGE and not packs:
-            continue
-        blocks = -(-M // tile.rows) * -(-N // tile.columns) * batch
-        step = tile.rows * tile.columns * tile.depth / (_RATE[itemsize] * tile.rate)
-        for parts in (1, 2, 4, 8, 16, 32, 64):
-            # 2^30: the kernel counts along a part in 32 bits.
-            length = min(-(-K // (parts * tile.depth)) * tile.depth, 1 << 30) or tile.depth
-            parts = max(1, -(-K // length))
-            if parts > 1 and parts * blocks > 4 * processors and length < 1 << 30:
-                break
-            resident = -(-blocks * parts // processors)
-            time = _BLOCK + length / tile.depth * max(_LATENCY, resident * step)
-            if parts > 1:
-                time += _COMBINE + parts * batch * M * N / (processors * 2)
-            if time < least:
-                best, least = (tile, parts, length), time
-    return best
+    dtype, number = problem.out.dtype, generation(chip.arch)
+    if dtype.itemsize == 8 or number < 80 or problem.K == 0:
+        return matmul_simt.options(problem, chip)
+    hopper = chip.arch == "sm_90a"  # wgmma is in this generation alone
+    if dtype.itemsize == 2:
+        found = matmul_mma.options(problem, chip, "native")
+        return found + matmul_wgmma.options(problem, chip, "native") if hopper else found
+    found = matmul_simt.options(problem, chip)
+    precision = matmul_precision.get_matmul_precision()
+    if precision == "highest":
+        found += matmul_mma.options(problem, chip, "split")
+        found += matmul_wgmma.options(problem, chip, "split") if hopper else []
+    else:
+        found += matmul_mma.options(problem, chip, "tf32")
+        if hopper:
+            mode = "tf32" if precision == "high" else "bfloat16"
+            found += matmul_wgmma.options(problem, chip, mode)
+    return found
 
 
-def how_to_load(size: int, row: int, k: int, k_size: int, others, width: int, aligned: bool) -> str:
-    """How the kernel may move an operand: packs along K or along its rows, or single elements.
-
-    `row`, `k` and `others` are strides in elements, `size` and `k_size` the extents.
-    """
-    if not aligned or any(stride % width for stride in others):
-        return "STRIDED"
-    if k == 1 and k_size % width == 0 and (row % width == 0 or size == 1):
-        return "ALONG_K"
-    if row == 1 and size % width == 0 and (k % width == 0 or k_size == 1):
-        return "ALONG_ROWS"
-    return "STRIDED"
+_chosen: dict[tuple, Option] = {}
 
 
-def batch_dimensions(a, b, shape) -> list[tuple[int, int, int]]:
-    """(size, stride of a, stride of b) of the batch dimensions in elements, merged if possible."""
-
-    def strides(x):
-        missing = len(shape) - (x.ndim - 2)
-        own = zip(x.shape[:-2], x.strides[:-2], strict=True)
-        return [0] * missing + [0 if n == 1 else s // x.itemsize for n, s in own]
-
-    merged: list[tuple[int, int, int]] = []
-    for size, of_a, of_b in zip(shape, strides(a), strides(b), strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1:] == (of_a * size, of_b * size):
-            merged[-1] = (merged[-1][0] * size, of_a, of_b)
-        else:
-            merged.append((size, of_a, of_b))
-    return merged
+def choose(launch, problem: Problem) -> Option:
+    """The option that is to run, remembered by the kind of problem."""
+    forced = matmul_tune.forced()
+    if forced is not None:
+        return forced(options(problem, launch))
+    key = (*problem.kind(launch), matmul_precision.get_matmul_precision(), launch.arch,
+           launch.multiprocessors, launch.shared_limit)  # fmt: skip
+    found = _chosen.get(key)
+    if found is None:
+        if len(_chosen) > 65536:
+            _chosen.clear()
+        candidates = options(problem, launch)
+        found = _chosen[key] = matmul_tune.best(launch, problem, candidates, key)
+    return found

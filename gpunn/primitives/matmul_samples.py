@@ -1,4 +1,4 @@
-"""The parity samples of matmul and bias_gradient: every tile, layout, batch and edge."""
+"""The parity samples of the matrix products: every tile, layout, batch and edge."""
 
 from __future__ import annotations
 
@@ -81,6 +81,58 @@ def matmul_samples(rng):
     yield Sample("alpha", (a, b), kwargs)
     kwargs = {"bias": bias, "activation": "tanh"}
     yield Sample("K = 0 with bias", (np.zeros((3, 0)), np.zeros((0, 8))), kwargs)
+    args = (rng.normal(size=(6, 9)), rng.normal(size=(9, 8)))
+    kwargs = {"bias": bias, "residual": rng.normal(size=(6, 8)), "scale": 0.25}
+    yield Sample("scale, bias, residual", args, kwargs, FLOATING)
+    args = (rng.normal(size=(2, 5, 7)), rng.normal(size=(2, 7, 3)))
+    kwargs = {"residual": rng.normal(size=(2, 5, 3)), "activation": "silu"}
+    yield Sample("residual of a batch, silu", args, kwargs | {"keep_preactivation": True})
+
+
+def activation_backward_samples(rng):
+    """Samples of matmul_activation_backward."""
+    for M, N, K, dtypes in ((3, 5, 2, _ONE), (9, 12, 20, _ONE), (70, 33, 5, FLOATING)):
+        for activation in ACTIVATIONS:
+            args = rng.normal(size=(M, K)), rng.normal(size=(K, N)), rng.normal(size=(M, N))
+            kwargs = {"activation": activation, "keep_bias_gradient": True}
+            name, few = f"{M}x{N}x{K}, {activation}", M * N * K < 4000
+            yield Sample(name, args, kwargs, dtypes, _tolerance(K), numba=few)
+    relu = {"activation": "relu", "keep_bias_gradient": True}
+    turned = {"transpose_a": True, "transpose_b": True}
+    for name, shapes, kwargs, dtypes in (
+        ("transposed", ((8, 24), (16, 8), (24, 16)), turned, FLOATING),
+        ("parts of K", ((8, 2050), (2050, 12), (8, 12)), {}, FLOATING),
+        ("large tile", ((768, 40), (40, 768), (768, 768)), {}, _ONE),
+        ("batch", ((3, 5, 8), (3, 8, 12), (3, 5, 12)), {}, _ONE),
+        ("batch and one matrix", ((3, 5, 8), (8, 12), (3, 5, 12)), {}, _ONE),
+        ("three batch dimensions", ((2, 1, 3, 4, 5), (1, 2, 1, 5, 3), (2, 2, 3, 4, 3)), {}, _ONE),
+        ("K = 0", ((3, 0), (0, 4), (3, 4)), {}, _ONE),
+        ("no rows", ((0, 5), (5, 4), (0, 4)), {}, _ONE),
+        ("one element", ((1, 1), (1, 1), (1, 1)), {}, _ONE),
+    ):  # fmt: skip
+        args = tuple(rng.normal(size=shape) for shape in shapes)
+        small = args[0].size * args[1].shape[-1] < 4000
+        yield Sample(name, args, relu | kwargs, dtypes, _tolerance(shapes[0][-1]), numba=small)
+    args = (rng.normal(size=(5, 6)), rng.normal(size=(6, 8)), rng.normal(size=(5, 8)))
+    yield Sample("no gradient of the bias", args, {"activation": "gelu"})
+
+
+def weight_gradient_samples(rng):
+    """Samples of linear_weight_gradient."""
+    for rows, outputs, inputs, dtypes in (
+        (1, 1, 1, _ONE),
+        (7, 3, 5, FLOATING),
+        (64, 40, 24, FLOATING),
+        (2050, 12, 8, FLOATING),
+        (40, 768, 760, _ONE),
+        (0, 3, 4, _ONE),
+        (5, 3, 0, _ONE),
+    ):
+        args = rng.normal(size=(rows, outputs)), rng.normal(size=(rows, inputs))
+        name, few = f"{rows} rows, {outputs}x{inputs}", rows * outputs * inputs < 4000
+        yield Sample(name, args, {}, dtypes, _tolerance(rows), numba=few)
+    args = rng.normal(size=(9, 12)).T, rng.normal(size=(12, 10))[:, ::2]
+    yield Sample("views", args)
 
 
 def bias_gradient_samples(rng):

@@ -6,6 +6,7 @@ constexpr uint32 GROUP = 8;  // rows of tiles that are walked together
 struct BlockPlace {
     int64 first_m, first_n;  // the tile's corner
     int64 matrix, part;      // where the matrix begins in `out`, and the part in `partial`
+    int64 column_sums;       // where the sums of the tile's columns go
 };
 
 // out[m, n] = f(sum over k of a[m, k] b[k, n] + bias[n]), for each matrix of a batch.
@@ -39,11 +40,15 @@ struct BlockPlace {
 // multiple of 16 bytes of accumulators, and so are all pointers that are written. Any M, N >= 1, K >= 0;
 // no part of K longer than 2^30.
 // A batch has two dimensions, the inner of size `inner`, each with its stride (0: broadcast) for A and B.
-template <typename T, int BM, int BN, int BK, int TM, int TN, Load LOAD_A, Load LOAD_B>
+// With *needed == 0 nothing is done: the tensor cores have made this product (see matmul_prepare.cu).
+template <typename T, int BM, int BN, int BK, int TM, int TN, Load LOAD_A, Load LOAD_B, bool BACKWARD>
 __global__ void __launch_bounds__(BM * BN / (TM * TN), RESIDENT<T, BM * BN / (TM * TN), LOAD_A != STRIDED>)
-matmul(const T* a, const T* b, const T* bias, T* out, T* preactivation, Accumulator<T>* partial, int64 M, int64 N,
-       int64 K, int64 a_m, int64 a_k, int64 b_n, int64 b_k, uint32 batch, uint32 inner, int64 a_outer,
-       int64 a_inner, int64 b_outer, int64 b_inner, int64 part, int activation, Accumulator<T> alpha, bool vector) {
+matmul(const T* a, const T* b, int64 M, int64 N, int64 K, int64 a_m, int64 a_k, int64 b_n, int64 b_k,
+       uint32 batch, uint32 inner, int64 a_outer, int64 a_inner, int64 b_outer, int64 b_inner, int64 part,
+       Accumulator<T>* partial, const T* bias, const T* saved, const T* residual, T* out, T* preactivation,
+       Accumulator<T>* column_sums, int activation, Accumulator<T> alpha, Accumulator<T> scale, bool vector,
+       const int* needed) {
+    if (needed != nullptr && *needed == 0) return;
     typedef Accumulator<T> A;
     typedef Tile<T, BM, BN, BK, TM, TN> S;
     __shared__ __align__(16) A shared[S::SHARED];
@@ -58,7 +63,7 @@ matmul(const T* a, const T* b, const T* bias, T* out, T* preactivation, Accumula
     const int64 first_m = static_cast<int64>(group * GROUP + in_group % height) * BM;
     const int64 first_n = static_cast<int64>(in_group / height) * BN;
     const int64 first_k = split * part;
-    if (threadIdx.x == 0) here = {first_m, first_n, M * N * matrix, M * N * batch * split};
+    if (threadIdx.x == 0) here = {first_m, first_n, M * N * matrix, M * N * batch * split, (matrix * tiles_m + first_m / BM) * N + first_n};
     const int depth = static_cast<int>(K - first_k < part ? K - first_k : part);
 
     a += matrix / inner * a_outer + matrix % inner * a_inner + first_m * a_m + first_k * a_k;
@@ -79,8 +84,11 @@ matmul(const T* a, const T* b, const T* bias, T* out, T* preactivation, Accumula
     }
 
     // Out through shared memory, one row of warps after the other.
-    const Epilogue<T> epilogue = {bias, out, preactivation, activation, alpha};
+    const Epilogue<T, BACKWARD> epilogue = {bias, saved, residual, out, preactivation, activation, alpha, scale};
     constexpr int W = PACK<A>;
+    A column_sum[W];
+#pragma unroll
+    for (int e = 0; e < W; e++) column_sum[e] = A(0);
 #pragma unroll 1
     for (int slab = 0; slab < S::WARPS_M; slab++) {
         __syncthreads();
@@ -111,8 +119,15 @@ matmul(const T* a, const T* b, const T* bias, T* out, T* preactivation, Accumula
                 store_row<A, W>(partial + here.part + at, value, count, vector);
             else
                 epilogue.template finish<W>(value, at, n, count, vector);
+            if (BACKWARD) {
+#pragma unroll
+                for (int e = 0; e < W; e++) column_sum[e] += value[e];
+            }
         }
     }
+    if (BACKWARD && column_sums != nullptr)
+        add_columns<S::THREADS, BN, W>(column_sum, shared, column_sums + here.column_sums, threadIdx.x,
+                                       N - here.first_n, [] { __syncthreads(); });
 }
 
 // The second half of a product whose K was split: adds the parts in order, then bias and activation.
@@ -120,12 +135,14 @@ matmul(const T* a, const T* b, const T* bias, T* out, T* preactivation, Accumula
 // Who does what: a thread owns WIDTH neighbours of the result (16 bytes of a part if N and the pointers
 // allow it) and walks over the parts. Reads splits x size accumulators, writes size elements (twice with
 // a kept pre-activation); all from L2 for the sizes at which the launch code splits.
-template <typename T, int WIDTH>
+template <typename T, int WIDTH, bool BACKWARD>
 __global__ void __launch_bounds__(256)
-matmul_combine(const Accumulator<T>* partial, const T* bias, T* out, T* preactivation, int64 size, int64 N,
-               int splits, int activation, Accumulator<T> alpha) {
+matmul_combine(const Accumulator<T>* partial, int64 size, int64 N, int splits, const T* bias, const T* saved,
+               const T* residual, T* out, T* preactivation, int activation, Accumulator<T> alpha,
+               Accumulator<T> scale, const int* needed) {
+    if (needed != nullptr && *needed == 0) return;
     typedef Accumulator<T> A;
-    const Epilogue<T> epilogue = {bias, out, preactivation, activation, alpha};
+    const Epilogue<T, BACKWARD> epilogue = {bias, saved, residual, out, preactivation, activation, alpha, scale};
     for (int64 at = global_thread() * WIDTH; at < size; at += grid_threads() * WIDTH) {
         A value[WIDTH];
         load_fragment<WIDTH, WIDTH, 1>(value, partial + at);

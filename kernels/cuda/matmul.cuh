@@ -1,10 +1,10 @@
-// matmul.cuh - the parts of a matrix product: a panel on its way from memory to shared memory, the product
-// of one block's tile, and what is done to a finished element (bias, activation, rounding).
+// matmul.cuh - the parts of a matrix product on the ordinary arithmetic units: a panel on its way from memory
+// to shared memory, and the product of one block's tile.
 //
 // Letters: C (M x N) = A (M x K) B (K x N). A block owns BM x BN elements of C and walks along K in steps of
 // BK; a thread owns TM x TN of them.
 #pragma once
-#include "activation.cuh"
+#include "matmul_epilogue.cuh"
 
 // ---- panels: ROWS x BK elements of one operand -----------------------------------------------------------
 //
@@ -239,71 +239,5 @@ template <typename S, int BK, int TM, int TN, typename PanelA, typename PanelB, 
             if (depth <= BK) break;
             tile<1>();
         }
-    }
-};
-
-// ---- finished elements -----------------------------------------------------------------------------------
-
-template <typename Activation, int W, typename A>
-__device__ __forceinline__ void apply(A (&value)[W], A alpha) {
-#pragma unroll
-    for (int e = 0; e < W; e++) value[e] = Activation::value(value[e], alpha);
-}
-
-// The activation by its number, the position in ACTIVATIONS of gpunn/primitives/activation.py. Chosen at run
-// time: as a template parameter it would make thirteen kernels of each.
-template <int W, typename A> __device__ __forceinline__ void activate(A (&value)[W], int number, A alpha) {
-    switch (number) {
-        case 1: apply<Sigmoid>(value, alpha); break;
-        case 2: apply<Tanh>(value, alpha); break;
-        case 3: apply<Relu>(value, alpha); break;
-        case 4: apply<LeakyRelu>(value, alpha); break;
-        case 5: apply<Elu>(value, alpha); break;
-        case 6: apply<Selu>(value, alpha); break;
-        case 7: apply<Gelu>(value, alpha); break;
-        case 8: apply<GeluTanh>(value, alpha); break;
-        case 9: apply<Silu>(value, alpha); break;
-        case 10: apply<Softplus>(value, alpha); break;
-        case 11: apply<Mish>(value, alpha); break;
-        case 12: apply<HardSwish>(value, alpha); break;
-        default: break;
-    }
-}
-
-// Store the first `count` of W neighbours; all W at once if `vector`.
-template <typename T, int W>
-__device__ __forceinline__ void store_row(T* target, const Accumulator<T> (&value)[W], int count, bool vector) {
-    if (vector) {
-        Pack<T, W> pack;
-#pragma unroll
-        for (int e = 0; e < W; e++) pack.item[e] = narrow<T>(value[e]);
-        store_pack(target, pack);
-    } else {
-#pragma unroll
-        for (int e = 0; e < W; e++)
-            if (e < count) target[e] = narrow<T>(value[e]);
-    }
-}
-
-// What becomes of the sums: out = activation(sum + bias), and the same before the activation if wanted.
-template <typename T> struct Epilogue {
-    typedef Accumulator<T> A;
-    const T* bias;      // one number a column, or null
-    T* out;
-    T* preactivation;   // or null
-    int activation;
-    A alpha;
-
-    // W neighbours of one row: element `at` of the result and its right-hand neighbours, from column `column`.
-    template <int W>
-    __device__ __forceinline__ void finish(A (&value)[W], int64 at, int64 column, int count, bool vector) const {
-        if (bias != nullptr) {
-#pragma unroll
-            for (int e = 0; e < W; e++)
-                if (e < count) value[e] += widen(bias[column + e]);
-        }
-        if (preactivation != nullptr) store_row<T, W>(preactivation + at, value, count, vector);
-        activate(value, activation, alpha);
-        store_row<T, W>(out + at, value, count, vector);
     }
 };

@@ -4,7 +4,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gpunn.primitives.matmul import bias_gradient, matmul
+from gpunn.primitives.matmul import matmul
+from gpunn.primitives.matmul_backward import bias_gradient
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

@@ -1,0 +1,463 @@
+"""Matrix products on the tensor cores of sm_90a (H100, H200): the menu of tiles, and the launch.
+
+The kernel is kernels/cuda/matmul_wgmma.cu. Modes:
+
+========  =========  ===================================================================
+native    16 bits    operands as they are
+split     float32    three bfloat16 numbers for each element, six products: float32-exact
+tf32      float32    operands rounded to TF32
+bfloat16  float32    operands rounded to bfloat16
+========  =========  ===================================================================
+
+Operands that tensor copies cannot address (odd pitches, strides, unaligned) and those of the three
+float32 modes are first written anew by kernels/cuda/matmul_prepare.cu.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from gpunn.primitives import matmul_simt
+from gpunn.primitives.matmul_option import LAUNCH, Option, parts_of
+from gpunn.primitives.matmul_problem import Problem
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+
+# What each mode makes of an operand: dtype and planes. "native" keeps the dtype.
+MODES = {
+    "native": (None, 1),
+    "split": (BFLOAT16, 3),
+    "tf32": (FLOAT32, 1),
+    "bfloat16": (BFLOAT16, 1),
+}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One row of the menu; see `Shape` in matmul_wgmma.cuh, where the sizes in bytes come from.
+
+    cluster : blocks that share the tiles of B, or with `split` the sum over K
+    swapped : the operands are exchanged, so `rows` counts columns of the result
+    rate : share of the tensor cores' speed that it reaches with enough tiles: an estimate
+    """
+
+    rows: int
+    columns: int
+    consumers: int
+    pingpong: bool = False
+    cluster: int = 1
+    split: bool = False
+    swapped: bool = False
+    rate: float = 0.7
+
+    @property
+    def name(self) -> str:
+        """Short and stable, for `Option.name`."""
+        how = "pingpong" if self.pingpong else "split" if self.split else "share"
+        turned = " swapped" if self.swapped else ""
+        return f"wgmma {self.rows}x{self.columns} {how}{self.cluster}{turned}"
+
+    def line(self, planes: int) -> int:
+        """Bytes of K in a k block."""
+        return 64 if planes > 1 else 128
+
+    def depth(self, dtype, planes: int) -> int:
+        """Elements of K in a k block."""
+        return self.line(planes) // dtype.itemsize
+
+    def stage(self, planes: int) -> int:
+        """Bytes of one stage of the ring."""
+        return planes * (self.rows + self.columns) * self.line(planes)
+
+    def staging(self, direct: bool) -> int:
+        """Bytes through which each consumer's finished tile leaves."""
+        if self.split:
+            return 0
+        if direct:
+            return self.rows // (1 if self.pingpong else self.consumers) * self.columns * 2
+        slab = min(self.columns, 64)
+        bytes_ = slab * 68 * 4 if self.swapped else 64 * (slab + 8) * 4
+        return -(-bytes_ // 1024) * 1024
+
+    def stages(self, planes: int, direct: bool, limit: int) -> int:
+        """As many stages as fit into the shared memory, at most 8."""
+        rest = limit - self.consumers * self.staging(direct) - 2048
+        count = min(8, rest // self.stage(planes))
+        return count if not self.split or count * self.stage(planes) >= self.whole() else 0
+
+    def whole(self) -> int:
+        """Bytes of the whole tile in float32, which a split one lays into the ring's place."""
+        if self.swapped:
+            return self.columns * (self.rows + 4) * 4
+        return self.rows * (self.columns + 8) * 4
+
+    def shared(self, planes: int, direct: bool, row_sums: bool, stages: int) -> int:
+        """Bytes of dynamic shared memory."""
+        ring = stages * self.stage(planes) + self.consumers * self.staging(direct)
+        return ring + 1024 * row_sums + 16 * stages
+
+
+# Large tiles, for products that fill the chip; smaller ones; for few tiles clusters that split K;
+# and for few rows the operands exchanged.
+MENU = (
+    Tile(128, 256, 2, cluster=2, rate=0.80),
+    Tile(256, 128, 2, cluster=2, rate=0.79),
+    Tile(128, 192, 2, cluster=2, rate=0.76),
+    Tile(128, 128, 2, pingpong=True, cluster=2, rate=0.74),
+    Tile(128, 128, 2, rate=0.62),
+    Tile(64, 256, 2, pingpong=True, rate=0.62),
+    Tile(64, 128, 1, rate=0.48),
+    Tile(64, 64, 1, rate=0.38),
+    Tile(128, 128, 2, cluster=2, split=True, rate=0.60),
+    Tile(128, 128, 2, cluster=4, split=True, rate=0.60),
+    Tile(64, 128, 1, cluster=4, split=True, rate=0.45),
+    Tile(64, 64, 1, cluster=4, split=True, rate=0.36),
+    Tile(64, 64, 1, cluster=8, split=True, rate=0.36),
+    Tile(128, 64, 2, swapped=True, rate=0.45),
+    Tile(128, 32, 2, swapped=True, rate=0.30),
+    Tile(64, 16, 1, swapped=True, rate=0.15),
+    Tile(64, 64, 1, cluster=4, split=True, swapped=True, rate=0.36),
+    Tile(64, 32, 1, cluster=4, split=True, swapped=True, rate=0.25),
+    Tile(64, 16, 1, cluster=4, split=True, swapped=True, rate=0.15),
+)
+
+# For planes: three sums a thread, so no tile larger than 64 x 128 a warpgroup.
+PLANES_MENU = (
+    Tile(128, 128, 2, cluster=4, rate=0.85),
+    Tile(128, 128, 2, cluster=2, rate=0.82),
+    Tile(128, 64, 2, rate=0.6),
+    Tile(64, 64, 1, rate=0.45),
+    Tile(128, 128, 2, cluster=2, split=True, rate=0.7),
+    Tile(64, 64, 1, cluster=4, split=True, rate=0.42),
+    Tile(64, 32, 1, cluster=4, split=True, swapped=True, rate=0.3),
+)
+
+# Estimated: multiply-adds of 16 bits that a multiprocessor makes in one cycle, and seconds of it;
+# bytes a second from L2 and memory; cycles from the start of a block to its first product, and to
+# store a tile; seconds of one cluster barrier with the exchange.
+_RATE, _CYCLE = 2048, 1 / 1.6e9
+_L2, _MEMORY = 5.5e12, 4.0e12
+_START, _STORE, _EXCHANGE = 2500, 1200, 1.5e-6
+
+
+def options(problem: Problem, chip, mode: str) -> list[Option]:
+    """Every tile of the menu that can make this product, with its best number of parts of K."""
+    if max(problem.M, problem.N, problem.K, problem.batch) >= 1 << 31 or problem.K == 0:
+        return []
+    planes = MODES[mode][1]
+    found = []
+    for tile in PLANES_MENU if planes > 1 else MENU:
+        # The other way round only where the rows are few; then also as they are, for comparison.
+        if tile.swapped and not (problem.M <= 64 and problem.M < problem.N):
+            continue
+        if tile.stages(planes, takes_direct(tile, problem, chip), chip.shared_limit) < 2:
+            continue
+        parts, blocks, seconds = _estimate(problem, chip, tile, mode)
+        if units(problem, tile, parts) * tile.cluster >= 1 << 31:
+            continue
+        run_it = functools.partial(run, tile=tile, mode=mode, parts=parts, blocks=blocks)
+        found.append(Option(f"{tile.name} {mode} k{parts}", seconds, run_it))
+    return found
+
+
+def takes_direct(tile: Tile, problem: Problem, chip) -> bool:
+    """Whether a tile's results may leave by tensor copies."""
+    whole_boxes = not tile.split and not tile.swapped and tile.columns % 64 == 0
+    return whole_boxes and is_direct(problem, chip)
+
+
+def is_direct(problem: Problem, chip) -> bool:
+    """Whether results may leave by tensor copies: 16 bits, nothing but bias and relu."""
+    finish = problem.finish
+    return (
+        problem.out.dtype.itemsize == 2
+        and not finish.backward
+        and finish.preactivation is None
+        and finish.residual is None
+        and finish.activation in ("identity", "relu")
+        and problem.N * 2 % 16 == 0
+        and chip.aligned(16, finish.out, finish.bias)
+    )
+
+
+def _estimate(problem: Problem, chip, tile: Tile, mode: str) -> tuple[int, int, float]:
+    """(parts of K, k blocks of a part, seconds) of the fastest way to use a tile."""
+    key = (problem.M, problem.N, problem.K, problem.batch, problem.out.dtype.itemsize)
+    parts, blocks, seconds = _timed(key, chip.multiprocessors, tile, mode)
+    dtype, planes = MODES[mode]
+    copied = planes * (4 if mode == "tf32" else 2) + problem.a.itemsize
+    if mode != "native":
+        elements = problem.batch * problem.K * (problem.M + problem.N)
+        seconds += 2 * LAUNCH + elements * copied / _MEMORY
+        seconds += 2 * LAUNCH if planes > 1 else 0.0
+    else:
+        for o in (operand_of(problem, "a"), operand_of(problem, "b")):
+            if addressable(o, chip) is None:
+                seconds += LAUNCH + problem.batch * o.K * o.size * copied / _MEMORY
+    return parts, blocks, seconds
+
+
+@functools.lru_cache(maxsize=16384)
+def _timed(key, processors: int, tile: Tile, mode: str) -> tuple[int, int, float]:
+    """(parts of K, k blocks of a part, seconds) without the preparation of operands.
+
+    A wave of blocks takes the time of the multiply-adds of one tile, or of its loads from L2 if
+    that is longer, but for the start and the way out, which the next tile hides.
+    """
+    M, N, K, batch, itemsize = key
+    if tile.swapped:
+        M, N = N, M
+    dtype, planes = MODES[mode]
+    width = dtype.itemsize if dtype is not None else itemsize
+    depth = tile.line(planes) // width
+    products = {1: 1, 2: 3, 3: 6}[planes]
+    speed = _RATE * tile.rate * (0.5 if width == 4 else 1.0)
+    cycles_a_block = tile.rows * tile.columns * depth * products / speed
+    share = 1 if tile.split else tile.cluster
+    loaded = planes * tile.line(planes) * (tile.rows + tile.columns / share)
+    blocks = -(-K // depth)
+    high = -(-M // (tile.rows * share)) * share
+    tiles = high * -(-N // tile.columns) * batch
+    best, least = (1, blocks), math.inf
+    for parts, length, extra in parts_of(M, N, K, batch, depth, tiles, processors):
+        if parts > 1 and tile.split:
+            break
+        units = tiles * parts * (tile.cluster if tile.split else 1)
+        blocks_of_unit = length // depth / (tile.cluster if tile.split else 1)
+        waves = max(1.0, math.ceil(units / processors))
+        active = min(units, processors)
+        a_block = max(cycles_a_block * _CYCLE, active * loaded / _L2)
+        cycles = _START + _STORE * waves
+        seconds = waves * math.ceil(blocks_of_unit) * a_block + cycles * _CYCLE + extra
+        seconds = max(seconds, batch * (M * K + K * N) * width * planes / _MEMORY)
+        seconds += _EXCHANGE if tile.split else 0.0
+        if seconds < least:
+            best, least = (parts, length // depth), seconds
+    return *best, least
+
+
+# ---- operands ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A matrix for each of outer x inner: `size` rows (of A, or columns of B) by K.
+
+    Strides in elements; an `outer_stride` or `inner_stride` of 0 is one matrix for all.
+    """
+
+    array: Any
+    size: int
+    K: int
+    row_stride: int
+    k_stride: int
+    outer: int
+    outer_stride: int
+    inner: int
+    inner_stride: int
+
+
+def operand_of(p: Problem, which: str) -> Operand:
+    """Operand "a" or "b" of a problem."""
+    (outer, a_outer, b_outer), (inner, a_inner, b_inner) = p.batch_strides
+    if which == "a":
+        return Operand(p.a, p.M, p.K, p.a_m, p.a_k, outer, a_outer, inner, a_inner)
+    return Operand(p.b, p.N, p.K, p.b_n, p.b_k, outer, b_outer, inner, b_inner)
+
+
+def addressable(o: Operand, chip) -> bool | None:
+    """Whether tensor copies can read an operand as it is: True with contiguous rows, False with
+    contiguous K, None if not."""
+    pack = 16 // o.array.itemsize
+    batches = [s for s in (o.outer_stride, o.inner_stride) if s]
+    if not chip.aligned(16, o.array) or any(s % pack or s < 0 for s in batches):
+        return None
+
+    def fits(extent: int, stride: int) -> bool:
+        return extent == 1 or (stride > 0 and stride % pack == 0)
+
+    if (o.k_stride == 1 or o.K == 1) and fits(o.size, o.row_stride):
+        return False
+    if (o.row_stride == 1 or o.size == 1) and fits(o.K, o.k_stride):
+        return True
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An operand that tensor copies can read, as the kernel is told of it."""
+
+    map: Any
+    rows_contiguous: bool
+    near: int
+    far: int
+
+
+def ready(launch, o: Operand, tile_rows: int, share: int, mode: str, needs_k: bool, flags) -> Ready:
+    """The operand, written anew first where it must be.
+
+    tile_rows, share : rows of a tile, of which each of `share` blocks of a cluster loads a part
+    needs_k : K must be contiguous
+    flags : for the split modes, see matmul_prepare.cu
+    """
+    dtype, planes = MODES[mode]
+    rows_contiguous = addressable(o, launch) if mode == "native" else None
+    if rows_contiguous is None or (rows_contiguous and needs_k):
+        o = prepared(launch, o, dtype or o.array.dtype, planes, flags)
+        rows_contiguous = False
+    line = 64 if planes > 1 else 128
+    width = line // o.array.itemsize
+    inner = o.inner if o.inner_stride else 1
+    outer = o.outer if o.outer_stride else 1
+    near, far = int(inner > 1), int(outer > 1)
+    strides = (o.outer_stride or 16, o.inner_stride or 16)
+    if planes > 1:  # the planes are the outermost dimension, the matrices are numbered through
+        plane = outer * inner * o.size * o.row_stride
+        strides = (plane, o.size * o.row_stride)
+        far *= inner
+        outer, inner = planes, outer * inner
+    if rows_contiguous:
+        shape, box = (outer, inner, o.K, o.size), (1, 1, width // share, 64)
+        strides = (*strides, o.k_stride, 1)
+    else:
+        shape, box = (outer, inner, o.size, o.K), (1, 1, tile_rows // share, width)
+        strides = (*strides, o.row_stride, 1)
+    return Ready(tensor_map(o.array, shape, strides, box, line), rows_contiguous, near, far)
+
+
+def prepared(launch, o: Operand, dtype, planes: int, flags) -> Operand:
+    """The operand written anew by matmul_prepare.cu: K contiguous, one plane or several."""
+    width = 16 // dtype.itemsize
+    pitch = -(-o.K // width) * width
+    outer = o.outer if o.outer_stride else 1
+    inner = o.inner if o.inner_stride else 1
+    array = launch.empty((planes, outer, inner, o.size, pitch), dtype)
+    tiles = outer * inner * -(-o.size // 64) * -(-pitch // 64)
+    launch.sibling("matmul_prepare.cu")(
+        f"prepare<{launch.ctype(o.array.dtype)}, {launch.ctype(dtype)}, {planes}>",
+        grid=(min(tiles, 4 * launch.multiprocessors),),
+        block=(256,),
+        args=(
+            o.array, array, *map(np.int64, (o.size, o.K, o.row_stride, o.k_stride, pitch)),
+            np.uint32(outer), np.uint32(inner), np.int64(o.outer_stride),
+            np.int64(o.inner_stride), flags,
+        ),
+    )  # fmt: skip
+    return Operand(
+        array, o.size, o.K, pitch, 1, o.outer, inner * o.size * pitch * (outer > 1),
+        o.inner, o.size * pitch * (inner > 1),
+    )  # fmt: skip
+
+
+def tensor_map(array, shape, strides, box, swizzle: int):
+    """The TensorMap of a view of an array, strides in elements."""
+    from gpunn.emulator.tensor_map import TensorMap  # not on the path of `import gpunn`
+
+    bytes_ = tuple(stride * array.itemsize for stride in strides)
+    if isinstance(array, np.ndarray):
+        view = np.lib.stride_tricks.as_strided(array, shape, bytes_)
+        return TensorMap(view, box, swizzle=swizzle)
+    return TensorMap(_Place(array.data.ptr, array.dtype, shape, bytes_), box, swizzle=swizzle)
+
+
+class _Place:
+    """As much of an array on a GPU as a map needs: a map that is remembered keeps no memory."""
+
+    def __init__(self, address: int, dtype, shape, strides):
+        self.data, self.ptr = self, address
+        self.dtype, self.shape, self.strides, self.ndim = dtype, shape, strides, len(shape)
+
+    def at(self, address: int) -> _Place:
+        """The same at another address, for recipes (device/recipe.py)."""
+        return _Place(address, self.dtype, self.shape, self.strides)
+
+
+
+
+# ---- launch --------------------------------------------------------------------------------------
+
+
+def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -> None:
+    """Launch with one tile and `parts` parts of K, each of `blocks` k blocks."""
+    finish, planes = p.finish, MODES[mode][1]
+    flags = fit = None
+    if planes > 1:
+        flags = launch.empty((2,), np.int32)
+        launch.sibling("matmul_prepare.cu")("clear_flags", (1,), (1,), (flags,))
+        fit = flags[1:]
+    first, second = operand_of(p, "a"), operand_of(p, "b")
+    if tile.swapped:
+        first, second = second, first
+    share = 1 if tile.split else tile.cluster
+    short = tile.columns % 64 != 0  # contiguous columns come in boxes of 64
+    a = ready(launch, first, tile.rows, 1, mode, False, flags)
+    b = ready(launch, second, tile.columns, share, mode, short, flags)
+
+    partial = launch.empty((parts, *p.out.shape), np.float32) if parts > 1 else None
+    direct = takes_direct(tile, p, launch) and parts == 1
+    row_sums = finish.row_sums if direct else None
+    sums = None
+    if finish.column_sums is not None and parts == 1 and not tile.split and planes == 1:
+        lines = min(tile.columns, 64) if tile.swapped else 64
+        sums = launch.empty((p.batch * -(-p.M // lines), p.N), np.float32)
+    ending = "ROW_SUMS" if row_sums is not None else "DIRECT" if direct else "FORWARD"
+    ending = "BACKWARD" if finish.backward else ending
+    map_out = a.map  # not looked at
+    if direct:
+        N = p.N
+        shape, strides = (p.batch, p.M, N), (p.M * N, N, 1)
+        map_out = tensor_map(finish.out, shape, strides, (1, 64, 64), 128)
+    width = 16 // p.out.itemsize
+    vector = p.N % width == 0 and launch.aligned(16, *finish.written, finish.bias)
+    stages = tile.stages(planes, direct, launch.shared_limit)
+    operand_type = launch.ctype(MODES[mode][0] or p.out.dtype)
+    sizes = (tile.rows, tile.columns, tile.consumers)
+    flags_of = (tile.split, tile.swapped, a.rows_contiguous, b.rows_contiguous)
+    launch.sibling("matmul_wgmma.cu")(
+        f"matmul_wgmma<{operand_type}, {launch.ctype(p.out.dtype)}, {planes}, "
+        f"{', '.join(map(str, sizes))}, {_word(tile.pingpong)}, {stages}, {tile.cluster}, "
+        f"{', '.join(map(_word, flags_of))}, {ending}>",
+        grid=(_blocks(tile, units(p, tile, parts), launch.multiprocessors),),
+        block=(128 * (1 + tile.consumers),),
+        args=(
+            a.map, b.map, map_out, np.int32(first.size), np.int32(second.size), np.int32(p.K),
+            np.uint32(p.batch), np.uint32(first.inner), np.int32(a.near), np.int32(a.far),
+            np.int32(b.near), np.int32(b.far), np.int32(blocks), np.int32(parts), partial,
+            *finish.arrays(), sums, *finish.numbers(), np.bool_(vector), fit, row_sums,
+        ),
+        shared=tile.shared(planes, direct, row_sums is not None, stages),
+    )  # fmt: skip
+    if parts > 1:
+        matmul_simt.combine(launch, finish, partial, fit)
+    if planes > 1:
+        fallback = min(matmul_simt.options(p, launch), key=lambda option: option.seconds)
+        alone = replace(p, finish=replace(finish, column_sums=None, row_sums=None))
+        fallback.run(launch, alone, needed=flags[:1])
+    matmul_simt.finish_sums(launch, p, sums, sums is None, row_sums is None)
+
+
+def _word(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def units(p: Problem, tile: Tile, parts: int) -> int:
+    """Tiles times parts; tiles that share B count as one."""
+    M, N = (p.N, p.M) if tile.swapped else (p.M, p.N)
+    share = 1 if tile.split else tile.cluster
+    return -(-M // (tile.rows * share)) * -(-N // tile.columns) * p.batch * parts
+
+
+def _blocks(tile: Tile, count: int, processors: int) -> int:
+    """The grid: a cluster for each unit, but where they can walk over units no more than run at
+    once. The processors of a GPU stand in groups of 16 or 18: of each, 4 clusters of 4 fit."""
+    if tile.split:
+        return count * tile.cluster
+    together = processors // 16 * 16 if tile.cluster > 2 and processors >= 16 else processors
+    return tile.cluster * max(1, min(count, together // tile.cluster))

@@ -1,0 +1,85 @@
+"""The machine code of hot kernels: the instructions that their speed rests on are there.
+
+NVIDIA's disassembler comes from a package, so no toolkit and no GPU are needed. What a kernel's
+header says of its inner loop is counted here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from gpunn.device import compiler
+
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", re.M)
+
+
+def disassembler() -> str:
+    spec = importlib.util.find_spec("nvidia")
+    for root in spec.submodule_search_locations if spec else ():
+        for found in Path(root).glob("*/bin/nvdisasm*"):
+            if not os.access(found, os.X_OK):
+                found.chmod(0o755)
+            return str(found)
+    pytest.fail("nvdisasm is missing: pip install nvidia-cuda-nvdisasm (it is in gpunn[test])")
+
+
+def instructions(tmp_path, source: str, arch: str, expression: str) -> list[str]:
+    """The opcodes of a kernel in the order of its machine code."""
+    made = compiler.build(source, (expression,), arch)
+    (report,) = made.reports
+    assert not (report.stack or report.spill_stores or report.spill_loads)
+    file = tmp_path / "kernel.cubin"
+    file.write_bytes(made.cubin)
+    text = subprocess.run(
+        [disassembler(), "-c", str(file)], capture_output=True, text=True, check=True
+    ).stdout
+    found = INSTRUCTION.findall(text)
+    assert len(found) > 20 and not [op for op in found if op.startswith(("LDL", "STL"))]
+    return found
+
+
+def count(found, *starts) -> int:
+    return sum(op.startswith(starts) for op in found)
+
+
+def loops(text_of, start: str) -> list[int]:
+    """Distances, in instructions, between neighbours that start with `start`."""
+    places = [i for i, op in enumerate(text_of) if op.startswith(start)]
+    return [b - a for a, b in zip(places, places[1:], strict=False)]
+
+
+BF16 = "__nv_bfloat16"
+SHARE, NN, TN, TT = "false, false", "false, true", "true, true", "true, false"  # what is contiguous
+
+
+@pytest.mark.parametrize(
+    "kernel, in_a_block",
+    [
+        # one 64 x 256 x 16 for each 32 bytes of K of a line
+        (f"{BF16}, 1, 128, 256, 2, false, 3, 2, {SHARE}, {NN}, DIRECT", 4),
+        (f"{BF16}, 1, 256, 128, 2, false, 3, 2, {SHARE}, {TN}, DIRECT", 8),
+        (f"{BF16}, 1, 128, 128, 2, true, 4, 2, {SHARE}, {TT}, FORWARD", 8),
+        # and the sums of the rows of A, 64 x 8 x 16
+        (f"{BF16}, 1, 128, 256, 2, false, 3, 2, {SHARE}, {TN}, ROW_SUMS", 8),
+        # three planes, two steps of 32 bytes: one large product and five small ones
+        (f"float, 3, 128, 128, 2, false, 4, 2, {SHARE}, false, false, FORWARD", 12),
+    ],
+)
+def test_products_with_wgmma(tmp_path, kernel, in_a_block):
+    found = instructions(tmp_path, "matmul_wgmma.cu", "sm_90a", f"matmul_wgmma<{BF16}, {kernel}>")
+    assert count(found, "HGMMA") == in_a_block
+    # Little else is issued between them, and nothing is loaded or stored by hand.
+    assert max(loops(found, "HGMMA")) <= 40
+    first = next(i for i, op in enumerate(found) if op.startswith("HGMMA"))
+    last = max(i for i, op in enumerate(found) if op.startswith("HGMMA"))
+    assert not count(found[first:last], "LDS", "STS", "LDG", "STG", "BAR")
+    assert count(found, "UTMALDG") >= 2 and count(found, "USETMAXREG") == 2
+    if "DIRECT" in kernel or "ROW_SUMS" in kernel:
+        assert count(found, "UTMASTG") and count(found, "STSM.16.M88.4")
+    assert not count(found, "LDG.E.U8", "ATOM", "RED.")
