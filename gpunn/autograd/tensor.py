@@ -204,7 +204,7 @@ class Tensor:
                     f"backward: gradient has shape {seed.shape}, the tensor {self.shape}; "
                     "they must be equal."
                 )
-        backward(self, seed, retain_graph)
+        backward(self, seed, retain_graph, implicit=gradient is None)
 
     def retain_grad(self) -> None:
         """Keep `.grad` on this tensor too, although it is not a leaf."""

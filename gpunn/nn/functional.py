@@ -16,6 +16,7 @@ from gpunn.autograd.functions.activation import (
 from gpunn.autograd.functions.arithmetic import maximum, where
 from gpunn.autograd.functions.indexing import one_hot
 from gpunn.autograd.functions.linalg import linear
+from gpunn.autograd.functions.linear_cross_entropy import linear_cross_entropy
 from gpunn.autograd.functions.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -44,6 +45,7 @@ __all__ = [
     "l1_loss",
     "leaky_relu",
     "linear",
+    "linear_cross_entropy",
     "log_softmax",
     "logsigmoid",
     "mish",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpunn.autograd.functions.loss import check_reduction
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn import functional as F
+from gpunn.nn.linear import Linear
 from gpunn.nn.module import Module
 
 
@@ -122,4 +123,48 @@ class CrossEntropyLoss(_Weighted):
             ignore_index=self.ignore_index,
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
+        )
+
+
+class LinearCrossEntropyLoss(_Weighted):
+    """Cross-entropy of a linear layer's output, without ever holding all of its logits
+
+    The head of a model with a large vocabulary and its loss in one: input (..., in_features),
+    target (...) class indices. See `functional.linear_cross_entropy`.
+
+    Attributes
+    ----------
+    linear : the layer; ``loss.linear(x)`` gives the logits where they are wanted after all
+    weight : the classes' weights or None, as in CrossEntropyLoss
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+        label_smoothing: float = 0.0,
+        chunk_rows: int | None = None,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(weight, reduction)
+        self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+        self.chunk_rows = chunk_rows
+        self.linear = Linear(in_features, num_classes, bias, device, dtype)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.linear_cross_entropy(
+            input,
+            self.linear.weight,
+            self.linear.bias,
+            target,
+            self._buffers["weight"],
+            ignore_index=self.ignore_index,
+            reduction=self.reduction,
+            label_smoothing=self.label_smoothing,
+            chunk_rows=self.chunk_rows,
         )

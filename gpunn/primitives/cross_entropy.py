@@ -1,4 +1,4 @@
-"""Cross-entropy of softmax(logits) with labels or probabilities, forward and backward.
+"""Cross-entropy of softmax(logits) with labels or probabilities: forward, backward, both at once.
 
 With x a row of C logits and L = log(sum over c of exp(x_c)), the row's loss is
 
@@ -25,17 +25,9 @@ import numpy as np
 
 from gpunn.device.arrays import CPU
 from gpunn.primitives import cross_entropy_implementation as implementation
+from gpunn.primitives import cross_entropy_samples as samples
 from gpunn.primitives.registry import Cost, primitive
-from gpunn.primitives.samples import (
-    BFLOAT16,
-    FLOAT32,
-    FLOAT64,
-    FLOATING,
-    INTEGERS,
-    Accumulator,
-    Sample,
-    accumulator_dtype,
-)  # fmt: skip
+from gpunn.primitives.samples import FLOATING, INTEGERS, Accumulator, Sample, accumulator_dtype
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -77,15 +69,39 @@ def cross_entropy_forward(
     accumulator, options = _checked(
         call, logits, target, weight, ignore_index, label_smoothing, reduction
     )
-    logits = options[0]
-    rows, none = logits.shape[0], reduction == "none"
-    out = call.output(
-        "out", out, shape=(rows,) if none else (), dtype=logits.dtype if none else accumulator
+    outputs = _outputs(call, options[0], accumulator, reduction, out, log_normalizer, total_weight)
+    call.run(*options, *outputs)
+    return outputs
+
+
+@primitive(family="cross_entropy", cuda="cross_entropy.cu", numba="cross_entropy.py")
+def cross_entropy_forward_backward(
+    call, logits, target, *, weight=None, ignore_index: int = -100, label_smoothing: float = 0.0,
+    reduction: str = "mean", out=None, log_normalizer=None, total_weight=None, gradient=None,
+):  # fmt: skip
+    """Cross-entropy and its gradient, each logit read once.
+
+    Returns (loss, log_normalizer, total_weight, gradient): what `cross_entropy_forward` returns,
+    and what `cross_entropy_backward` returns for a gradient of the loss of 1 (for "none": of 1 for
+    each row). Together they move two logits' worth of memory a logit, where the two calls move
+    three. A gradient of the loss that is not 1 is to be multiplied in afterwards; where that
+    matters for the rounding (float16 with its loss scaled up), use the two calls.
+
+    Parameters
+    ----------
+    gradient : array like `logits` to write; may be `logits` itself, which it then replaces, and
+        must not overlap `target`
+
+    The other arguments, the results and the errors are those of `cross_entropy_forward`.
+    """
+    accumulator, options = _checked(
+        call, logits, target, weight, ignore_index, label_smoothing, reduction
     )
-    log_normalizer = call.output("log_normalizer", log_normalizer, shape=(rows,), dtype=accumulator)
-    total_weight = call.output("total_weight", total_weight, shape=(), dtype=accumulator)
-    call.run(*options, out, log_normalizer, total_weight)
-    return out, log_normalizer, total_weight
+    logits = options[0]
+    outputs = _outputs(call, logits, accumulator, reduction, out, log_normalizer, total_weight)
+    gradient = call.output("gradient", gradient, shape=logits.shape, dtype=logits.dtype)
+    call.run(*options, *outputs, gradient)
+    return *outputs, gradient
 
 
 @primitive(family="cross_entropy", cuda="cross_entropy.cu", numba="cross_entropy.py")
@@ -119,6 +135,18 @@ def cross_entropy_backward(
     out = call.output("out", out, shape=logits.shape, dtype=logits.dtype)
     call.run(*options, grad_output, log_normalizer, total_weight, out)
     return out
+
+
+def _outputs(call, logits, accumulator, reduction, out, log_normalizer, total_weight) -> tuple:
+    """What the forward pass writes: loss, log_normalizer, total_weight."""
+    rows, none = logits.shape[:1], reduction == "none"
+    return (
+        call.output(
+            "out", out, shape=rows if none else (), dtype=logits.dtype if none else accumulator
+        ),
+        call.output("log_normalizer", log_normalizer, shape=rows, dtype=accumulator),
+        call.output("total_weight", total_weight, shape=(), dtype=accumulator),
+    )
 
 
 def _checked(call, logits, target, weight, ignore_index, label_smoothing, reduction):
@@ -208,6 +236,10 @@ def _kept(call, target, classes: int, ignore_index: int) -> np.ndarray | None:
 cross_entropy_forward.reference(implementation.forward_reference)
 cross_entropy_forward.cuda(implementation.forward_cuda)
 cross_entropy_forward.numba(implementation.forward_numba)
+# With a gradient to write, the last argument, forward's make both.
+cross_entropy_forward_backward.reference(implementation.forward_reference)
+cross_entropy_forward_backward.cuda(implementation.forward_cuda)
+cross_entropy_forward_backward.numba(implementation.forward_backward_numba)
 cross_entropy_backward.reference(implementation.backward_reference)
 cross_entropy_backward.cuda(implementation.backward_cuda)
 cross_entropy_backward.numba(implementation.backward_numba)
@@ -216,12 +248,17 @@ cross_entropy_backward.numba(implementation.backward_numba)
 
 
 @cross_entropy_forward.cost
+@cross_entropy_forward_backward.cost
 def _(
-    logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer, total_weight
-):
+    logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer,
+    total_weight, gradient=None,
+):  # fmt: skip
     read = logits.nbytes + target.nbytes + (0 if weight is None else weight.nbytes)
     written = out.nbytes + normalizer.nbytes + total_weight.nbytes
-    return Cost((4 if target.ndim == 1 else 7) * logits.size, read, written)
+    operations = 4 if target.ndim == 1 else 7
+    if gradient is not None:
+        written, operations = written + gradient.nbytes, operations + 4
+    return Cost(operations * logits.size, read, written)
 
 
 @cross_entropy_backward.cost
@@ -234,106 +271,20 @@ def _(
     return Cost((4 if target.ndim == 1 else 6) * logits.size, read, out.nbytes)
 
 
-@cross_entropy_forward.inputs
-def _(rng, shape):
-    return (rng.standard_normal(shape, np.float32), rng.integers(0, shape[1], shape[0])), {}
-
-
-@cross_entropy_backward.inputs
-def _(rng, shape):
-    logits = rng.standard_normal(shape, np.float32)
-    target = rng.integers(0, shape[1], shape[0])
-    normalizer = np.array([np.log(np.exp(row).sum()) for row in logits], np.float32)
-    grad, total_weight = np.array(1, np.float32), np.array(shape[0], np.float32)
-    return (grad, logits, target, normalizer, total_weight), {}
-
-
-cross_entropy_forward.bench_shapes = ((8192, 32768), (65536, 1000), (4096, 128256))
-cross_entropy_backward.bench_shapes = cross_entropy_forward.bench_shapes
+cross_entropy_forward.inputs(samples.forward_inputs)
+cross_entropy_forward_backward.inputs(samples.forward_inputs)
+cross_entropy_backward.inputs(samples.backward_inputs)
+for _made in (cross_entropy_forward, cross_entropy_forward_backward, cross_entropy_backward):
+    _made.bench_shapes = samples.BENCH_SHAPES
 
 # ---- samples -------------------------------------------------------------------------------------
 
 
-def _labels(rng, rows: int, classes: int, ignored: int | None = None, dtype=np.int64):
-    """Random labels; every third of them `ignored`, if that is given."""
-    labels = rng.integers(0, classes, rows).astype(dtype)
-    if ignored is not None:
-        labels[::3] = ignored
-    return labels
-
-
-def _probabilities(rng, rows: int, classes: int):
-    """Rows that sum to one, but for a few that do not, with some zeros."""
-    odds = rng.random((rows, classes)) * (rng.random((rows, classes)) < 0.8)
-    odds[::4] *= 2
-    return odds / classes
-
-
-def _cases(rng):
-    """(name, logits, target, options, dtypes, whether Numba's simulator is quick enough)."""
-    f32, two, every = (FLOAT32,), (FLOAT32, FLOAT64), FLOATING
-
-    def logits(*shape):
-        return 3 * rng.normal(size=shape)
-
-    yield "one row of one class", logits(1, 1), np.array([0]), {}, f32, True
-    yield "no rows", np.zeros((0, 3)), np.zeros(0, np.int64), {}, f32, True
-    yield "no rows, probabilities", np.zeros((0, 3)), np.zeros((0, 3)), {}, f32, True
-    yield "7x3", logits(7, 3), _labels(rng, 7, 3, dtype=np.int32), {}, every, True
-    yield "5x37 of a view", logits(5, 74)[:, ::2], _labels(rng, 10, 37)[::2], {}, every, True
-    weight, smooth = {"weight": rng.uniform(0.2, 3, 13)}, {"label_smoothing": 0.1}
-    ignored = {"ignore_index": 4}
-    both = _labels(rng, 9, 13, 4)
-    yield "weight", logits(9, 13), _labels(rng, 9, 13), weight, every, True
-    yield "ignored", logits(9, 13), _labels(rng, 9, 13, -100, np.int32), {}, two, True
-    yield "weight, ignored", logits(9, 13), both, weight | ignored, two, True
-    yield "smoothing", logits(9, 13), _labels(rng, 9, 13), smooth, every, True
-    yield "smoothing, ignored", logits(9, 13), both, smooth | ignored, f32, True
-    yield "smoothing, weight", logits(9, 13), both, smooth | ignored | weight, two, True
-    yield "smoothing 1", logits(9, 13), _labels(rng, 9, 13), {"label_smoothing": 1.0}, f32, True
-    far = {"ignore_index": -(2**40)}
-    yield "all ignored", logits(4, 5), np.full(4, -(2**40)), far, f32, True
-    yield "probabilities", logits(9, 13), _probabilities(rng, 9, 13), {}, every, True
-    mixed = _probabilities(rng, 9, 13)
-    yield "probabilities, all", logits(9, 13), mixed, smooth | weight, two, True
-    yield from _extremes(rng)
-    # Rows of a warp, rows of a block, more rows than groups; odd lengths break the alignment.
-    yield "6x1021", logits(6, 1021), _labels(rng, 6, 1021, -100), {}, every, False
-    yield "3x4999", logits(3, 4999), _labels(rng, 3, 4999, 7), {"ignore_index": 7}, every, False
-    wide = {"label_smoothing": 0.2, "weight": rng.uniform(0.2, 3, 4999)}
-    yield "3x4999, all", logits(3, 4999), _labels(rng, 3, 4999), wide, two, False
-    yield "3x4100, probabilities", logits(3, 4100), _probabilities(rng, 3, 4100), smooth, two, False
-    yield "5000x10", logits(5000, 10), _labels(rng, 5000, 10, -100), {}, f32, False
-    yield "50x1200", logits(50, 1200), _labels(rng, 50, 1200), {}, f32, False
-    # As in a language model: too large for the host's emulation and fast enough everywhere else.
-    yield "8x50257", logits(8, 50257), _labels(rng, 8, 50257), {}, (BFLOAT16, FLOAT32), False
-
-
-def _extremes(rng):
-    """Logits where a careless softmax overflows, and where infinity and NaN have a meaning."""
-    two = (FLOAT32, FLOAT64)
-    large = np.array([[6e4, -6e4, 0], [-6e4, -5.9e4, -6e4], [3e4, 3e4, 3e4], [0, 1e-30, 88]])
-    yield "large", large, np.array([0, 1, 2, 1]), {}, FLOATING, True
-    inf = np.inf
-    masked = np.array([[-inf, 1, 2, -inf], [-inf, -inf, 3, -inf], [1, -inf, 1, 1], [-inf] * 4])
-    yield "masked", masked, np.array([1, 2, 1, 0]), {}, two, True
-    shares = np.array([[0, 0.5, 0.5, 0], [0, 0, 1, 0], [0.2, 0, 0.4, 0.4], [0, 1, 0, 0]])
-    yield "masked, probabilities", masked, shares, {}, two, True
-    yield "masked, smoothing", masked, np.array([1, 2, 1, 0]), {"label_smoothing": 0.1}, two, True
-    wrong = np.array([[inf, 0, 1], [np.nan, 0, 1], [0, 1, 2], [np.nan, inf, 0]])
-    yield "not numbers", wrong, np.array([0, 1, 2, -100]), {}, two, True
-    yield "not numbers, probabilities", wrong, np.full((4, 3), 1 / 3), {}, two, True
-
-
-def _reductions(number: int) -> tuple[str, str]:
-    """Mean everywhere, the others in turn: each meets each option in some sample."""
-    return ("mean", ("sum", "none")[number % 2])
-
-
 @cross_entropy_forward.samples
+@cross_entropy_forward_backward.samples
 def _(rng):
-    for number, (name, logits, target, options, dtypes, numba) in enumerate(_cases(rng)):
-        for reduction in _reductions(number):
+    for number, (name, logits, target, options, dtypes, numba) in enumerate(samples.cases(rng)):
+        for reduction in samples.reductions(number):
             kwargs = {**options, "reduction": reduction}
             yield Sample(f"{name}, {reduction}", (logits, target), kwargs, dtypes, numba=numba)
     args = rng.normal(size=(5, 50)), rng.integers(0, 50, 5)
@@ -342,8 +293,8 @@ def _(rng):
 
 @cross_entropy_backward.samples
 def _(rng):
-    for number, (name, logits, target, options, dtypes, numba) in enumerate(_cases(rng)):
-        for reduction in _reductions(number):
+    for number, (name, logits, target, options, dtypes, numba) in enumerate(samples.cases(rng)):
+        for reduction in samples.reductions(number):
             kwargs = {**options, "reduction": reduction}
             loss, normalizer, total = cross_entropy_forward(logits, target, **kwargs)
             grad = rng.normal(size=loss.shape)

@@ -2,8 +2,9 @@
 `cross_entropy`. All take the arguments of ``Call.run`` there:
 
     logits, target, weight, kept, ignore_index, smoothing, reduction, and then
-    forward    out, normalizer, total_weight
-    backward   grad, normalizer, total_weight, out
+    forward            out, normalizer, total_weight
+    forward_backward   out, normalizer, total_weight, gradient
+    backward           grad, normalizer, total_weight, out
 
 `weight` is in the accumulator's dtype or None; `kept`, on the CPU only, says which rows are not
 ignored (None: all of them).
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from gpunn.primitives.rows import WARP, row_group
+from gpunn.primitives.rows import WARP, numba_rows, row_plan
 from gpunn.primitives.samples import FLOAT32, FLOAT64, accumulator_dtype
 
 # ---- reference -----------------------------------------------------------------------------------
@@ -65,8 +66,23 @@ def _dense_loss(z, log_sum, shares):
 
 
 def forward_reference(
-    logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer, total_weight
+    logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer,
+    total_weight, gradient=None,
+):  # fmt: skip
+    centres = None if gradient is None else np.empty((2, logits.shape[0]), normalizer.dtype)
+    _losses(
+        logits, target, weight, kept, smoothing, reduction, out, normalizer, total_weight, centres
+    )
+    if gradient is not None:
+        with np.errstate(all="ignore"):
+            scale = 1 / total_weight if reduction == "mean" else np.ones_like(total_weight)
+        _slopes(logits, target, weight, kept, smoothing, scale, centres, gradient)
+
+
+def _losses(
+    logits, target, weight, kept, smoothing, reduction, out, normalizer, total_weight, centres
 ):
+    """The forward pass; `centres`, if wanted, receives the two terms that L is the sum of."""
     rows, classes = logits.shape
     accumulator, labels = accumulator_dtype(logits.dtype), target.ndim == 1
     total, weights = 0.0, 0.0
@@ -75,6 +91,8 @@ def forward_reference(
             x, t = logits[block].astype(accumulator, copy=False), target[block]
             largest, z, log_sum = _centred(x)
             np.add(largest, log_sum, out=normalizer[block])
+            if centres is not None:
+                centres[0, block], centres[1, block] = largest, log_sum
             loss, own = 0.0, None
             if smoothing or not labels:
                 loss = _dense_loss(z, log_sum, _shares(t, weight, smoothing, classes, accumulator))
@@ -102,12 +120,18 @@ def backward_reference(
     logits, target, weight, kept, ignore_index, smoothing, reduction, grad, normalizer,
     total_weight, out,
 ):  # fmt: skip
+    with np.errstate(all="ignore"):
+        scale = grad.astype(normalizer.dtype, copy=False)
+        if reduction == "mean":
+            scale = scale / total_weight
+    _slopes(logits, target, weight, kept, smoothing, scale, normalizer[None], out)
+
+
+def _slopes(logits, target, weight, kept, smoothing, scale, centres, out):
+    """scale (S exp(x - centres) - a): `scale` of all rows or of each; the sum of `centres` is L."""
     rows, classes = logits.shape
     accumulator, labels = accumulator_dtype(logits.dtype), target.ndim == 1
     with np.errstate(all="ignore"):
-        scale = grad.astype(accumulator, copy=False)
-        if reduction == "mean":
-            scale = scale / total_weight
         for block in _blocks(rows, classes):
             x, t = logits[block].astype(accumulator, copy=False), target[block]
             direct = out.dtype == accumulator
@@ -117,7 +141,9 @@ def backward_reference(
             if labels:
                 at = t if kept is None else np.where(kept[block], t, 0)
                 own = own if weight is None else own * weight[at]
-            np.subtract(x, normalizer[block, None], out=place)
+            np.subtract(x, centres[0, block, None], out=place)
+            for centre in centres[1:]:
+                place -= centre[block, None]
             np.exp(place, out=place)
             if smoothing or not labels:
                 shares = _shares(t, weight, smoothing, classes, accumulator)
@@ -138,57 +164,88 @@ def backward_reference(
 
 # ---- launch --------------------------------------------------------------------------------------
 
-# A warp takes rows up to so many bytes, a block of up to MAX_THREADS those beyond.
-_WARP_ROW_BYTES = 8192
-_SMALL_BLOCK, _MAX_THREADS = 256, 512
-_FINISH_BLOCK = 256
+# Threads of the largest block, and threads of a multiprocessor that the registers allow.
+_MAX_THREADS, _RESIDENT = 512, 1024
+_SUM_BLOCK = 256  # of the kernels that only sum
+
+# Up to so many labels every block sums the weights of all of them, which is quicker than a launch.
+_FEW_LABELS = 1024
 
 
-def row_launch(launch, rows: int, classes: int, itemsize: int) -> tuple[int, int, int]:
-    """(threads that share a row, threads of a block, blocks)."""
-    pack = 16 // itemsize
-    if classes * itemsize <= _WARP_ROW_BYTES:
-        threads = min(WARP, row_group(classes, itemsize, 4 * pack))
-        block = _SMALL_BLOCK
-    else:
-        block = threads = min(_MAX_THREADS, max(128, row_group(classes, itemsize, 16 * pack)))
-    blocks = max(1, -(-rows * threads // block))
-    if threads <= WARP and blocks <= 4:
-        blocks = 1  # saves the second launch
-    return threads, block, min(blocks, launch.multiprocessors * (2048 // block))
+def _row_plan(launch, logits, **what):
+    rows, classes = logits.shape
+    return row_plan(
+        launch, rows, classes, logits.itemsize, largest_block=_MAX_THREADS, resident=_RESIDENT,
+        **what,
+    )  # fmt: skip
 
 
-def _kernel(direction: str, launch, logits, target, smoothing) -> str:
-    types = f"{launch.ctype(logits.dtype)}, {launch.ctype(target.dtype)}"
-    dense = str(target.ndim == 2 or smoothing > 0).lower()
-    return f"cross_entropy_{direction}<{types}, {dense}>"
+def _kind(target, smoothing) -> str:
+    """The template argument that says what the target is."""
+    if target.ndim == 2:
+        return "PROBABILITIES"
+    return "SMOOTHED_LABELS" if smoothing > 0 else "LABELS"
 
 
-def _scalars(launch, logits, target, out, ignore_index, smoothing, reduction, threads) -> tuple:
-    """The last arguments of both kernels."""
-    probabilities = target if target.ndim == 2 else None
+def _wide(target) -> np.bool_:
+    """Whether labels are of 8 bytes and not of 4."""
+    return np.bool_(target.itemsize == 8)
+
+
+def _scalars(logits, ignore_index, smoothing, reduction, plan) -> tuple:
+    """The last arguments of both kernels, but for two."""
     return (
         np.int64(logits.shape[0]), np.int32(logits.shape[1]), np.int64(ignore_index),
         accumulator_dtype(logits.dtype).type(smoothing), np.bool_(reduction == "mean"),
-        np.int32(threads), np.bool_(launch.aligned(16, logits, probabilities, out)),
+        np.int32(plan.threads),
     )  # fmt: skip
+
+
+def _aligned(launch, logits, target, out) -> np.bool_:
+    return np.bool_(launch.aligned(16, logits, target if target.ndim == 2 else None, out))
 
 
 def forward_cuda(
     launch, logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer,
-    total_weight,
+    total_weight, gradient=None,
 ):  # fmt: skip
-    accumulator = accumulator_dtype(logits.dtype)
-    threads, block, blocks = row_launch(launch, *logits.shape, logits.itemsize)
+    accumulator, kind = accumulator_dtype(logits.dtype), _kind(target, smoothing)
+    arrays = 0 if gradient is None else 2 if target.ndim == 2 else 1
+    plan = _row_plan(launch, logits, arrays=arrays)
+    blocks = plan.grid
+    if plan.threads <= WARP and blocks <= 4:
+        blocks = 1  # saves the launch that adds the blocks' sums
+    weights = None
+    if gradient is not None and reduction == "mean" and target.ndim == 1:
+        weights = _sum_weights(launch, logits, target, weight, ignore_index)
     row_loss, result = (out, None) if reduction == "none" else (None, out)
     partial = launch.empty((blocks, 2), accumulator) if blocks > 1 else None
-    args = (logits, target, weight, row_loss, result, normalizer, total_weight, partial)
-    args += _scalars(launch, logits, target, None, ignore_index, smoothing, reduction, threads)
-    launch(_kernel("forward", launch, logits, target, smoothing), (blocks,), (block,), args)
+    args = (
+        logits, target, _wide(target), weight, row_loss, result, normalizer, total_weight, partial,
+        gradient, weights, np.int32(0 if weights is None else weights.size),
+        *_scalars(logits, ignore_index, smoothing, reduction, plan), np.int32(plan.kept),
+        _aligned(launch, logits, target, gradient),
+    )  # fmt: skip
+    name = f"cross_entropy_forward<{launch.ctype(logits.dtype)}, {kind}, {plan.cluster}>"
+    launch(name, (blocks,), (plan.block,), args, plan.shared)
     if blocks > 1:
         args = (partial, np.int32(blocks), np.bool_(reduction == "mean"), result, total_weight)
         name = f"cross_entropy_finish<{launch.ctype(accumulator)}>"
-        launch(name, (1,), (_FINISH_BLOCK,), args)
+        launch(name, (1,), (_SUM_BLOCK,), args)
+
+
+def _sum_weights(launch, logits, target, weight, ignore_index):
+    """The labels' weights in partial sums, one a block; None if the main kernel is to sum them."""
+    (rows, classes), accumulator = logits.shape, accumulator_dtype(logits.dtype)
+    if rows <= _FEW_LABELS:
+        return None
+    blocks = min(-(-rows // (4 * _SUM_BLOCK)), 2 * launch.multiprocessors)
+    sums = launch.empty((blocks,), accumulator)
+    args = (target, _wide(target), weight, sums)
+    args += (np.int64(rows), np.int32(classes), np.int64(ignore_index))
+    name = f"cross_entropy_weights<{launch.ctype(accumulator)}>"
+    launch(name, (blocks,), (_SUM_BLOCK,), args)
+    return sums
 
 
 def backward_cuda(
@@ -197,11 +254,18 @@ def backward_cuda(
 ):  # fmt: skip
     if logits.size == 0:
         return
-    threads, block, blocks = row_launch(launch, *logits.shape, logits.itemsize)
+    plan = _row_plan(launch, logits, arrays=0, meet=False)
+    parts, grid = plan.cluster, plan.grid
+    if target.ndim == 2:  # the threads of a row meet, to sum its shares
+        parts, grid = 1, max(1, grid // parts)
     scalar, by_row = (None, grad) if reduction == "none" else (grad, None)
-    args = (scalar, by_row, logits, target, normalizer, total_weight, weight, out)
-    args += _scalars(launch, logits, target, out, ignore_index, smoothing, reduction, threads)
-    launch(_kernel("backward", launch, logits, target, smoothing), (blocks,), (block,), args)
+    args = (
+        scalar, by_row, logits, target, _wide(target), normalizer, total_weight, weight, out,
+        *_scalars(logits, ignore_index, smoothing, reduction, plan), np.int32(parts),
+        _aligned(launch, logits, target, out),
+    )  # fmt: skip
+    name = f"cross_entropy_backward<{launch.ctype(logits.dtype)}, {_kind(target, smoothing)}>"
+    launch(name, (grid,), (plan.block,), args)
 
 
 _NUMBA_BLOCK = 64  # as in kernels/numba/cross_entropy.py
@@ -226,9 +290,8 @@ def forward_numba(
     weight = _numba_weight(launch, weight, dtype)
     options = (np.int64(ignore_index), dtype.type(smoothing))
     if rows:
-        blocks = (min(-(-rows // _NUMBA_BLOCK), 1024),)
         args = (logits, target, weight, *options, losses, own, normalizer)
-        launch(_numba_kernel("forward", target), blocks, (_NUMBA_BLOCK,), args)
+        launch(_numba_kernel("forward", target), *numba_rows(*logits.shape), args)
     result = launch.empty((1,), dtype) if reduction == "none" else out.reshape(1)
     args = (losses, own, result, total_weight.reshape(1), np.bool_(reduction == "mean"))
     launch("cross_entropy_finish", (1,), (_NUMBA_BLOCK,), args)
@@ -241,8 +304,32 @@ def backward_numba(
     rows = logits.shape[0]
     if rows == 0:
         return
-    blocks = (min(-(-rows // _NUMBA_BLOCK), 1024),)
     weight = _numba_weight(launch, weight, logits.dtype)
     options = (np.int64(ignore_index), logits.dtype.type(smoothing), np.bool_(reduction == "mean"))
     args = (grad.reshape(-1), logits, target, normalizer, total_weight.reshape(1), weight, *options)
-    launch(_numba_kernel("backward", target), blocks, (_NUMBA_BLOCK,), (*args, out))
+    launch(_numba_kernel("backward", target), *numba_rows(*logits.shape), (*args, out))
+
+
+def forward_backward_numba(
+    launch, logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer,
+    total_weight, gradient,
+):  # fmt: skip
+    rows, dtype = logits.shape[0], logits.dtype
+    losses = out if reduction == "none" else launch.empty((rows,), dtype)
+    own = launch.empty((rows,), dtype)
+    result = launch.empty((1,), dtype) if reduction == "none" else out.reshape(1)
+    total, mean = total_weight.reshape(1), np.bool_(reduction == "mean")
+    weight = _numba_weight(launch, weight, dtype)
+    options = (np.int64(ignore_index), dtype.type(smoothing))
+    blocks = (max(1, min(-(-rows // _NUMBA_BLOCK), 1024)),)
+    if target.ndim == 1:
+        args = (target, weight, np.int64(logits.shape[1]), np.int64(ignore_index), own)
+    else:
+        args = (own,)
+    launch(_numba_kernel("weights", target), blocks, (_NUMBA_BLOCK,), args)
+    finish = (own, result, total, mean)  # adds the weights, which the gradient of the mean needs
+    launch("cross_entropy_finish", (1,), (_NUMBA_BLOCK,), (own, *finish))
+    args = (logits, target, weight, *options, mean, total, losses, normalizer, gradient)
+    if rows:
+        launch(_numba_kernel("forward_backward", target), *numba_rows(*logits.shape), args)
+    launch("cross_entropy_finish", (1,), (_NUMBA_BLOCK,), (losses, *finish))

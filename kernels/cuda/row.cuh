@@ -1,19 +1,31 @@
-// row.cuh - the common core of kernels that reduce rows: softmax, cross-entropy, sums over the last axis.
+// row.cuh - the common core of kernels that work on rows: softmax, cross-entropy, norms, sums over the last axis.
 //
-// A row is `cols` neighbouring elements of a C-contiguous (rows, cols) array. A *group* of threads
-// shares one row: `threads` is a power of two; up to 32 it is that many lanes of a warp (several rows
-// a warp), beyond that it is the whole block. A group works like this:
+// A row is `cols` neighbouring elements of a C-contiguous (rows, cols) array. A *team* of threads shares
+// one row. The launch side (`row_plan` in gpunn/primitives/rows.py) picks the team by the row's length:
 //
-//     __shared__ float scratch[WARP];
+//   group     1 to 32 threads, a power of two: that many lanes of a warp, several rows a warp
+//   block     all threads of a block, a power of two
+//   cluster   2, 4 or 8 blocks (from sm_90 on), a template parameter because CuPy can launch clusters only
+//             by __cluster_dims__; 8 is the largest size that every GPU with clusters must take
+//   parts     any number of blocks, which meet in memory between two launches
+//
+// Thread `rank` of a team owns the packs (16 bytes) p = rank, rank + team, rank + 2 team, …, in each pass,
+// so what it keeps of a row in registers or shared memory needs no barrier. Only what is
+// reduced over the row (a maximum, a sum) crosses threads: by shuffles, shared memory, the cluster's
+// distributed shared memory. A kernel looks like this:
+//
+//     __shared__ float scratch[WARP + CLUSTER];
 //     const bool vector = …;                            // kernel argument: all pointers are multiples of 16
-//     for (RowLoop at(rows, threads); at.more(); at.next()) {   // no thread leaves early: they all reduce
+//     team_enter<CLUSTER>();
+//     for (RowLoop at(rows, threads, CLUSTER); at.more(); at.next()) {  // no thread leaves early: all reduce
 //         const Row<T> row(at.row(), cols, vector, at.active());
-//         for (int64 p = at.rank; p < row.packs; p += threads) {
+//         for (int64 p = at.rank; p < row.packs; p += at.team) {
 //             Pack<T, PACK<T>> x = load_row(array, row, p, fill);   // elements outside the row are `fill`
 //             …
 //         }
-//         total = group_reduce<Sum>(partial, threads, scratch);     // every thread gets it
+//         total = team_reduce<Sum, CLUSTER>(partial, threads, scratch);     // every thread gets it
 //     }
+//     team_leave<CLUSTER>();
 //
 // Packs are counted from the aligned address at or just before the row's start, so rows of any length
 // are moved in 16-byte loads and stores; only the pack at each end goes element by element. Where a
@@ -21,6 +33,13 @@
 // memory outside the row.
 #pragma once
 #include "common.cuh"
+#include "ptx_cluster.cuh"
+
+// Below sm_90 there are no clusters, and the launch side takes the instance CLUSTER = 1.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#undef __cluster_dims__
+#define __cluster_dims__(...)
+#endif
 
 // ---- where a row's elements lie -------------------------------------------------------------------
 
@@ -94,27 +113,62 @@ __device__ __forceinline__ void store_row(
         if (row.inside(column + e)) first[column + e] = pack.item[e];
 }
 
-// ---- which row a group works on ----------------------------------------------------------------------
+// ---- which row a team works on -----------------------------------------------------------------------
 
-// Walks over all rows, one for each group at a time. Every thread of a block makes the same number of
-// rounds, so that reductions always meet all their threads; a group beyond the last row is not active.
+// Walks over all rows, one for each team at a time; clusters lie along x. Every thread of a block, and every
+// block of a cluster, makes the same number of rounds, so that reductions always meet all their threads;
+// a team beyond the last row is not active. With a cluster, `threads` is the whole block.
 struct RowLoop {
     int64 first;  // of this block's rows in this round
-    int64 rows;
-    int per_block, group, rank;
+    int64 rows, step;
+    int group, rank, team;
 
-    __device__ __forceinline__ RowLoop(int64 rows, int threads) : rows(rows) {
+    __device__ __forceinline__ RowLoop(int64 rows, int threads, int cluster = 1) : rows(rows) {
         const int shift = __ffs(threads) - 1;  // a power of two: spare three divisions
-        per_block = blockDim.x >> shift;
+        const int per_block = blockDim.x >> shift;
         group = threadIdx.x >> shift;
-        rank = threadIdx.x & (threads - 1);
-        first = static_cast<int64>(blockIdx.x) * per_block;
+        rank = blockIdx.x % cluster * threads + (threadIdx.x & (threads - 1));
+        team = cluster * threads;
+        first = static_cast<int64>(blockIdx.x / cluster) * per_block;
+        step = static_cast<int64>(gridDim.x / cluster) * per_block;
     }
     __device__ __forceinline__ bool more() const { return first < rows; }
-    __device__ __forceinline__ void next() { first += static_cast<int64>(gridDim.x) * per_block; }
+    __device__ __forceinline__ void next() { first += step; }
     __device__ __forceinline__ int64 row() const { return first + group; }
     __device__ __forceinline__ bool active() const { return row() < rows; }
 };
+
+// ---- what a thread keeps of its row between two passes --------------------------------------------------
+
+// Shared memory: the first `kept` packs of each thread, at most. Neighbouring threads' packs are neighbours.
+template <typename T> struct Kept {
+    Pack<T, PACK<T>>* place;  // of this thread's first pack
+    int kept;
+
+    __device__ __forceinline__ Kept(void* memory, int kept)
+        : place(static_cast<Pack<T, PACK<T>>*>(memory) + threadIdx.x), kept(kept) {}
+    // First pass: the thread's k-th pack, p of the row, is kept if there is room. Load several before the first
+    // is put away, which waits for it: so they are under way together.
+    template <typename Index>
+    __device__ __forceinline__ void put(
+        const Pack<T, PACK<T>>& pack, const Row<T, Index>& row, Index p, Index k) const {
+        if (k < kept && p < row.packs) place[k * blockDim.x] = pack;
+    }
+    // Later passes: from where it is.
+    template <typename Index>
+    __device__ __forceinline__ Pack<T, PACK<T>> again(
+        const T* array, const Row<T, Index>& row, Index p, Index k, T fill) const {
+        return k < kept && p < row.packs ? place[k * blockDim.x] : load_row(array, row, p, fill);
+    }
+};
+
+// Where the last of the rounds of AHEAD packs begins that a thread needs for its packs; negative for none.
+// Later passes run backwards: what was read last is what the L2 cache still holds, where not all was kept.
+template <int AHEAD, typename Index>
+__device__ __forceinline__ Index last_round(Index packs, Index rank, Index team) {
+    if (packs <= rank) return -1;
+    return (packs - rank - 1) / team / AHEAD * AHEAD;
+}
 
 // ---- reductions over a group ----------------------------------------------------------------------------
 
@@ -136,6 +190,37 @@ template <typename Op, typename V> __device__ __forceinline__ V group_reduce(V v
     value = scratch[lane & (warps - 1)];
     for (int offset = warps / 2; offset > 0; offset /= 2)
         value = Op::apply(value, shuffle_xor(value, offset));
+    return value;
+}
+
+// ---- reductions over a team ------------------------------------------------------------------------------
+//
+// Blocks of a cluster write their results into each other's shared memory. The cluster's barrier stands
+// in halves: a block arrives when its own memory is free to be written, and the others wait for that only
+// when they write, which is a row later; and between team_enter and the first reduction it hides the
+// time that the cluster's blocks take to start.
+
+template <int CLUSTER> __device__ __forceinline__ void team_enter() {
+    if constexpr (CLUSTER > 1) ptx::cluster_arrive();
+}
+template <int CLUSTER> __device__ __forceinline__ void team_leave() {
+    if constexpr (CLUSTER > 1) ptx::cluster_wait();
+}
+
+// As group_reduce, over `threads` threads and CLUSTER blocks. `scratch` holds WARP + CLUSTER values.
+template <typename Op, int CLUSTER, typename V>
+__device__ __forceinline__ V team_reduce(V value, int threads, V* scratch) {
+    value = group_reduce<Op>(value, threads, scratch);
+    if constexpr (CLUSTER > 1) {
+        V* blocks = scratch + WARP;  // one value from each block, in the order of their ranks
+        ptx::cluster_wait();
+        if (threadIdx.x < CLUSTER) *ptx::map_shared(blocks + ptx::cluster_rank(), threadIdx.x) = value;
+        ptx::cluster_sync();
+        value = blocks[0];
+#pragma unroll
+        for (int block = 1; block < CLUSTER; block++) value = Op::apply(value, blocks[block]);
+        ptx::cluster_arrive();
+    }
     return value;
 }
 

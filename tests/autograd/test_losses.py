@@ -49,6 +49,60 @@ def test_loss_of_16_bit_logits_is_float32():
     assert loss.dtype == np.float32 and x.grad.dtype == g.bfloat16
 
 
+def cross_entropy_gradient(x, labels, upstream=None, **options):
+    """The gradient by the logits, after `upstream`; and what it is by the definition."""
+    x = x.detach().requires_grad_()
+    loss = F.cross_entropy(x, labels, **options)
+    loss.backward(upstream)
+    p = np.exp(x.detach().float().numpy().astype(np.float64))
+    p /= p.sum(axis=1, keepdims=True)
+    p[np.arange(len(p)), labels.numpy()] -= 1
+    return x.grad.float().numpy(), p / (1 if options.get("reduction") == "sum" else len(p))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, g.bfloat16, np.float16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_gradient_of_the_forward_pass_is_multiplied_by_what_comes_back(dtype, reduction):
+    x = g.tensor(np.random.default_rng(0).normal(size=(6, 5)), device="cpu").to(dtype)
+    labels = cpu([0, 1, 2, 3, 4, 0])
+    bound = {8: 1e-6, 4: 1e-6, 2: 8e-3}[x.itemsize]
+    for upstream in (None, 1.0, -3.0):
+        seed = None if upstream is None else cpu(upstream)
+        found, one = cross_entropy_gradient(x, labels, seed, reduction=reduction)
+        np.testing.assert_allclose(found, one * (upstream or 1), rtol=bound, atol=bound / 100)
+    x.requires_grad_()
+    (F.cross_entropy(x, labels, reduction=reduction) * 2.0 + 1.0).backward()
+    np.testing.assert_allclose(x.grad.float().numpy(), 2 * one, rtol=bound, atol=bound / 100)
+
+
+def test_a_retained_graph_keeps_its_gradient():
+    x = g.randn(4, 3, device="cpu", requires_grad=True)
+    loss = F.cross_entropy(x, cpu([0, 1, 2, 0]))
+    loss.backward(retain_graph=True)
+    once = x.grad.numpy().copy()
+    loss.backward(retain_graph=True)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * once, rtol=1e-6)
+    x.grad = None
+    (loss * 3.0).backward(retain_graph=True)  # the walk starts elsewhere
+    np.testing.assert_allclose(x.grad.numpy(), 3 * once, rtol=1e-6)
+    x.grad = None
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), once)
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+def test_a_scaled_loss_in_float16_is_multiplied_before_it_is_rounded():
+    """1e-4 of a probability of 1e-5 is below float16; 65536 times that is not."""
+    rows = 10_000
+    x = np.zeros((rows, 2), np.float16)
+    x[:, 1] = -10
+    x = g.tensor(x, device="cpu").requires_grad_()
+    (F.cross_entropy(x, cpu(np.zeros(rows, np.int64))) * 65536.0).backward()
+    expected = 65536 / rows * math.exp(-10) / (1 + math.exp(-10))
+    np.testing.assert_allclose(x.grad.float().numpy()[:, 1], expected, rtol=2e-3)
+
+
 def test_broadcasting_a_target_warns():
     with pytest.warns(UserWarning, match="rarely meant"):
         loss = F.mse_loss(g.ones(3, 1, device="cpu"), g.zeros(3, device="cpu"))

@@ -62,7 +62,7 @@ def test_fused_sequential_is_exactly_the_unfused_one(activation, dtype):
 def tape(out):
     from gpunn.autograd.function import _ordered
 
-    return _ordered(out.grad_fn)
+    return _ordered(out.grad_fn)[0]
 
 
 def test_fusing_leaves_subclasses_and_hooks_alone():
@@ -149,6 +149,7 @@ def test_losses_are_the_functions():
     a, b = g.randn(4, 3, device="cpu"), g.randn(4, 3, device="cpu")
     labels, p, t = g.tensor([0, 2, 1, -100], device="cpu"), F.sigmoid(a), (b > 0).float()
     weight = g.tensor([1.0, 2.0, 3.0], device="cpu")
+    head = nn.LinearCrossEntropyLoss(3, 3, weight=weight, label_smoothing=0.1, device="cpu")
     pairs = [
         (nn.MSELoss("sum"), (a, b), F.mse_loss(a, b, reduction="sum")),
         (nn.L1Loss(), (a, b), F.l1_loss(a, b)),
@@ -165,11 +166,17 @@ def test_losses_are_the_functions():
             (a, labels),
             F.cross_entropy(a, labels, weight, label_smoothing=0.1),
         ),
+        (
+            head,
+            (a, labels),
+            F.cross_entropy(head.linear(a), labels, weight, label_smoothing=0.1),
+        ),
         (nn.NLLLoss(), (a, labels), F.nll_loss(a, labels)),
     ]
     for module, inputs, expected in pairs:
         assert module(*inputs).item() == pytest.approx(expected.item(), rel=1e-6)
     assert nn.CrossEntropyLoss(weight).state_dict() == {}
+    assert set(head.state_dict()) == {"linear.weight", "linear.bias"}
     with pytest.raises(ValueError, match="MSELoss: reduction 'avg'"):
         nn.MSELoss("avg")
 

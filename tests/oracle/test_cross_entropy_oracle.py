@@ -13,6 +13,7 @@ F = torch.nn.functional
 from gpunn.primitives.cross_entropy import (  # noqa: E402
     cross_entropy_backward,
     cross_entropy_forward,
+    cross_entropy_forward_backward,
 )
 
 pytestmark = pytest.mark.oracle
@@ -32,6 +33,10 @@ def compare(logits, target, options, bound):
     loss, normalizer, total = cross_entropy_forward(logits, target, **options)
     assert loss.shape == tuple(expected.shape)
     np.testing.assert_allclose(loss, expected.detach().numpy(), rtol=bound, atol=bound)
+    *_, at_once = cross_entropy_forward_backward(logits, target, **options)
+    expected.backward(torch.ones_like(expected), retain_graph=True)
+    np.testing.assert_allclose(at_once, x.grad.numpy(), rtol=bound, atol=bound)
+    x.grad = None
     grad = np.asarray(np.random.default_rng(1).normal(size=loss.shape), loss.dtype)
     expected.backward(torch.from_numpy(grad))
     actual = cross_entropy_backward(grad, logits, target, normalizer, total, **options)

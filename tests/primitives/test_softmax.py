@@ -5,12 +5,14 @@ from __future__ import annotations
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gpunn.primitives import rows
-from gpunn.primitives import softmax as family
+from gpunn.device import probe
+from gpunn.device.emulator_launch import emulated_chip
+from gpunn.device.launch import RecordingLauncher
+from gpunn.primitives.registry import using
 from gpunn.primitives.softmax import (
     log_softmax_backward,
     log_softmax_forward,
@@ -195,30 +197,15 @@ def test_wrong_arguments_backward(backward):
         backward(y, y, out=np.empty(6, np.float32))
 
 
-# ---- the launch rules ----------------------------------------------------------------------------
+# ---- which kernels run ---------------------------------------------------------------------------
 
 
-@given(
-    cols=st.integers(1, 10**7),
-    itemsize=st.sampled_from([2, 4, 8]),
-    packs=st.sampled_from([1, 2, 4, 8]),
-)
-@settings(max_examples=300)
-def test_a_group_holds_its_row_wherever_it_starts(cols, itemsize, packs):
-    width = 16 // itemsize
-    threads = rows.row_group(cols, itemsize, packs * width)
-    assert threads & (threads - 1) == 0
-    starts = {(row * cols) % width for row in range(width)}
-    touched = max(-(-(start + cols) // width) for start in starts)
-    assert touched <= threads * packs
-    assert threads == 1 or (threads // 2) * packs * width < cols + width
-
-
-@pytest.mark.parametrize(("rows_", "threads"), [(1, 1), (129, 1), (5, 32), (7, 256), (2**40, 512)])
-def test_the_grid_covers_all_rows(rows_, threads):
-    (grid,), (block,) = rows.row_grid(rows_, threads)
-    assert block % 32 == 0 and block <= 1024 and 1 <= grid < 2**31
-    assert grid * (block // threads) >= min(rows_, 2**31 - 1)
+def launched(made, arguments: int, shape, dtype=np.float32, **chip) -> set[str]:
+    """The kernels that a call on such arrays would launch."""
+    x = np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0, 0))  # no memory for it
+    launcher = RecordingLauncher("softmax.cu", **chip)
+    made.run_cuda(launcher, (x,) * arguments)
+    return {name for _, name in launcher.launches}
 
 
 @pytest.mark.parametrize(
@@ -226,26 +213,53 @@ def test_the_grid_covers_all_rows(rows_, threads):
     [
         ((4, 10), {"softmax_forward<float, 2, false>"}),
         ((4, 1024), {"softmax_forward<float, 8, false>"}),
-        ((1000, 100_000), {"softmax_forward_long<float, false>"}),
+        ((1000, 12_000), {"softmax_forward_held<float, false, 1>"}),
+        ((1000, 20_000), {"softmax_forward_held<float, false, 2>"}),
+        ((1000, 50_000), {"softmax_forward_held<float, false, 4>"}),
+        ((1000, 100_000), {"softmax_forward_held<float, false, 8>"}),
+        ((1000, 1_000_000), {"softmax_forward_held<float, false, 8>"}),
+        ((1, 9_000), {"softmax_forward_held<float, false, 2>"}),
+        ((1, 400_000), {"softmax_forward_held<float, false, 8>"}),
         ((1, 10**6), {"softmax_forward_part<float>", "softmax_forward_finish<float, false>"}),
+        ((99, 2**30 + 1), {"softmax_forward_part<float>", "softmax_forward_finish<float, false>"}),
     ],
 )
-def test_which_kernels_run(shape, kernels):
-    from gpunn.device.launch import RecordingLauncher
-
-    x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float32), shape, (0, 0))  # no memory for it
-    launcher = RecordingLauncher("softmax.cu")
-    softmax_forward.run_cuda(launcher, (x, x))
-    assert {name for _, name in launcher.launches} == kernels
+def test_longer_rows_take_more_threads(shape, kernels):
+    assert launched(softmax_forward, 2, shape) == kernels
 
 
-def test_long_rows_keep_what_fits_in_shared_memory():
-    class Launch:
-        shared_limit = 227 * 1024
+def test_below_sm_90_there_are_no_clusters():
+    chip = {"arch": "sm_80", "multiprocessors": 108, "shared_limit": 163 * 1024}
+    for cols in (9_000, 100_000, 10**6):
+        assert launched(softmax_forward, 2, (1000, cols), **chip) == {
+            "softmax_forward_held<float, false, 1>"
+        }
+    assert launched(softmax_backward, 3, (1, 100_000), **chip) == {
+        "softmax_backward_part<float, false>", "softmax_backward_finish<float, false>"
+    }  # fmt: skip
 
-    for cols in (17_000, 58_000, 10**6):
-        for arrays in (1, 2):
-            threads, kept, shared = family._long_block(Launch, cols, 4, arrays)
-            assert shared == kept * 16 * arrays <= Launch.shared_limit - 1024
-            assert kept == min(-(-cols // 4) + 1, (Launch.shared_limit - 1024) // (16 * arrays))
-            assert threads in (512, 1024)
+
+def test_log_softmax_backward_keeps_one_array_and_softmax_backward_two():
+    """Twice as much is kept for the same row, so twice as many blocks share it."""
+    shape = (1000, 20_000)
+    assert launched(log_softmax_backward, 3, shape) == {"softmax_backward_held<float, true, 2>"}
+    assert launched(softmax_backward, 3, shape) == {"softmax_backward_held<float, false, 4>"}
+
+
+# ---- rows longer than what is kept ---------------------------------------------------------------
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_shared_memory_does_not_hold_is_read_again(arch, dtype):
+    x, grad = np.random.default_rng(5).normal(size=(2, 5, 30_001)).astype(dtype)
+    rtol = 2e-6 if dtype == np.float32 else 1e-13
+    # 34 KB of shared memory: a cluster of 8 keeps most of a row, a single block little.
+    with emulated_chip(arch=arch, multiprocessors=4, shared_limit=34 * 1024), using("emulator"):
+        results = [(forward(x), backward) for forward, backward in PAIRS]
+        gradients = [backward(grad, y) for y, backward in results]
+    for (y, backward), gradient, (forward, _) in zip(results, gradients, PAIRS, strict=True):
+        np.testing.assert_allclose(y, forward(x.astype(np.float64)), rtol=rtol)
+        expected = backward(grad.astype(np.float64), y.astype(np.float64))
+        np.testing.assert_allclose(gradient, expected, rtol=rtol, atol=rtol * np.abs(y).max())

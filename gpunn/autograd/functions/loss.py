@@ -16,6 +16,11 @@ from gpunn.autograd.functions.reduction import gather, mean, sum
 from gpunn.autograd.functions.shape import broadcast_to, moveaxis, reshape
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives import loss as primitives
+from gpunn.primitives.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    cross_entropy_forward_backward,
+)
 
 _REGRESSION = {
     "mse": (primitives.mse_forward, primitives.mse_backward),
@@ -67,7 +72,14 @@ class BinaryCrossEntropy(Function):
 
 
 class CrossEntropy(Function):
-    """Softmax and negative log-likelihood of rows of logits, in one pass over each row"""
+    """Softmax and negative log-likelihood of rows of logits
+
+    Where their gradient will be wanted, it is made in the forward pass, which has each logit at
+    hand, for a gradient of the loss of 1; any other is multiplied in on the way back. Two kinds
+    of loss take a second pass over the logits instead: float16, because the gradient of a loss that
+    is scaled up, as it has to be there, must be multiplied in before anything is rounded; and
+    reduction "none", whose gradient differs from row to row.
+    """
 
     def forward(self, logits, target, weight, ignore_index, label_smoothing, reduction):
         self.options = {
@@ -76,12 +88,50 @@ class CrossEntropy(Function):
             "label_smoothing": label_smoothing,
             "reduction": reduction,
         }
-        loss, normalizer, total = primitives.cross_entropy_forward(logits, target, **self.options)
+        self.at_once = self.needs[0] and reduction != "none" and logits.dtype != np.float16
+        if self.at_once:
+            loss, *_, gradient = cross_entropy_forward_backward(logits, target, **self.options)
+            self.save(gradient)
+            return loss
+        loss, normalizer, total = cross_entropy_forward(logits, target, **self.options)
         self.save(logits, target, normalizer, total)
         return loss
 
     def backward(self, grad):
-        return primitives.cross_entropy_backward(grad, *self.saved, **self.options)
+        if not self.at_once:
+            return cross_entropy_backward(grad, *self.saved, **self.options)
+        (gradient,) = self.saved
+        return gradient if self.starts_with_one else scaled(gradient, grad)
+
+
+# Elements of a 16-bit array that are widened at a time.
+_WIDENED = 1 << 24
+
+
+def pieces(array):
+    """Slices of the first axis that together are the array, of a bounded size each."""
+    step = max(1, _WIDENED // max(1, math.prod(array.shape[1:])))
+    return (slice(start, start + step) for start in range(0, len(array), step))
+
+
+def scaled(array, factor, out=None):
+    """`array` times `factor` (None: 1), a scalar of the accumulator's dtype, in the dtype of `out`.
+
+    `out` may be `array` itself; a new array is made like `array`. Where a dtype is of 16 bits the
+    product is made in float32 and rounded once.
+    """
+    xp = array_xp(array)
+    if out is None:
+        out = xp.empty(array.shape, array.dtype)
+    if factor is None:
+        for some in pieces(array):
+            out[some] = array[some].astype(out.dtype)
+    elif array.dtype == factor.dtype == out.dtype:
+        xp.multiply(array, factor, out=out)
+    else:
+        for some in pieces(array):
+            out[some] = (array[some].astype(factor.dtype) * factor).astype(out.dtype)
+    return out
 
 
 # ---- public functions ---------------------------------------------------------------------------
@@ -95,7 +145,7 @@ def check_reduction(name: str, reduction: str) -> None:
         )
 
 
-def _check_constant(name: str, **tensors: Tensor | None) -> None:
+def check_constant(name: str, **tensors: Tensor | None) -> None:
     """Raise the error for a gradient that this loss does not give."""
     for argument, tensor in tensors.items():
         if tensor is not None and tensor._requires_grad and mode.state.enabled:
@@ -174,7 +224,7 @@ def binary_cross_entropy_with_logits(
             f"binary_cross_entropy_with_logits: target has shape {target.shape}, input "
             f"{input.shape}; they must be equal"
         )
-    _check_constant(
+    check_constant(
         "binary_cross_entropy_with_logits", target=target, weight=weight, pos_weight=pos_weight
     )
     weight, pos_weight = (None if w is None else w._array for w in (weight, pos_weight))
@@ -195,7 +245,7 @@ def binary_cross_entropy(
             f"binary_cross_entropy: target has shape {target.shape}, input {input.shape}; "
             "they must be equal"
         )
-    _check_constant("binary_cross_entropy", target=target)
+    check_constant("binary_cross_entropy", target=target)
     if not input.is_cuda and not ((input._array >= 0) & (input._array <= 1)).all():
         raise ValueError(
             "binary_cross_entropy: input must hold probabilities from 0 to 1. Apply a sigmoid, or "
@@ -233,8 +283,8 @@ def cross_entropy(
     Raises ValueError for a label outside 0 … C - 1 and for shapes that do not fit.
     """
     check_reduction("cross_entropy", reduction)
-    _check_constant("cross_entropy", target=target, weight=weight)
-    logits, labels, shape = _rows("cross_entropy", input, target)
+    check_constant("cross_entropy", target=target, weight=weight)
+    logits, labels, shape = rows_of("cross_entropy", input, target)
     loss = CrossEntropy.apply(
         logits,
         labels,
@@ -246,7 +296,7 @@ def cross_entropy(
     return reshape(loss, shape) if reduction == "none" and loss.shape != shape else loss
 
 
-def _rows(name: str, input: Tensor, target: Tensor):
+def rows_of(name: str, input: Tensor, target: Tensor):
     """(logits as rows, targets as an array to match, shape of the unreduced loss)."""
     probabilities = target.shape == input.shape and target._array.dtype.kind not in "iu"
     shape = input.shape[:1] + input.shape[2:] if input.ndim > 1 else ()
@@ -282,7 +332,7 @@ def nll_loss(
 ) -> Tensor:
     """The negative log-likelihood of log-probabilities; arguments as in `cross_entropy`."""
     check_reduction("nll_loss", reduction)
-    rows, labels, shape = _rows("nll_loss", input, target)
+    rows, labels, shape = rows_of("nll_loss", input, target)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise TypeError(
             f"nll_loss: target has dtype {target.dtype}; expected class indices (int64)"

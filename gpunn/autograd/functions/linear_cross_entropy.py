@@ -1,0 +1,287 @@
+"""Cross-entropy of a linear layer's output without the logits: for large vocabularies.
+
+The logits of a language model are often the largest array of all: 8192 tokens of 128,256 classes
+are 2.1 GB in bfloat16, and their gradient as much again. Here they exist a chunk of rows at a time,
+in one scratch array Z of `chunk_rows` x classes:
+
+    Z = x[chunk] W^T + b,  the loss of its rows,  Z <- the gradient of that loss, in place,
+    grad_x[chunk] = Z W,  grad_W += Z^T x[chunk],  grad_b += the column sums of Z
+
+All of it happens in the forward pass, where a gradient is wanted; backward multiplies by what
+comes back and divides by the mean's divisor. So Z holds the gradient of the plain sum, whose
+elements are of the order of 1: they do not vanish in float16, however many rows there are.
+
+Sums over chunks are kept in float32 for 16-bit types. Each chunk's product is rounded to 16 bits
+once before it is added, which for n chunks leaves a relative error of about 2^-9 / sqrt(n)
+(bfloat16), no more than the last rounding of the gradient itself.
+
+Source of the idea: Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, 2024.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from gpunn.autograd.function import Function, check_devices
+from gpunn.autograd.functions.common import array_xp
+from gpunn.autograd.functions.loss import check_constant, check_reduction, pieces, scaled
+from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.tensor import Tensor
+from gpunn.primitives.cross_entropy import (
+    cross_entropy_backward,
+    cross_entropy_forward,
+    cross_entropy_forward_backward,
+)
+from gpunn.primitives.matmul import matmul
+from gpunn.primitives.matmul_backward import bias_gradient
+from gpunn.primitives.samples import accumulator_dtype
+
+# Bytes of the scratch array: at 128,256 classes of 16 bits it has 1024 rows.
+SCRATCH_BYTES = 256 * 2**20
+
+# Rows of a tile of the matrix product: a chunk is a multiple of it.
+_TILE = 128
+
+
+def default_chunk_rows(rows: int, classes: int, itemsize: int) -> int:
+    """Rows of a chunk: at most as many as SCRATCH_BYTES hold, and all chunks of about one size.
+
+    Each chunk reads and writes all of grad_W, 8 bytes an element, for 2 operations an element and
+    row. With n rows that is n / 4 operations a byte; a GPU of 800 TFLOP/s and 4 TB/s asks for 800
+    rows or more, which is what SCRATCH_BYTES was chosen for.
+    """
+    limit = max(_TILE, SCRATCH_BYTES // (classes * itemsize) // _TILE * _TILE)
+    chunks = max(1, -(-rows // limit))
+    even = -(-rows // chunks)
+    return max(1, min(rows, -(-even // _TILE) * _TILE))
+
+
+class LinearCrossEntropy(Function):
+    """The loss and, where they are wanted, the gradients by x, W and b, chunk by chunk
+
+    With reduction "none" the gradient of each row's loss is known in backward alone: the logits of
+    a chunk are then computed a second time.
+    """
+
+    def forward(
+        self, x, weight, bias, target, class_weight, ignore_index, smoothing, reduction, chunk_rows
+    ):
+        self.reduction, self.chunk_rows, self.dtype = reduction, chunk_rows, x.dtype
+        self.options = {
+            "weight": class_weight,
+            "ignore_index": ignore_index,
+            "label_smoothing": smoothing,
+        }
+        if reduction == "none":
+            return self._losses(x, weight, bias, target)
+        xp, wide = array_xp(x), accumulator_dtype(x.dtype)
+        options = {**self.options, "reduction": "sum"}
+        loss, total = xp.zeros((), wide), xp.zeros((), wide)
+        sums = _Sums(x, weight, chunk_rows, self.needs) if any(self.needs) else None
+        for some, logits in _chunks(x, weight, bias, chunk_rows):
+            if sums is None:
+                part, _, own = cross_entropy_forward(logits, target[some], **options)
+            else:
+                part, _, own, slopes = cross_entropy_forward_backward(
+                    logits, target[some], gradient=logits, **options
+                )
+                sums.add(some, x, weight, slopes)
+            loss += part
+            total += own
+        if sums is not None:
+            self.save(*sums.arrays, total)
+        with np.errstate(all="ignore"):
+            return loss / total if reduction == "mean" else loss
+
+    def _losses(self, x, weight, bias, target):
+        """The rows' losses; what a second look at the logits needs is kept."""
+        xp = array_xp(x)
+        losses = xp.empty((len(x),), x.dtype)
+        normalizer = xp.empty((len(x),), accumulator_dtype(x.dtype))
+        for some, logits in _chunks(x, weight, bias, self.chunk_rows):
+            cross_entropy_forward(
+                logits, target[some], out=losses[some], log_normalizer=normalizer[some],
+                reduction="none", **self.options,
+            )  # fmt: skip
+        self.save(x, weight, bias, target, normalizer)
+        return losses
+
+    def backward(self, grad):
+        if self.reduction == "none":
+            return self._gradients_of_losses(grad)
+        *arrays, total = self.saved
+        factor = grad
+        if self.reduction == "mean":
+            with np.errstate(all="ignore"):  # no row counts: no gradient, as of ignored rows
+                factor = array_xp(total).where(total == 0, 0, grad / total).astype(total.dtype)
+        elif self.starts_with_one:
+            factor = None
+        return self._finished(arrays, factor, self.starts_with_one)
+
+    def _gradients_of_losses(self, grad):
+        x, weight, bias, target, normalizer = self.saved
+        unused = array_xp(x).ones((), normalizer.dtype)  # the mean's divisor
+        sums = _Sums(x, weight, self.chunk_rows, self.needs)
+        for some, logits in _chunks(x, weight, bias, self.chunk_rows):
+            slopes = cross_entropy_backward(
+                grad[some], logits, target[some], normalizer[some], unused, reduction="none",
+                out=logits, **self.options,
+            )  # fmt: skip
+            sums.add(some, x, weight, slopes)
+        return self._finished(sums.arrays, None, True)
+
+    def _finished(self, arrays, factor, owned: bool) -> tuple:
+        """The gradients times `factor` (None: 1) in the dtype of x.
+
+        They are written into the optimizer's arena where there is one, else in place if the arrays
+        are ours to change.
+        """
+        found = []
+        for position, array in enumerate(arrays):
+            if array is None:
+                found.append(None)
+                continue
+            out = self.slot(position)
+            if out is None and owned and array.dtype == self.dtype:
+                out = array
+            if out is None:
+                out = array_xp(array).empty(array.shape, self.dtype)
+            if not (out is array and factor is None):
+                with np.errstate(all="ignore"):
+                    scaled(array, factor, out)
+            found.append(out)
+        return tuple(found)
+
+
+def _chunks(x, weight, bias, chunk_rows: int):
+    """(slice of rows, their logits) for each chunk. All logits lie in the same memory in turn."""
+    scratch = array_xp(x).empty((min(chunk_rows, len(x)), len(weight)), x.dtype)
+    for start in range(0, len(x), chunk_rows):
+        some = slice(start, min(start + chunk_rows, len(x)))
+        place = scratch[: some.stop - start]
+        yield some, matmul(x[some], weight, transpose_b=True, bias=bias, out=place)
+
+
+class _Sums:
+    """The gradients by x, W and b of the sum of the rows' losses, as the chunks come in."""
+
+    def __init__(self, x, weight, chunk_rows: int, needs):
+        xp, several = array_xp(x), len(x) > chunk_rows
+        wide = accumulator_dtype(x.dtype) if several else x.dtype
+        made = ((x.shape, x.dtype), (weight.shape, wide), (weight.shape[:1], wide))
+        self.arrays = [
+            xp.zeros(*what) if needed else None for needed, what in zip(needs, made, strict=False)
+        ]
+
+    def add(self, some: slice, x, weight, slopes) -> None:
+        """Take in a chunk: `slopes` is the gradient by its logits."""
+        grad_x, grad_weight, grad_bias = self.arrays
+        if grad_x is not None:
+            matmul(slopes, weight, out=grad_x[some])
+        if grad_weight is not None:
+            if grad_weight.dtype == x.dtype:
+                matmul(slopes, x[some], transpose_a=True, residual=grad_weight, out=grad_weight)
+            else:
+                _add(grad_weight, matmul(slopes, x[some], transpose_a=True))
+        if grad_bias is not None:
+            _add(grad_bias, bias_gradient(slopes))
+
+
+def _add(total, part) -> None:
+    """``total += part``, a part of 16 bits widened a piece at a time."""
+    for some in pieces(total):
+        total[some] += part[some].astype(total.dtype)
+
+
+# ---- public function -----------------------------------------------------------------------------
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    target: Tensor,
+    class_weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """``cross_entropy(linear(input, weight, bias), target)`` without ever holding all logits.
+
+    For a head with many classes: memory is that of the gradients and of one scratch array of
+    `chunk_rows` x classes. Values and gradients are those of the two functions up to rounding.
+
+    Parameters
+    ----------
+    input : (..., in_features), floating
+    weight : (classes, in_features), bias : (classes,) or None, of the same dtype
+    target : (...) class indices, integers
+    class_weight : (classes,) a factor for each class; "mean" divides by the targets' weights' sum
+    ignore_index, label_smoothing, reduction : as in `cross_entropy`. "none" computes the logits
+        twice, since the gradient of each loss is known in backward alone.
+    chunk_rows : rows whose logits exist at a time; None for as many as fit in 256 MiB
+
+    Returns a scalar in float32 (float64 for float64), or (...) in the dtype of input for "none".
+
+    Raises ValueError for shapes or devices that do not fit and, on the CPU, for a label outside 0 …
+    classes - 1 (on a GPU the loss becomes NaN); TypeError for dtypes that do not.
+    """
+    name = "linear_cross_entropy"
+    check_reduction(name, reduction)
+    check_constant(name, target=target, class_weight=class_weight)
+    rows, labels = _checked(name, input, weight, bias, target, ignore_index)
+    if chunk_rows is None:
+        chunk_rows = default_chunk_rows(rows.shape[0], weight.shape[0], input.itemsize)
+    elif chunk_rows < 1:
+        raise ValueError(f"{name}: chunk_rows is {chunk_rows}; expected 1 or more, or None")
+    loss = LinearCrossEntropy.apply(
+        rows,
+        weight,
+        bias,
+        labels,
+        None if class_weight is None else class_weight._array,
+        ignore_index,
+        float(label_smoothing),
+        reduction,
+        chunk_rows,
+    )
+    return reshape(loss, target.shape) if reduction == "none" else loss
+
+
+def _checked(name: str, input, weight, bias, target, ignore_index):
+    """(input as rows, labels of as many rows)."""
+    x, w, labels = input._array, weight._array, target._array
+    if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
+        raise ValueError(
+            f"{name}: input has shape {x.shape} and weight {w.shape}; expected input (..., "
+            "in_features) and weight (classes, in_features)"
+        )
+    if bias is not None and bias.shape != w.shape[:1]:
+        raise ValueError(f"{name}: bias has shape {bias.shape}; expected {w.shape[:1]}")
+    if x.dtype != w.dtype or (bias is not None and bias.dtype != w.dtype):
+        raise TypeError(
+            f"{name}: input has dtype {x.dtype} and weight {w.dtype}"
+            f"{'' if bias is None else f', bias {bias.dtype}'}; they must be equal. "
+            f"Convert the input with .to({w.dtype.name!r}), or the model."
+        )
+    if labels.dtype.kind not in "iu" or labels.shape != x.shape[:-1]:
+        raise (ValueError if labels.dtype.kind in "iu" else TypeError)(
+            f"{name}: target has shape {labels.shape} and dtype {labels.dtype}; expected class "
+            f"indices (int64) of shape {x.shape[:-1]}. With probabilities, which are as large as "
+            "the logits, use cross_entropy of linear."
+        )
+    check_devices(name, *(t for t in (input, weight, bias, target) if t is not None))
+    rows = math.prod(x.shape[:-1])
+    labels = labels.reshape(rows)
+    if type(labels) is np.ndarray:
+        wrong = (labels != ignore_index) & ((labels < 0) | (labels >= w.shape[0]))
+        if wrong.any():
+            raise ValueError(
+                f"{name}: target holds the label {labels[wrong][0]}; expected 0 to "
+                f"{w.shape[0] - 1}, or ignore_index ({ignore_index})"
+            )
+    return (input if x.ndim == 2 else reshape(input, rows, x.shape[-1])), labels

@@ -1,0 +1,268 @@
+"""linear_cross_entropy: the loss and gradients of linear and cross_entropy without their logits."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import gpunn.autograd as g
+import gpunn.nn.functional as F
+from gpunn.autograd.functions.linear_cross_entropy import SCRATCH_BYTES, default_chunk_rows
+from gpunn.autograd.gradcheck import gradcheck
+from gpunn.device import probe
+
+OPTIONS = (
+    {},
+    {"ignore_index": 3},
+    {"label_smoothing": 0.2},
+    {"class_weight": True},
+    {"class_weight": True, "label_smoothing": 0.1, "ignore_index": 3},
+)
+
+
+def leaf(array, dtype=np.float64, device="cpu"):
+    return g.tensor(array, device=device).to(dtype).detach().requires_grad_()
+
+
+def case(rows=11, features=6, classes=7, bias=True, dtype=np.float64, device="cpu", seed=0):
+    """([x, W, b or None], labels), every third label 3."""
+    rng = np.random.default_rng(seed)
+    shapes = [(rows, features), (classes, features), (classes,)]
+    leaves = [leaf(rng.normal(size=shape), dtype, device) for shape in shapes]
+    labels = rng.integers(0, classes, rows)
+    labels[::3] = 3
+    return [*leaves[:2], leaves[2] if bias else None], g.tensor(labels, device=device)
+
+
+def resolved(options, leaves):
+    """The options, with class weights where they are asked for."""
+    if not options.get("class_weight"):
+        return dict(options)
+    classes, like = leaves[1].shape[0], leaves[0]
+    weight = g.tensor(np.linspace(0.5, 2, classes), device=like.device).to(like.dtype)
+    return options | {"class_weight": weight}
+
+
+def apart(leaves, labels, class_weight=None, **options):
+    """The same loss by way of the logits."""
+    return F.cross_entropy(F.linear(*leaves), labels, class_weight, **options)
+
+
+def gradients(loss, leaves, upstream=None):
+    loss.backward(upstream)
+    found = [None if t is None else t.grad for t in leaves]
+    for t in leaves:
+        if t is not None:
+            t.grad = None
+    return found
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: " ".join(o) or "plain")
+@pytest.mark.parametrize("chunk_rows", [1, 4, 11, 50])
+def test_loss_and_gradients_are_those_of_the_two_functions(options, reduction, chunk_rows):
+    leaves, labels = case()
+    options = resolved(options, leaves) | {"reduction": reduction}
+    upstream = g.tensor(np.linspace(-1, 2, 11), device="cpu") if reduction == "none" else None
+    expected_loss = apart(leaves, labels, **options)
+    expected = gradients(expected_loss, leaves, upstream)
+    x, w, b = leaves
+    loss = F.linear_cross_entropy(x, w, b, labels, chunk_rows=chunk_rows, **options)
+    assert loss.shape == expected_loss.shape and loss.dtype == expected_loss.dtype
+    np.testing.assert_allclose(loss.detach(), expected_loss.detach(), rtol=1e-12)
+    for a, e in zip(gradients(loss, leaves, upstream), expected, strict=True):
+        np.testing.assert_allclose(a, e, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_gradients_by_finite_differences(reduction):
+    leaves, labels = case(5, 3, 4)
+    options = resolved(OPTIONS[-1], leaves) | {"reduction": reduction, "chunk_rows": 2}
+    assert gradcheck(
+        lambda x, w, b: F.linear_cross_entropy(x, w, b, labels, **options), leaves, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(g.bfloat16, 1.2e-2), (np.float16, 1.5e-3), (np.float32, 1e-6)]
+)
+@pytest.mark.parametrize("chunk_rows", [8, 64])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_narrow_types_stay_near_float64(dtype, bound, chunk_rows, reduction):
+    leaves, labels = case(64, 32, 50, dtype=dtype)
+    wide = [leaf(np.asarray(t.detach().float().numpy(), np.float64)) for t in leaves]
+    upstream = np.linspace(0.5, 2, 64) if reduction == "none" else np.float64(4)
+    exact = apart(wide, labels, reduction=reduction)
+    expected = gradients(exact, wide, g.tensor(upstream, device="cpu"))
+    x, w, b = leaves
+    loss = F.linear_cross_entropy(x, w, b, labels, chunk_rows=chunk_rows, reduction=reduction)
+    assert loss.dtype == (dtype if reduction == "none" else np.float32)
+    upstream = g.tensor(upstream, device="cpu").to(loss.dtype)
+    for a, e in zip(gradients(loss, leaves, upstream), expected, strict=True):
+        assert a.dtype == dtype
+        error = np.linalg.norm(a.float().numpy() - e.numpy()) / np.linalg.norm(e.numpy())
+        assert error < bound
+    np.testing.assert_allclose(loss.detach().float(), exact.detach().float(), rtol=2 * bound)
+
+
+def test_a_loss_scaled_up_in_float16_loses_nothing():
+    """A mean over many rows divides each gradient by their number, after it was rounded."""
+    leaves, labels = case(4096, 8, 5, dtype=np.float16)
+    x, w, b = leaves
+    scaled = F.linear_cross_entropy(x, w, b, labels) * 65536.0
+    found = gradients(scaled, leaves)[0].float().numpy() / 65536
+    wide = [leaf(np.asarray(t.detach().float().numpy(), np.float64)) for t in leaves]
+    expected = gradients(apart(wide, labels), wide)[0].numpy()
+    assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+
+
+def test_leading_dimensions_and_no_bias():
+    (x, w, _), labels = case(12, bias=False)
+    loss = F.linear_cross_entropy(
+        x.reshape(2, 3, 2, 6), w, None, labels.reshape(2, 3, 2), reduction="none", chunk_rows=5
+    )
+    assert loss.shape == (2, 3, 2)
+    expected = apart((x, w, None), labels, reduction="none")
+    np.testing.assert_allclose(loss.detach().reshape(12), expected.detach(), rtol=1e-12)
+    one = F.linear_cross_entropy(x[0], w, None, labels[0])
+    assert one.item() == pytest.approx(expected[0].item(), rel=1e-12)
+
+
+def test_no_rows_and_no_row_that_counts():
+    leaves, labels = case()
+    x, w, b = leaves
+    empty = F.linear_cross_entropy(x[:0], w, b, labels[:0], reduction="sum")
+    assert empty.item() == 0
+    assert all((t == 0).all() for t in gradients(empty, [w, b]))
+    x.grad = None
+    ignored = F.linear_cross_entropy(x, w, b, labels * 0 - 100, chunk_rows=3)
+    assert math.isnan(ignored.item())
+    assert all((t == 0).all() for t in gradients(ignored, leaves))
+
+
+@pytest.mark.parametrize("needed", [(0,), (1,), (2,), (0, 2), ()])
+def test_only_gradients_that_are_wanted_are_made(needed):
+    leaves, labels = case()
+    expected = gradients(apart(leaves, labels), leaves)
+    for position, tensor in enumerate(leaves):
+        tensor.requires_grad_(position in needed)
+    loss = F.linear_cross_entropy(*leaves, labels, chunk_rows=4)
+    assert loss.requires_grad == bool(needed)
+    if needed:
+        for position, found in enumerate(gradients(loss, leaves)):
+            assert (found is not None) == (position in needed)
+            if found is not None:
+                np.testing.assert_allclose(found, expected[position], rtol=1e-10, atol=1e-14)
+
+
+def test_a_second_backward_and_a_gradient_that_is_not_one():
+    leaves, labels = case()
+    for reduction in ("mean", "sum"):
+        loss = F.linear_cross_entropy(*leaves, labels, reduction=reduction, chunk_rows=4)
+        loss.backward(retain_graph=True)
+        once = [t.grad.numpy().copy() for t in leaves]
+        loss.backward(g.tensor(3.0, device="cpu").double(), retain_graph=True)
+        loss.backward()
+        for t, grad in zip(leaves, once, strict=True):
+            np.testing.assert_allclose(t.grad.numpy(), 5 * grad, rtol=1e-12)
+            t.grad = None
+
+
+@given(
+    rows=st.integers(1, 10**6), classes=st.integers(1, 10**6), itemsize=st.sampled_from([2, 4, 8])
+)
+def test_chunks_fit_the_scratch_memory_and_are_even(rows, classes, itemsize):
+    chunk = default_chunk_rows(rows, classes, itemsize)
+    assert 1 <= chunk <= rows
+    assert chunk <= 128 or chunk * classes * itemsize <= SCRATCH_BYTES
+    chunks = -(-rows // chunk)
+    assert chunk == rows or chunk % 128 == 0
+    assert rows - (chunks - 1) * chunk > chunk - 128 * chunks  # the last is about as long
+
+
+def test_memory_is_that_of_one_chunk():
+    """4096 rows of 2000 classes are 64 MB of logits in float64; a chunk of 128 is 2 MB."""
+    leaves, labels = case(4096, 8, 2000)
+    x, w, b = leaves
+    F.linear_cross_entropy(x[:200], w, b, labels[:200], chunk_rows=128)  # what is made once
+    for reduction in ("mean", "none"):
+        upstream = None if reduction == "mean" else g.ones(4096, device="cpu").double()
+        tracemalloc.start()
+        loss = F.linear_cross_entropy(x, w, b, labels, chunk_rows=128, reduction=reduction)
+        loss.backward(upstream)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        # The scratch array, gradients twice over, and the reference's pieces of 2^16 elements.
+        gradient_bytes = 8 * (x.numel() + w.numel() + b.numel())
+        assert peak < 8 * 128 * 2000 + 2 * gradient_bytes + 4 * 2**20
+        for t in leaves:
+            t.grad = None
+
+
+def test_gradients_go_straight_into_an_arena():
+    from gpunn import nn, optim
+
+    head = nn.LinearCrossEntropyLoss(6, 7, device="cpu", dtype=np.float64, chunk_rows=4)
+    optimizer = optim.SGD(head.parameters(), lr=1.0)
+    (x, _, _), labels = case()
+    optimizer.zero_grad()
+    before = [p.detach().numpy().copy() for p in head.parameters()]
+    loss = head(x, labels)
+    leaves = [x.detach().requires_grad_(), *(leaf(value) for value in before)]
+    expected = gradients(apart(leaves, labels), leaves)[1:]
+    loss.backward()
+    optimizer.step()
+    for p, value, grad in zip(head.parameters(), before, expected, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), value - grad.numpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+@pytest.mark.parametrize("dtype", [np.float32, g.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_on_the_emulator(dtype, reduction):
+    found = {}
+    for device in ("cpu", "emulator"):
+        leaves, labels = case(20, 8, 12, dtype=dtype, device=device)
+        upstream = g.ones(20, device=device).to(dtype) if reduction == "none" else None
+        loss = F.linear_cross_entropy(*leaves, labels, chunk_rows=8, reduction=reduction)
+        found[device] = [loss.detach(), *gradients(loss, leaves, upstream)]
+    bound = 1e-5 if dtype == np.float32 else 2e-2
+    for ours, theirs in zip(found["emulator"], found["cpu"], strict=True):
+        assert str(ours.device) == "emulator"
+        a, b = ours.cpu().float().numpy(), theirs.float().numpy()
+        np.testing.assert_allclose(a, b, rtol=bound, atol=bound * np.abs(b).max())
+
+
+ONES = g.ones(2, 3, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"input": g.ones(2, 4, device="cpu")}, ValueError, r"input has shape \(2, 4\) and weight"),
+        ({"weight": g.ones(3, device="cpu")}, ValueError, r"weight \(3,\); expected"),
+        ({"bias": g.ones(2, device="cpu")}, ValueError, r"bias has shape \(2,\); expected \(5,\)"),
+        ({"input": ONES.double()}, TypeError, "dtype float64 and weight float32.*equal"),
+        ({"target": ONES}, TypeError, r"target has shape \(2, 3\).*expected class indices"),
+        ({"target": g.tensor([1], device="cpu")}, ValueError, r"target has shape \(1,\)"),
+        ({"target": g.tensor([1, 5], device="cpu")}, ValueError, "label 5; expected 0 to 4, or ig"),
+        ({"target": g.tensor([1, -1], device="cpu")}, ValueError, "the label -1"),
+        ({"reduction": "avg"}, ValueError, "reduction 'avg' is not known"),
+        ({"chunk_rows": 0}, ValueError, "chunk_rows is 0; expected 1 or more"),
+        (
+            {"class_weight": g.ones(5, device="cpu").requires_grad_()},
+            NotImplementedError,
+            "class_weight requires a gradient",
+        ),
+    ],
+)
+def test_errors(change, error, text):
+    arguments = {"input": ONES, "weight": g.ones(5, 3, device="cpu"), "bias": None}
+    arguments |= {"target": g.tensor([0, 4], device="cpu")} | change
+    with pytest.raises(error, match=f"linear_cross_entropy: .*{text}"):
+        F.linear_cross_entropy(**arguments)
