@@ -27,12 +27,16 @@ class Function:
     Subclasses write ``forward(self, *inputs)``, which gets arrays where `apply` got Tensors and
     everything else as it was, keeps what the way back needs with `save`, and returns one array; and
     ``backward(self, grad)``, which returns a gradient (or None) for each leading input. A backward
-    may return `grad` itself or a view of it; it never returns a saved array, nor writes to `grad`.
+    may return `grad` itself or a view of it; it never writes to `grad`, and returns a saved array
+    only where `starts_with_one`.
 
     Class attributes
     ----------------
     widens : float16 and bfloat16 inputs come as float32, and the results are rounded once
     is_view : the result may share memory with the first input
+    starts_with_one : set during a walk: `grad` is the 1 that `Tensor.backward` starts with, and
+        what was saved is not needed again. A gradient that the forward computed can then be handed
+        on as it is, and nobody has to look at the device to know that.
     """
 
     __slots__ = (
@@ -43,12 +47,15 @@ class Function:
         "grad",  # what has arrived so far on the way back
         "low",  # the 16-bit dtype to round to, where the class widens
         "retained",  # the Tensor whose .grad is to be kept although it is no leaf
+        "uses",  # during a walk: how many nodes give a gradient to each edge, by its id
+        "ahead",  # what the node that uses the result has done of this one's backward
         "_versions",
         "__dict__",
     )
 
     widens = False
     is_view = False
+    starts_with_one = False
 
     def forward(self, *inputs):
         raise NotImplementedError
@@ -103,12 +110,18 @@ class Function:
         if recorded:
             node.edges = edges
             node.sequence = _sequence()
-            node.grad = node.retained = None
+            node.grad = node.retained = node.ahead = None
             if node.saved:
                 node._versions = _watch(node.saved, (*inputs, result))
             result._node = node
             result._requires_grad = True
         return result
+
+    def only_user_of(self, index: int) -> bool:
+        """In a backward: whether no other gradient goes to input `index`, nor does anyone look."""
+        edge = self.edges[index]
+        alone = edge is not None and self.uses.get(id(edge)) == 1
+        return alone and getattr(edge, "retained", None) is None
 
     def slot(self, index: int):
         """The arena slot of input `index` if its whole gradient may be written there, else None.
@@ -166,25 +179,32 @@ def check_fresh(name: str, tensor: Tensor) -> None:
         )
 
 
-def backward(root: Tensor, gradient, retain_graph: bool = False) -> None:
-    """Walk back from `root` with the array `gradient`, adding to the `.grad` of every leaf."""
-    node = root._node
+def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool = False) -> None:
+    """Walk back from `root` with the array `gradient`, adding to the `.grad` of every leaf.
+
+    `implicit` says that the gradient is 1, because none was given.
+    """
+    start = node = root._node
     if node is None:
         accumulate(root, gradient)
         return
     node.grad = gradient
-    nodes = _ordered(node)
+    node.starts_with_one = implicit and not retain_graph
+    nodes, uses = _ordered(node)
     try:
         for node in nodes:
             grad, node.grad = node.grad, None
+            node.uses = uses
             if grad is not None:
                 if node.retained is not None:
                     accumulate(node.retained, grad)
                 _step_back(node, grad, retain_graph)
     except BaseException:
         for node in nodes:  # a half-finished walk must not leak into the next one
-            node.grad = None
+            node.grad = node.ahead = None
         raise
+    finally:
+        start.starts_with_one = False
 
 
 def _step_back(node: Function, grad, retain_graph: bool) -> None:
@@ -235,17 +255,19 @@ def _hand_on(node: Function, grad) -> None:
             edge.grad = add_arrays(edge.grad, given)
 
 
-def _ordered(root: Function) -> list[Function]:
-    """All nodes that `root` depends on, the youngest first."""
+def _ordered(root: Function) -> tuple[list[Function], dict[int, int]]:
+    """All nodes that `root` depends on, the youngest first, and how often each edge is used."""
     seen, stack, nodes = {root}, [root], [root]
+    uses: dict[int, int] = {}
     while stack:
         for edge in stack.pop().edges:
+            uses[id(edge)] = uses.get(id(edge), 0) + 1
             if isinstance(edge, Function) and edge not in seen:
                 seen.add(edge)
                 stack.append(edge)
                 nodes.append(edge)
     nodes.sort(key=lambda node: node.sequence, reverse=True)
-    return nodes
+    return nodes, uses
 
 
 def accumulate(leaf: Tensor, grad, owned: bool = False) -> None:

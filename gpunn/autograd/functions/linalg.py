@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +15,12 @@ from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives import activation as activation_primitives
 from gpunn.primitives import matmul as primitives
+from gpunn.primitives.activation_bias import activation_bias_backward
+from gpunn.primitives.matmul_backward import (
+    bias_gradient,
+    linear_weight_gradient,
+    matmul_activation_backward,
+)
 
 
 class Matmul(Function):
@@ -43,6 +50,8 @@ class Linear(Function):
 
     relu and leaky_relu find their derivative from the output; the others keep the pre-activation.
     The gradients by W and b are written straight into the optimizer's arena where there is one.
+    Where the input comes from such a layer and goes nowhere else, the product with W also does the
+    first step of that layer's backward: times its activation's derivative, summed for its bias.
     """
 
     def forward(self, x, weight, bias, activation, alpha):
@@ -69,24 +78,66 @@ class Linear(Function):
         return out
 
     def backward(self, grad):
-        x, weight, kept = self.saved
+        x, weight, _ = self.saved
         shape, outputs = grad.shape[:-1], grad.shape[-1]
         rows = math.prod(shape)
-        if grad.ndim != 2:
-            grad = grad.reshape(rows, outputs)
-        if self.activation != "identity":
-            grad = activation_primitives.activation_backward(
-                grad, kept.reshape(rows, outputs), activation=self.activation, alpha=self.alpha
-            )
-        grad_x = grad_weight = grad_bias = None
+        grad, grad_bias = self._through_activation(grad.reshape(rows, outputs))
+        grad_x = grad_weight = None
         if self.needs[0]:
-            grad_x = primitives.matmul(grad, weight).reshape(*shape, weight.shape[1])
+            grad_x = self._to_input(grad, weight).reshape(*shape, weight.shape[1])
         if self.needs[1]:
             inputs = x.reshape(rows, x.shape[-1])
-            grad_weight = primitives.matmul(grad, inputs, transpose_a=True, out=self.slot(1))
-        if self.needs[2]:
-            grad_bias = primitives.bias_gradient(grad, out=self.slot(2))
+            if self.needs[2] and grad_bias is None:
+                grad_weight, grad_bias = linear_weight_gradient(
+                    grad, inputs, out=self.slot(1), bias_gradient=self.slot(2)
+                )
+            else:
+                grad_weight = primitives.matmul(grad, inputs, transpose_a=True, out=self.slot(1))
+        elif self.needs[2] and grad_bias is None:
+            grad_bias = bias_gradient(grad, out=self.slot(2))
         return grad_x, grad_weight, grad_bias
+
+    def _through_activation(self, grad):
+        """(the gradient before the activation, that of the bias if it came with it)"""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None:
+            return grad, ahead.bias_gradient
+        if self.activation == "identity":
+            return grad, None
+        kept = self.saved[2].reshape(grad.shape)
+        how = {"activation": self.activation, "alpha": self.alpha}
+        if not self.needs[2]:
+            return activation_primitives.activation_backward(grad, kept, **how), None
+        return activation_bias_backward(grad, kept, **how, bias_gradient=self.slot(2))
+
+    def _to_input(self, grad, weight):
+        """The gradient by the input, or what is `_Ahead` of it for the layer below."""
+        below = self.edges[0]
+        if (
+            not isinstance(below, Linear)
+            or below.activation == "identity"
+            or below.saved is None
+            or not self.only_user_of(0)
+        ):
+            return primitives.matmul(grad, weight)
+        kept, how = below.saved[2], {"activation": below.activation, "alpha": below.alpha}
+        kept, below.uses = kept.reshape(len(grad), weight.shape[1]), self.uses
+        if not below.needs[2]:
+            below.ahead = _Ahead(None)
+            return matmul_activation_backward(grad, weight, kept, **how)
+        # Straight into the arena only if nobody else writes there before the layer's own turn.
+        slot = below.slot(2) if below.only_user_of(2) else None
+        out, sums = matmul_activation_backward(
+            grad, weight, kept, **how, bias_gradient=slot, keep_bias_gradient=True
+        )
+        below.ahead = _Ahead(sums)
+        return out
+
+
+class _Ahead(NamedTuple):
+    """A `Linear` whose gradient has come through its activation already."""
+
+    bias_gradient: Any
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:
