@@ -25,12 +25,13 @@ At a kink (relu, leaky_relu, elu, selu at 0) the derivative is the one from belo
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from gpunn.primitives.registry import Cost, primitive
-from gpunn.primitives.samples import FLOATING, Sample, accumulator_dtype
+from gpunn.primitives.samples import ELEMENTWISE_SHAPES, FLOATING, Sample, accumulator_dtype
 
 ACTIVATIONS = (
     "identity", "sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "gelu_tanh",
@@ -271,17 +272,22 @@ def elementwise_grid(size: int, itemsize: int, vector: bool) -> tuple[int]:
     return (max(1, -(-packs // (BLOCK * unroll))),)
 
 
+@functools.cache
+def _kernel(name: str, ctype: str, activation: str, vector: bool) -> str:
+    """The expression of a kernel; made once, because a launch takes no longer than its making."""
+    return f"{name}<{ctype}, {_struct(activation)}, {str(vector).lower()}>"
+
+
 @activation_forward.cuda
 def _(launch, x, out, activation, alpha):
     if x.size == 0:
         return
-    vector = launch.aligned(16, x, out)
-    types = f"{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}"
+    vector = launch.alike(16, x, out)
     launch(
-        f"activation_forward<{types}>",
-        grid=elementwise_grid(x.size, x.itemsize, vector),
-        block=(BLOCK,),
-        args=(x, out, np.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
+        _kernel("activation_forward", launch.ctype(x.dtype), activation, vector),
+        elementwise_grid(x.size, x.itemsize, vector),
+        (BLOCK,),
+        (x, out, launch.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
     )
 
 
@@ -289,13 +295,12 @@ def _(launch, x, out, activation, alpha):
 def _(launch, grad_output, x, out, activation, alpha):
     if x.size == 0:
         return
-    vector = launch.aligned(16, grad_output, x, out)
-    types = f"{launch.ctype(x.dtype)}, {_struct(activation)}, {str(vector).lower()}"
+    vector = launch.alike(16, grad_output, x, out)
     launch(
-        f"activation_backward<{types}>",
-        grid=elementwise_grid(x.size, x.itemsize, vector),
-        block=(BLOCK,),
-        args=(grad_output, x, out, np.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
+        _kernel("activation_backward", launch.ctype(x.dtype), activation, vector),
+        elementwise_grid(x.size, x.itemsize, vector),
+        (BLOCK,),
+        (grad_output, x, out, launch.int64(x.size), accumulator_dtype(x.dtype).type(alpha)),
     )
 
 
@@ -303,18 +308,18 @@ def _(launch, grad_output, x, out, activation, alpha):
 def _(launch, x, out, activation, alpha):
     if x.size == 0:
         return
-    grid = (min(-(-x.size // 128), 65535),)
+    grid = (min(-(-x.size // 512), 65535),)  # four elements a thread
     args = (x.reshape(-1), out.reshape(-1), x.dtype.type(alpha))
-    launch(f"activation_forward_{activation}", grid, (128,), args)
+    launch(f"activation_forward_{x.dtype.name}_{activation}", grid, (128,), args)
 
 
 @activation_backward.numba
 def _(launch, grad_output, x, out, activation, alpha):
     if x.size == 0:
         return
-    grid = (min(-(-x.size // 128), 65535),)
+    grid = (min(-(-x.size // 256), 65535),)  # two elements a thread
     args = (grad_output.reshape(-1), x.reshape(-1), out.reshape(-1), x.dtype.type(alpha))
-    launch(f"activation_backward_{activation}", grid, (128,), args)
+    launch(f"activation_backward_{x.dtype.name}_{activation}", grid, (128,), args)
 
 
 # ---- cost, samples, benchmark inputs -------------------------------------------------------------
@@ -352,6 +357,12 @@ def _(rng):
     for activation, alpha in (("leaky_relu", 0.2), ("elu", 0.5), ("softplus", 3.0)):
         arguments = {"activation": activation, "alpha": alpha}
         yield Sample(f"{activation}, alpha {alpha}", (rng.normal(size=99),), arguments)
+    for size in (2, 1100):  # all arrays start one element past a multiple of 16 bytes
+        arguments = {"activation": "relu", "out": np.zeros(size)}
+        yield Sample(
+            f"unaligned alike {size}", (rng.normal(size=size),), arguments, FLOATING, unaligned=True
+        )
+    yield Sample("unaligned", (rng.normal(size=33),), {"activation": "relu"}, unaligned=True)
 
 
 @activation_backward.samples
@@ -366,6 +377,8 @@ def _(rng):
             {"activation": activation, "alpha": alpha},
         )
         yield Sample(f"{activation}, alpha {alpha}", args, arguments)
+    args, arguments = tuple(rng.normal(size=(2, 99))), {"activation": "relu", "out": np.zeros(99)}
+    yield Sample("unaligned alike", args, arguments, FLOATING, unaligned=True)
 
 
 @activation_forward.inputs
@@ -379,5 +392,5 @@ def _(rng, shape):
     return (x[0], x[1]), {"activation": "gelu"}
 
 
-activation_forward.bench_shapes = ((1 << 20,), (1 << 26,))
-activation_backward.bench_shapes = ((1 << 20,), (1 << 26,))
+activation_forward.bench_shapes = ELEMENTWISE_SHAPES
+activation_backward.bench_shapes = ELEMENTWISE_SHAPES

@@ -12,7 +12,14 @@ import numpy as np
 
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Cost, primitive
-from gpunn.primitives.samples import FLOAT64, FLOATING, Accumulator, Sample, accumulator_dtype
+from gpunn.primitives.samples import (
+    ELEMENTWISE_SHAPES,
+    FLOAT64,
+    FLOATING,
+    Accumulator,
+    Sample,
+    accumulator_dtype,
+)
 
 # ---- specification -------------------------------------------------------------------------------
 
@@ -165,13 +172,13 @@ def _(launch, gradients, out):
         f"sum_of_squares<{ctype}, {str(vector).lower()}>",
         grid=(blocks,),
         block=(BLOCK,),
-        args=(gradients, np.int64(gradients.size), partials),
+        args=(gradients, launch.int64(gradients.size), partials),
     )
     launch(
         f"norm_of_partials<{launch.ctype(out.dtype)}>",
         grid=(1,),
         block=(BLOCK,),
-        args=(partials, np.int64(blocks), out),
+        args=(partials, launch.int64(blocks), out),
     )
 
 
@@ -180,7 +187,7 @@ def _launch_elementwise(launch, kernel: str, arrays: tuple, *args) -> None:
     gradients = arrays[-1]
     if gradients.size == 0:
         return
-    vector = launch.aligned(16, *arrays)
+    vector = launch.alike(16, *arrays)
     launch(
         f"{kernel}<{launch.ctype(gradients.dtype)}, {str(vector).lower()}>",
         grid=elementwise_grid(gradients.size, gradients.itemsize, vector),
@@ -191,21 +198,21 @@ def _launch_elementwise(launch, kernel: str, arrays: tuple, *args) -> None:
 
 @clip_by_norm.cuda
 def _(launch, gradients, norm, max_norm):
-    args = (gradients, norm, np.int64(gradients.size), np.float64(max_norm))
+    args = (gradients, norm, launch.int64(gradients.size), np.float64(max_norm))
     _launch_elementwise(launch, "clip_by_norm", (gradients,), *args)
 
 
 @clip_by_value.cuda
 def _(launch, gradients, limit):
     limit = accumulator_dtype(gradients.dtype).type(limit)
-    args = (gradients, np.int64(gradients.size), limit)
+    args = (gradients, launch.int64(gradients.size), limit)
     _launch_elementwise(launch, "clip_by_value", (gradients,), *args)
 
 
 @penalty_gradient.cuda
 def _(launch, parameters, gradients, l1, twice_l2):
     scalar = accumulator_dtype(gradients.dtype).type
-    args = (parameters, gradients, np.int64(gradients.size), scalar(l1), scalar(twice_l2))
+    args = (parameters, gradients, launch.int64(gradients.size), scalar(l1), scalar(twice_l2))
     _launch_elementwise(launch, "penalty_gradient", (parameters, gradients), *args)
 
 
@@ -347,4 +354,4 @@ def _(rng, shape):
 
 
 for _made in (global_norm, clip_by_norm, clip_by_value, penalty_gradient):
-    _made.bench_shapes = ((1 << 20,), (1 << 26,))
+    _made.bench_shapes = ELEMENTWISE_SHAPES

@@ -24,6 +24,7 @@ from gpunn.primitives.loss_implementation import implement
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import (
     BFLOAT16,
+    ELEMENTWISE_SHAPES,
     FLOAT16,
     FLOAT32,
     FLOAT64,
@@ -273,7 +274,7 @@ def _complete(name: str) -> None:
 
     forward.samples(lambda rng: _forward_samples(rng, name))
     backward.samples(lambda rng: _backward_samples(rng, name))
-    forward.bench_shapes = backward.bench_shapes = ((1 << 20,), (1 << 26,))
+    forward.bench_shapes = backward.bench_shapes = ELEMENTWISE_SHAPES
 
 
 def _benchmark_pair(rng, shape):

@@ -164,23 +164,23 @@ def _forward_cuda(loss: str):
     def launch_forward(launch, prediction, target, out, reduction, *options):
         size, accumulator = prediction.size, accumulator_dtype(prediction.dtype)
         arrays = (prediction, target) + ((out,) if reduction == "none" else ())
-        vector = launch.aligned(16, *arrays)
+        vector = (launch.alike if reduction == "none" else launch.aligned)(16, *arrays)
         types = _types(launch, loss, prediction.dtype, options, vector)
         (blocks,) = elementwise_grid(size, prediction.itemsize, vector)
         options = _options(accumulator, *options)
         if reduction == "none":
             if size:
-                args = (prediction, target, out, np.int64(size), *options)
+                args = (prediction, target, out, launch.int64(size), *options)
                 launch(f"loss_forward<{types}>", (blocks,), (BLOCK,), args)
             return
         # Up to four tiles, one block walks over them all: that saves the second launch.
         blocks = 1 if blocks <= 4 else min(blocks, 8 * launch.multiprocessors)
         partial = launch.empty((blocks,), accumulator) if blocks > 1 else None
         divisor = _divisor(accumulator, reduction, size)
-        args = (prediction, target, partial, out, np.int64(size), divisor, *options)
+        args = (prediction, target, partial, out, launch.int64(size), divisor, *options)
         launch(f"loss_forward_reduced<{types}>", (blocks,), (BLOCK,), args)
         if blocks > 1:
-            args = (partial, np.int32(blocks), out, divisor)
+            args = (partial, launch.int32(blocks), out, divisor)
             launch(f"loss_finish<{launch.ctype(accumulator)}>", (1,), (BLOCK,), args)
 
     return launch_forward
@@ -192,10 +192,10 @@ def _backward_cuda(loss: str):
         if size == 0:
             return
         none = reduction == "none"
-        vector = launch.aligned(16, prediction, target, out, grad_output if none else None)
+        vector = launch.alike(16, prediction, target, out, grad_output if none else None)
         types = _types(launch, loss, prediction.dtype, options, vector)
         grid = elementwise_grid(size, prediction.itemsize, vector)
-        args = (grad_output, prediction, target, out, np.int64(size))
+        args = (grad_output, prediction, target, out, launch.int64(size))
         args += () if none else (_divisor(accumulator, reduction, size),)
         name = "loss_backward" if none else "loss_backward_reduced"
         launch(f"{name}<{types}>", grid, (BLOCK,), args + _options(accumulator, *options))

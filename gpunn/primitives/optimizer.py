@@ -15,6 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpunn.primitives import optimizer_reference as reference
+from gpunn.primitives.optimizer_launch import launch_numba, launch_update
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOAT64, FLOATING, accumulator_dtype
 
@@ -28,9 +29,6 @@ HYPER = {
     "adagrad": ("lr", "lr_decay", "weight_decay", "eps", "step", "decayed_lr"),
     "lion": ("lr", "beta1", "beta2", "weight_decay", "step"),
 }  # fmt: skip
-
-THREADS = 256
-UNROLL = 2  # packs a thread, as in optimizer.cuh
 
 
 def hyper_array(rule: str, **values: float) -> np.ndarray:
@@ -58,13 +56,16 @@ def _arena(call, parameters, gradients, **states) -> list:
     for name, state in states.items():
         if state is not None:
             state = call.inplace(name, state, dtypes=dtypes, shape=parameters.shape)
-            call.require(
-                not any(state is other for other in found),
-                name,
-                "is the same array as another argument",
-                "give each its own memory",
-            )
+            for other in found:
+                call.require(
+                    state is not other,
+                    name,
+                    "is the same array as another argument",
+                    "give each its own memory",
+                )
         found.append(state)
+    if parameters.ndim == 1:
+        return found
     return [None if array is None else array.reshape(-1) for array in found]
 
 
@@ -264,22 +265,6 @@ def _require_state(call, **states) -> None:
 # ---- launch --------------------------------------------------------------------------------------
 
 
-def _launch_update(launch, kernel: str, flags: tuple, arrays: tuple, hyper, last: tuple) -> None:
-    """Launch ``kernel<T, *flags, VECTOR>(*arrays, hyper, n, *last)``, absent arrays as null."""
-    parameters = arrays[0]
-    if parameters.size == 0:
-        return
-    vector = launch.aligned(16, *arrays)
-    width = 16 // accumulator_dtype(parameters.dtype).itemsize if vector else 1
-    template = ", ".join(str(flag).lower() for flag in (*flags, vector))
-    launch(
-        f"{kernel}<{launch.ctype(parameters.dtype)}, {template}>",
-        grid=(max(1, -(-(parameters.size // width) // (THREADS * UNROLL))),),
-        block=(THREADS,),
-        args=(*arrays, hyper, np.int64(parameters.size), *map(np.bool_, last)),
-    )
-
-
 @advance_step.cuda
 def _(launch, hyper, rule):
     launch(f"advance_step<{rule.title()}Hyper>", grid=(1,), block=(1,), args=(hyper,))
@@ -289,7 +274,7 @@ def _(launch, hyper, rule):
 def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize):
     flags = (momentum_buffer is not None,)
     arrays = (parameters, gradients, momentum_buffer)
-    _launch_update(launch, "sgd_update", flags, arrays, hyper, (nesterov, maximize))
+    launch_update(launch, "sgd_update", flags, arrays, hyper, (nesterov, maximize))
 
 
 @adam_update.cuda
@@ -298,26 +283,26 @@ def _(
 ):
     flags = (max_exp_avg_sq is not None,)
     arrays = (parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq)
-    _launch_update(launch, "adam_update", flags, arrays, hyper, (decoupled, maximize))
+    launch_update(launch, "adam_update", flags, arrays, hyper, (decoupled, maximize))
 
 
 @rmsprop_update.cuda
 def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize):
     flags = (momentum_buffer is not None, grad_avg is not None)
     arrays = (parameters, gradients, square_avg, momentum_buffer, grad_avg)
-    _launch_update(launch, "rmsprop_update", flags, arrays, hyper, (maximize,))
+    launch_update(launch, "rmsprop_update", flags, arrays, hyper, (maximize,))
 
 
 @adagrad_update.cuda
 def _(launch, parameters, gradients, state_sum, hyper, maximize):
     arrays = (parameters, gradients, state_sum)
-    _launch_update(launch, "adagrad_update", (), arrays, hyper, (maximize,))
+    launch_update(launch, "adagrad_update", (), arrays, hyper, (maximize,))
 
 
 @lion_update.cuda
 def _(launch, parameters, gradients, exp_avg, hyper, maximize):
     arrays = (parameters, gradients, exp_avg)
-    _launch_update(launch, "lion_update", (), arrays, hyper, (maximize,))
+    launch_update(launch, "lion_update", (), arrays, hyper, (maximize,))
 
 
 # ---- the other implementations, cost -------------------------------------------------------------
@@ -335,22 +320,11 @@ def _(launch, hyper, rule):
     launch(f"advance_step_{rule}", (1,), (1,), (hyper,))
 
 
-def _launch_numba(launch, kernel: str, arrays: tuple, hyper, *flags: bool) -> None:
-    """Launch `kernel` with one thread an element; Numba takes no None for an absent array."""
-    parameters = arrays[0]
-    if parameters.size == 0:
-        return
-    absent = launch.empty((1,), accumulator_dtype(parameters.dtype))
-    arrays = [absent if array is None else array for array in arrays]
-    grid = (min(-(-parameters.size // 128), 65535),)
-    launch(kernel, grid, (128,), (*arrays, hyper, *map(np.bool_, flags)))
-
-
 @sgd_update.numba
 def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize):
     arrays = (parameters, gradients, momentum_buffer)
     has_momentum = momentum_buffer is not None
-    _launch_numba(launch, "sgd_update", arrays, hyper, has_momentum, nesterov, maximize)
+    launch_numba(launch, "sgd_update", arrays, hyper, has_momentum, nesterov, maximize)
 
 
 @adam_update.numba
@@ -359,26 +333,26 @@ def _(
 ):
     arrays = (parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq)
     amsgrad = max_exp_avg_sq is not None
-    _launch_numba(launch, "adam_update", arrays, hyper, amsgrad, decoupled, maximize)
+    launch_numba(launch, "adam_update", arrays, hyper, amsgrad, decoupled, maximize)
 
 
 @rmsprop_update.numba
 def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize):
     arrays = (parameters, gradients, square_avg, momentum_buffer, grad_avg)
     flags = (momentum_buffer is not None, grad_avg is not None, maximize)
-    _launch_numba(launch, "rmsprop_update", arrays, hyper, *flags)
+    launch_numba(launch, "rmsprop_update", arrays, hyper, *flags)
 
 
 @adagrad_update.numba
 def _(launch, parameters, gradients, state_sum, hyper, maximize):
     arrays = (parameters, gradients, state_sum)
-    _launch_numba(launch, "adagrad_update", arrays, hyper, maximize)
+    launch_numba(launch, "adagrad_update", arrays, hyper, maximize)
 
 
 @lion_update.numba
 def _(launch, parameters, gradients, exp_avg, hyper, maximize):
     arrays = (parameters, gradients, exp_avg)
-    _launch_numba(launch, "lion_update", arrays, hyper, maximize)
+    launch_numba(launch, "lion_update", arrays, hyper, maximize)
 
 
 # ---- cost ----------------------------------------------------------------------------------------

@@ -8,9 +8,14 @@ import numpy as np
 
 from gpunn.primitives import optimizer as updates
 from gpunn.primitives import optimizer_reference
-from gpunn.primitives.samples import FLOAT64, FLOATING, Accumulator, Fixed, Sample
-
-BENCH_SHAPES = ((1 << 20,), (1 << 26,))
+from gpunn.primitives.samples import (
+    ELEMENTWISE_SHAPES,
+    FLOAT64,
+    FLOATING,
+    Accumulator,
+    Fixed,
+    Sample,
+)
 
 
 def _hyper(rule: str, step: int, **values: float) -> Fixed:
@@ -190,4 +195,4 @@ for _made in (
     updates.adagrad_update,
     updates.lion_update,
 ):
-    _made.bench_shapes = BENCH_SHAPES
+    _made.bench_shapes = ELEMENTWISE_SHAPES

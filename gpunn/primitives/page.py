@@ -6,9 +6,10 @@ from collections.abc import Iterable
 
 from gpunn.primitives.registry import Primitive
 
-HEAD = """# The kernels
+HEAD = """# The table of kernels
 
 This page is generated from the kernel table by `make docs-tables`; do not edit it.
+[How the kernels work](index.md) is told beside it.
 
 Each is a plain function on arrays in `gpunn.kernels`; `help(gpunn.kernels.NAME)` gives its formula,
 shapes, dtypes and errors. *FLOP* and *bytes* are what one call on float32 inputs of the shape named
@@ -27,7 +28,7 @@ def kernels_page(primitives: Iterable[Primitive]) -> str:
     for family, members in sorted(families.items()):
         sources = sorted({f"kernels/cuda/{made.cuda_source}" for made in members})
         sources += sorted({f"kernels/numba/{made.numba_source}" for made in members})
-        links = ", ".join(f"[{source}](../{source})" for source in sources)
+        links = ", ".join(f"[{source}](../../{source})" for source in sources)
         parts.append(f"## {family.replace('_', ' ').capitalize()}\n\n{links}\n")
         parts.append("| kernel | what it computes | shape | FLOP | bytes |")
         parts.append("| --- | --- | --- | ---: | ---: |")

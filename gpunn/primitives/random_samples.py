@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpunn.primitives.random import dropout, random_bits, random_normal, random_uniform
-from gpunn.primitives.samples import FLOATING, Sample
+from gpunn.primitives.samples import ELEMENTWISE_SHAPES, FLOATING, Sample
 
 
 def _known_answers():
@@ -98,4 +98,4 @@ def _(rng, shape):
 
 
 for _made in (random_bits, random_uniform, random_normal, dropout):
-    _made.bench_shapes = ((1 << 20,), (1 << 26,))
+    _made.bench_shapes = ELEMENTWISE_SHAPES

@@ -346,4 +346,7 @@ def _(rng, shape):
 
 
 for _made in (reduce_sum, reduce_mean, reduce_max, reduce_argmax):
-    _made.bench_shapes = ((65536, 1024), (4096, 16384), (256, 262144))
+    _made.bench_shapes = (
+        (65536, 1024), (128, 256), (1024, 1024), (1 << 20, 64), (65536, 4096), (4096, 16384),
+        (256, 262144), (1, 1 << 26),
+    )  # fmt: skip

@@ -7,6 +7,7 @@ reads the array once, where moving the axes together first would read, write and
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -30,13 +31,14 @@ def reduced_shape(shape, axes, keepdims: bool) -> tuple[int, ...]:
     return tuple(size for axis, size in enumerate(shape) if axis not in axes)
 
 
-def passes(shape, axes) -> list[tuple[int, int, int]]:
+@functools.lru_cache(1024)
+def passes(shape: tuple[int, ...], axes: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
     """(outer, n, inner) of the reductions over n that make up one over `axes`, the longest first.
 
     Neighbouring axes count as one. Each pass works on the (outer, inner) that the one before left.
     """
     if 0 in shape:
-        return [(math.prod(reduced_shape(shape, axes, keepdims=False)), 0, 1)]
+        return ((math.prod(reduced_shape(shape, axes, keepdims=False)), 0, 1),)
     groups: list[tuple[int, bool]] = []  # (size, whether reduced), neighbours of one kind merged
     for axis, size in enumerate(shape):
         reduced = axis in axes
@@ -50,20 +52,22 @@ def passes(shape, axes) -> list[tuple[int, int, int]]:
         outer = math.prod(size for size, _ in groups[:place])
         inner = math.prod(size for size, _ in groups[place + 1 :])
         found.append((outer, groups.pop(place)[0], inner))
-    return found or [(math.prod(shape), 1, 1)]
+    return tuple(found) or ((math.prod(shape), 1, 1),)
 
 
 class Reduction:
     """One reduction on the GPU: which operation, on what, and the launches that make it up."""
 
     def __init__(self, launch, name: str, x, out, divisor: int = 1):
-        dtype = UINT8 if x.dtype == BOOL else x.dtype  # a bool is stored as a byte of 0 or 1
-        self.launch, self.x, self.out = launch, x.view(dtype), out
+        if x.dtype == BOOL:  # stored as a byte of 0 or 1
+            x = x.view(UINT8)
+        self.launch, self.x, self.out = launch, x, out
         if out.dtype == BOOL:
             self.out = out.view(UINT8)
+        dtype = x.dtype
         self.operation = f"{name}<{launch.ctype(dtype)}>"
         total = accumulator_dtype(dtype) if dtype in FLOATING else INT64
-        self.divisor = total.type(divisor) if name == "SumOf" else np.int32(0)
+        self.divisor = total.type(divisor) if name == "SumOf" else launch.int32(0)
         # Of a sum, of a value, or of a value with its index.
         self.state_bytes = {
             "SumOf": total.itemsize, "LargestOf": max(dtype.itemsize, 4), "ArgmaxOf": 16
@@ -97,7 +101,7 @@ class Reduction:
             parts = _parts(rows, cols * x.itemsize, launch.multiprocessors)
         states = None if last and parts == 1 else self._states(rows * parts)
         grid, block = row_grid(rows * parts, threads)
-        sizes = (np.int64(rows), np.int64(cols), np.int32(parts), np.int32(threads))
+        sizes = (launch.int64(rows), launch.int64(cols), launch.int32(parts), launch.int32(threads))
         vector = np.bool_(launch.aligned(16, x))
         args = (x, self.out, states, *sizes, self.divisor, vector)
         launch(f"reduce_rows<{self.operation}>", grid, block, args)
@@ -116,8 +120,8 @@ class Reduction:
             parts = _parts(blocks, n * across * width * x.itemsize, launch.multiprocessors)
         states = None if last and parts == 1 else self._states(outer * parts * inner)
         grid, block = row_grid(outer * parts * tiles, across * down, _BLOCK_THREADS)
-        sizes = (np.int64(outer), np.int64(n), np.int64(inner))
-        shares = (np.int32(parts), np.int32(across), np.int32(down))
+        sizes = (launch.int64(outer), launch.int64(n), launch.int64(inner))
+        shares = (launch.int32(parts), launch.int32(across), launch.int32(down))
         vector = np.bool_(inner % width == 0 and launch.aligned(16, x))
         args = (x, self.out, states, *sizes, *shares, self.divisor, vector)
         launch(f"reduce_columns<{self.operation}>", grid, block, args)
@@ -125,6 +129,7 @@ class Reduction:
 
     def _merge(self, states, outer: int, parts: int, inner: int, last: bool):
         """Join (outer, parts, inner) states over the parts; returns the (outer, inner) states."""
+        launch = self.launch
         while True:
             chunk = parts if parts <= _MERGE_AT_ONCE else 256
             chunks = -(-parts // chunk)
@@ -134,9 +139,9 @@ class Reduction:
             many = inner > 1 and outer * chunks * inner >= 1 << 14
             threads = 1 if many else min(_power_of_two(chunk), 32)
             grid, block = row_grid(outer * chunks * inner, threads)
-            sizes = (np.int64(outer), np.int64(parts), np.int64(inner), np.int64(chunk))
-            args = (states, self.out, after, *sizes, np.int32(threads), self.divisor)
-            self.launch(f"reduce_merge<{self.operation}>", grid, block, args)
+            sizes = map(launch.int64, (outer, parts, inner, chunk))
+            args = (states, self.out, after, *sizes, launch.int32(threads), self.divisor)
+            launch(f"reduce_merge<{self.operation}>", grid, block, args)
             if chunks == 1:
                 return after
             states, parts = after, chunks
@@ -153,7 +158,7 @@ def _parts(blocks: int, bytes_of_one: int, multiprocessors: int) -> int:
 
 
 def run_numba(launch, name: str, x, out, axes, divisor=None) -> None:
-    """Run a Numba kernel for each pass: one block an element of the result."""
+    """Run a Numba kernel for each pass."""
     if out.size == 0:
         return
     x = x.view(UINT8) if x.dtype == BOOL else x
@@ -162,9 +167,32 @@ def run_numba(launch, name: str, x, out, axes, divisor=None) -> None:
     for number, (outer, n, inner) in enumerate(todo):
         last = number == len(todo) - 1
         result = target if last else launch.empty((outer, inner), target.dtype)
-        threads = min(max(_power_of_two(-(-n // 8)), 2), 256)
-        args = (x.reshape(outer, n, inner), result.reshape(outer, inner))
+        one, own = (), ()
         if divisor is not None:
-            args += (divisor if last else type(divisor)(1),)
-        launch(f"{name}_{x.dtype.name}", (min(outer * inner, 65535),), (threads,), args)
+            one, own = (type(divisor)(1),), (divisor if last else type(divisor)(1),)
+        x = x.reshape(outer, n, inner)
+        parts = 1 if name == "reduce_argmax" else _numba_parts(outer, n, inner)
+        if parts > 1:
+            partial = launch.empty((outer, parts, inner), target.dtype)
+            _launch_numba(launch, name, x, partial, one)
+            x = partial
+        _launch_numba(launch, name, x, result.reshape(outer, 1, inner), own)
         x = result
+
+
+def _numba_parts(outer: int, n: int, inner: int) -> int:
+    """Few results are few blocks: then each is made of parts, of 1024 elements at the least."""
+    tiles = outer * -(-inner // 32)
+    parts = max(1, min(n // 1024, 512 // tiles))
+    return -(-n // -(-n // parts)) if n else 1  # no part is empty
+
+
+def _launch_numba(launch, name: str, x, out, divisor: tuple) -> None:
+    """Each (o, part, i) of `out` from its part of x[o, :, i]: a thread for about 8 elements."""
+    (outer, n, inner), parts = x.shape, out.shape[1]
+    size = max(1, -(-n // parts))
+    across = min(_power_of_two(inner), 32)
+    down = min(max(_power_of_two(-(-size // 8)), 2), 256 // across)
+    grid = (min(outer * parts * -(-inner // across), 65535),)
+    args = (x, out, np.int64(size), *divisor)
+    launch(f"{name}_{x.dtype.name}", grid, (across, down), args)

@@ -1,11 +1,15 @@
 // activation.cuh - the activation functions and their derivatives, for use in any kernel.
 //
-// Each struct gives value(x, alpha) and derivative(x, alpha) in the accumulator type A. They are
-// written so that no intermediate overflows: exp is only ever taken of a number <= 0.
+// Each struct gives value(x, alpha) and derivative(x, alpha) in the type A of its arguments: float, double or,
+// for 16-bit elements, the quicker `Quick` of quick.cuh. They are written so that no intermediate
+// overflows: exp is only ever taken of a number <= 0.
 // Sources: GELU Hendrycks & Gimpel 2016; ELU Clevert et al. 2015; SELU Klambauer et al. 2017;
 // SiLU Elfwing et al. 2017; Mish Misra 2019; hard swish Howard et al. 2019.
 #pragma once
 #include "common.cuh"
+
+// a / b for any b; the quick division of `Quick` is not.
+template <typename A> __device__ __forceinline__ A quotient(A a, A b) { return a / b; }
 
 struct Identity {
     template <typename A> static __device__ __forceinline__ A value(A x, A) { return x; }
@@ -113,7 +117,7 @@ struct Silu {  // x sigmoid(x)
 struct Softplus {  // log(1 + exp(alpha x)) / alpha
     template <typename A> static __device__ __forceinline__ A value(A x, A alpha) {
         const A z = alpha * x;
-        return (maximum(z, A(0)) + logarithm_of_1_plus(exponential(-absolute(z)))) / alpha;
+        return quotient(maximum(z, A(0)) + logarithm_of_1_plus(exponential(-absolute(z))), alpha);
     }
     template <typename A> static __device__ __forceinline__ A derivative(A x, A alpha) {
         return Sigmoid::value(alpha * x, A(0));

@@ -8,59 +8,64 @@
 // (for double: u and the quantile of 53 bits; the mask of dropout is the same for every type.)
 //
 // Who does what: a thread owns the four neighbouring elements of one Philox block and goes on by the
-// grid's size. With VECTOR it moves them in one 16-byte transaction (two for double, 8 bytes for the
-// 16-bit types), a warp thus a whole run of memory; without, and at the end, one by one.
+// grid's size; in dropout of 16-bit elements those of two, because 8 bytes a thread would be too few under
+// way to hide the latency of a load. With VECTOR it moves them in one 16-byte transaction (two for double,
+// 8 bytes for 16-bit random numbers), a warp thus a whole run of memory; without, and at the end, one by one.
 // The limit: float32 moves 4 bytes an element (dropout 8) for about 25 instructions, about 100 with the
 // quantile. A chip of 4.3 TB/s and 30 T instructions/s is thus near its memory's limit with uniform numbers
 // and dropout, and at about a quarter of it with normal ones.
-// Assumes: nothing of the shape; VECTOR only if all pointers are multiples of 16 bytes (of 8 for the
-// 16-bit types). out may be x in dropout. Indices have 64 bits.
+// Assumes: nothing of the shape; VECTOR only if all pointers are multiples of 16 bytes (of 8 for 16-bit
+// random numbers). out may be x in dropout. Indices have 64 bits.
 // Why not a generator with state (as XORWOW): its state must be read, written and seeded, and the
 // numbers would depend on the number of threads.
 #include "random.cuh"
 
 constexpr int ITEMS = 4;  // of one Philox block
 
-// Elements in one transaction.
-template <typename T> constexpr int WIDTH = sizeof(T) == 8 ? 2 : 4;
+// Elements of COUNT in one transaction.
+template <typename T, int COUNT> constexpr int WIDTH = PACK<T> < COUNT ? PACK<T> : COUNT;
+// Philox blocks of a thread in dropout.
+template <typename T> constexpr int TOGETHER = sizeof(T) == 2 ? 2 : 1;
 
 template <typename T> __device__ __forceinline__ T zero() { return narrow<T>(Accumulator<T>(0)); }
 
-// Calls f(first element, block number) for every block of this thread.
-template <typename Function> __device__ __forceinline__ void for_each_block(int64 n, Function f) {
-    const int64 blocks = (n + ITEMS - 1) / ITEMS;
-    for (int64 b = global_thread(); b < blocks; b += grid_threads()) f(b * ITEMS, static_cast<uint64>(b));
+// Calls f(first element, number) for every run of COUNT elements that this thread owns.
+template <int COUNT = ITEMS, typename Function> __device__ __forceinline__ void for_each_block(int64 n, Function f) {
+    const int64 blocks = (n + COUNT - 1) / COUNT;
+    for (int64 b = global_thread(); b < blocks; b += grid_threads()) f(b * COUNT, static_cast<uint64>(b));
 }
 
-template <bool VECTOR, typename T>
-__device__ __forceinline__ void store_block(T* out, int64 first, int64 n, const T (&value)[ITEMS]) {
-    if (VECTOR && first + ITEMS <= n) {
+template <bool VECTOR, typename T, int COUNT>
+__device__ __forceinline__ void store_block(T* out, int64 first, int64 n, const T (&value)[COUNT]) {
+    constexpr int W = WIDTH<T, COUNT>;
+    if (VECTOR && first + COUNT <= n) {
 #pragma unroll
-        for (int k = 0; k < ITEMS; k += WIDTH<T>) {
-            Pack<T, WIDTH<T>> pack;
+        for (int k = 0; k < COUNT; k += W) {
+            Pack<T, W> pack;
 #pragma unroll
-            for (int e = 0; e < WIDTH<T>; e++) pack.item[e] = value[k + e];
+            for (int e = 0; e < W; e++) pack.item[e] = value[k + e];
             store_pack(out + first + k, pack);
         }
     } else {
 #pragma unroll
-        for (int k = 0; k < ITEMS; k++)
+        for (int k = 0; k < COUNT; k++)
             if (first + k < n) out[first + k] = value[k];
     }
 }
 
-template <bool VECTOR, typename T>
-__device__ __forceinline__ void load_block(const T* x, int64 first, int64 n, T (&value)[ITEMS]) {
-    if (VECTOR && first + ITEMS <= n) {
+template <bool VECTOR, typename T, int COUNT>
+__device__ __forceinline__ void load_block(const T* x, int64 first, int64 n, T (&value)[COUNT]) {
+    constexpr int W = WIDTH<T, COUNT>;
+    if (VECTOR && first + COUNT <= n) {
 #pragma unroll
-        for (int k = 0; k < ITEMS; k += WIDTH<T>) {
-            const Pack<T, WIDTH<T>> pack = load_pack<T, WIDTH<T>>(x + first + k);
+        for (int k = 0; k < COUNT; k += W) {
+            const Pack<T, W> pack = load_pack<T, W>(x + first + k);
 #pragma unroll
-            for (int e = 0; e < WIDTH<T>; e++) value[k + e] = pack.item[e];
+            for (int e = 0; e < W; e++) value[k + e] = pack.item[e];
         }
     } else {
 #pragma unroll
-        for (int k = 0; k < ITEMS; k++) value[k] = first + k < n ? x[first + k] : zero<T>();
+        for (int k = 0; k < COUNT; k++) value[k] = first + k < n ? x[first + k] : zero<T>();
     }
 }
 
@@ -105,13 +110,19 @@ random_normal(T* out, int64 n, uint64 seed, uint64 offset, Accumulator<T> mean, 
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256)
 dropout(const T* x, T* out, int64 n, uint64 seed, uint64 offset, uint32 threshold, Accumulator<T> scale) {
-    for_each_block(n, [=](int64 first, uint64 block) {
-        T value[ITEMS];
+    constexpr int BLOCKS = TOGETHER<T>;
+    for_each_block<BLOCKS * ITEMS>(n, [=](int64 first, uint64 number) {
+        T value[BLOCKS * ITEMS];
         load_block<VECTOR>(x, first, n, value);  // under way while Philox computes
-        const Draws<float> words(block, offset, seed);
 #pragma unroll
-        for (int k = 0; k < ITEMS; k++)
-            value[k] = words.item[k] >> 8 >= threshold ? narrow<T>(widen(value[k]) * scale) : zero<T>();
+        for (int b = 0; b < BLOCKS; b++) {
+            const Draws<float> words(number * BLOCKS + b, offset, seed);
+#pragma unroll
+            for (int k = b * ITEMS; k < (b + 1) * ITEMS; k++) {
+                const bool keep = words.item[k - b * ITEMS] >> 8 >= threshold;
+                value[k] = keep ? narrow<T>(widen(value[k]) * scale) : zero<T>();
+            }
+        }
         store_block<VECTOR>(out, first, n, value);
     });
 }
