@@ -8,36 +8,28 @@ is written after every stage. A dry run goes through the same stages on a CPU wi
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
 import time
 import traceback
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import gpunn.kernels
-from gpunn.bench import results, stages, supervise
+from gpunn.bench import programs, results, supervise
 from gpunn.bench.cases import FIXED, Case, depends_on_dtype
 from gpunn.bench.ceilings import Ceilings
 from gpunn.bench.conformance import conformance_cases
-from gpunn.bench.machine import checkout
 from gpunn.bench.measure import NotTimed, Row
 from gpunn.bench.results import Results
-from gpunn.bench.supervise import Outcome, child_environment, stop
+from gpunn.bench.supervise import Outcome
 from gpunn.device import probe
 from gpunn.device.device import Device
 from gpunn.primitives.registry import Primitive
 
 BUDGET_SECONDS = 450.0
-TOOLKIT = "/usr/local/cuda/bin"  # where NVIDIA's programs are that nobody put on PATH
 # torch.compile takes seconds for each case, so it is a peer only of these, in float32 and the
 # largest shape.
 COMPILED = {
@@ -45,6 +37,10 @@ COMPILED = {
     "log_softmax_forward", "cross_entropy_forward", "cross_entropy_backward", "mse_forward",
     "adam_update", "reduce_sum", "dropout",
 }  # fmt: skip
+
+
+# What a stage measures has its own places in the result file, and is no part of its test.
+MEASURED = ("rows", "not_timed", "ceilings", "launches", "product")
 
 
 @dataclass
@@ -75,7 +71,7 @@ class Run:
 
     def note(self, stage: str, item: str, result: dict[str, Any]) -> None:
         """Add one tested item to the results; times and ceilings have their own places there."""
-        kept = {k: v for k, v in result.items() if k not in ("rows", "not_timed", "ceilings")}
+        kept = {k: v for k, v in result.items() if k not in MEASURED}
         self.found.tests.append({"stage": stage, "item": item, **kept})
 
 
@@ -159,6 +155,50 @@ def conformance(run: Run, seconds: float) -> str:
     return f"{passed} of {len(items)} kernels give the bits of the emulator"
 
 
+def matmul_kernels(run: Run, seconds: float) -> str:
+    """Every tensor-core product with every tile, also those that the rule does not choose here."""
+    from gpunn.device.launch import RecordingLauncher, device_properties
+    from gpunn.primitives import matmul_parity
+
+    if run.device.type != "cuda" and not probe.find_emulator().passed:
+        return "no GPU, and no emulator"
+    chip = RecordingLauncher("matmul.cu")
+    if run.device.type == "cuda":
+        found = device_properties(run.device.index)
+        chip.arch, chip.multiprocessors = found["arch"], found["multiProcessorCount"]
+        chip.shared_limit = found["sharedMemPerBlockOptin"]
+    items = [
+        {"id": f"{kernel} {dtype}", "mode": mode, "dtype": dtype, "kernel": kernel}
+        for mode, dtype, kernel in matmul_parity.menu(chip)
+    ]
+    jobs = 1 if run.tiny else 8  # each compiles its own
+    outcome = run.supervise("matmul kernels", items[:2] if run.tiny else items, seconds, jobs=jobs)
+    return f"{sum(r['passed'] for r in outcome.results.values())} of {len(items)} are right"
+
+
+def products(run: Run, seconds: float) -> str:
+    """A sweep of matrix products beside cuBLAS."""
+    from gpunn.bench.products import SWEEP, summary
+
+    chosen = sorted(SWEEP, key=lambda p: p.flops)[:2] if run.tiny else SWEEP
+    items = [{"id": product.key, "product": asdict(product)} for product in chosen]
+    outcome = run.supervise("products", items, seconds)
+    for result in outcome.results.values():
+        run.found.products += [result["product"]] if "product" in result else []
+        run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
+    means = [f"{s['kind']} {s['dtype']} {s['mean']:.2f}" for s in summary(run.found.products)]
+    return f"{len(run.found.products)} of {len(items)} shapes; " + ", ".join(means)
+
+
+def launches(run: Run, seconds: float) -> str:
+    """What a launch costs the host, beside other libraries."""
+    outcome = run.supervise("launches", [{"id": "launches"}], seconds)
+    for result in outcome.results.values():
+        run.found.launches += result.get("launches", ())
+        run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
+    return f"{len(run.found.launches)} rows"
+
+
 def microbenchmarks(run: Run, seconds: float) -> str:
     """Every primitive against its floor and its peers."""
     begin = time.monotonic()
@@ -197,29 +237,6 @@ def largest(made: Primitive) -> tuple[int, ...]:
     return max(made.bench_shapes, key=math.prod)
 
 
-def training(run: Run, seconds: float) -> str:
-    """Whole training steps against PyTorch."""
-    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
-        out = Path(folder) / "training.json"
-        command = [sys.executable, str(checkout() / "benchmarks" / "training.py")]
-        command += ["--device", str(run.device), "--json", str(out)]
-        if run.tiny:
-            command += ["--samples", "2", "--threads", "1", "--batch", "32"]
-            command += ["--jobs", "mlp-64-256-128-10"]
-        code, text = _command(command, seconds)
-        if out.exists():
-            run.found.training += results.read(out).training
-    passed = code == 0
-    failure = {"case": "benchmarks/training.py", "reason": text[-1500:]}
-    if code is None:
-        run.left_out["training jobs after those listed"] = "no time was left"
-    else:
-        run.note("training", "same losses as PyTorch", {
-            "passed": passed, "checked": 1, "failures": [] if passed else [failure]
-        })  # fmt: skip
-    return f"{len(run.found.training)} rows"
-
-
 def graphs(run: Run, seconds: float) -> str:
     """Primitives captured into graphs."""
     items = [
@@ -255,107 +272,23 @@ def large_arrays(run: Run, seconds: float) -> str:
     return f"{len(outcome.results)} primitives" + "".join(f"; {note}" for note in notes)
 
 
-def tests(run: Run, seconds: float) -> str:
-    """The tests that need a GPU, by pytest if it is there."""
-    if importlib.util.find_spec("pytest") is None:
-        run.left_out["pytest -m gpu"] = "pytest is not installed"
-        return "pytest is not installed"
-    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
-        report = Path(folder) / "report.xml"
-        where = "tests/bench" if run.tiny else "tests"
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
-                   "--continue-on-collection-errors", f"--junitxml={report}",
-                   # Two stages have these already.
-                   "--ignore=tests/primitives/test_parity.py",
-                   "--ignore=tests/emulator/test_conformance.py",
-                   where]  # fmt: skip
-        code, text = _command(command, seconds)
-        if not report.exists():
-            run.left_out["pytest -m gpu"] = "no time was left" if code is None else text[-1500:]
-            return "no report"
-        counts, failures = read_junit(report)
-    passed = not failures and code in (0, 5)  # 5: no test was chosen
-    if not passed and not failures:
-        failures = [{"case": "pytest", "reason": text[-1500:]}]
-    run.note("tests", "pytest -m gpu", {
-        "passed": passed, "checked": counts["tests"] - counts["skipped"],
-        "failures": failures, "failed": len(failures), "skipped": counts["skipped"],
-    })  # fmt: skip
-    return f"{counts['tests']} tests, {counts['skipped']} skipped"
-
-
-def read_junit(path: Path) -> tuple[dict[str, int], list[dict[str, str]]]:
-    """Counts and failures of a JUnit report."""
-    counts, failures = {"tests": 0, "skipped": 0}, []
-    for case in ElementTree.parse(path).iter("testcase"):
-        counts["tests"] += 1
-        counts["skipped"] += case.find("skipped") is not None
-        for kind in ("failure", "error"):
-            if (bad := case.find(kind)) is not None:
-                name = f"{case.get('classname', '')}::{case.get('name', '')}"
-                failures.append({"case": name, "reason": (bad.text or "")[-1500:]})
-    return counts, failures[: stages.MAX_FAILURES]
-
-
-def sanitizer(run: Run, seconds: float) -> str:
-    """memcheck and racecheck over the smallest samples of a few primitives."""
-    tool = shutil.which("compute-sanitizer", path=f"{os.environ.get('PATH', '')}:{TOOLKIT}")
-    if tool is None:
-        run.left_out["compute-sanitizer"] = "the program is not there"
-        return "there is no compute-sanitizer"
-    chosen = ("activation_forward", "softmax_forward", "cross_entropy_forward", "matmul",
-              "adam_update", "reduce_sum", "bias_gradient")  # fmt: skip
-    for check in ("memcheck", "racecheck"):
-        items = [
-            {"id": f"{check} {name}", "primitive": name, "implementation": "cuda"}
-            for name in chosen
-            if name in gpunn.kernels.table()
-        ]
-        prefix = [tool, "--tool", check, "--error-exitcode", "99", "--report-api-errors", "no"]
-        outcome = supervise.supervise(
-            "parity", items, device=str(run.device), seconds=seconds / 2, item_seconds=seconds,
-            tiny=True, prefix=prefix,
-        )  # fmt: skip
-        for name, result in outcome.results.items():
-            run.note("sanitizer", name, result)
-        for name, reason in outcome.crashed.items():
-            failure = {"case": name, "reason": reason}
-            run.note("sanitizer", name, {"passed": False, "checked": 1, "failures": [failure]})
-        run.left_out |= outcome.not_run
-    return "memcheck, racecheck"
-
-
 # In the order of their weight, with the seconds that each needs at most on one GPU.
 STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("environment", environment, 5),
     ("compile", compile_kernels, 70),
     ("conformance", conformance, 40),
     ("parity", parity, 80),
+    ("matmul kernels", matmul_kernels, 60),
     ("graphs", graphs, 20),
     ("training parity", training_parity, 20),
+    ("launches", launches, 10),
+    ("products", products, 100),
     ("microbenchmarks", microbenchmarks, 150),
-    ("training", training, 40),
+    ("training", programs.training, 40),
     ("large arrays", large_arrays, 30),
-    ("tests", tests, 40),
-    ("sanitizer", sanitizer, 40),
+    ("tests", programs.tests, 40),
+    ("sanitizer", programs.sanitizer, 40),
 )
-
-
-def _command(command: list[str], seconds: float) -> tuple[int | None, str]:
-    """Run a command of its own; the exit code (None if the time was up) and what it said."""
-    with tempfile.TemporaryFile() as sink:
-        child = subprocess.Popen(
-            command, cwd=checkout(), env=child_environment(), stdin=subprocess.DEVNULL,
-            stdout=sink, stderr=sink, start_new_session=os.name == "posix",
-        )  # fmt: skip
-        try:
-            code = child.wait(max(seconds, 0.1))
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            stop(child)
-        sink.seek(0)
-        return code, sink.read().decode(errors="replace")
 
 
 # ---- all together --------------------------------------------------------------------------------
@@ -422,6 +355,8 @@ def short_rows(rows: Sequence[Row]) -> list[Row]:
 
 def summary(found: Results) -> str:
     """A short table of what happened, and one of the best rows."""
+    from gpunn.bench import launch
+    from gpunn.bench.products import summary_text
     from gpunn.bench.tables import rows_table
     from gpunn.bench.training import table_of
     from gpunn.text import table
@@ -435,6 +370,10 @@ def summary(found: Results) -> str:
     if ours := short_rows(found.rows):
         parts.append(rows_table(ours))
         parts.append(f"{len(found.rows) - len(ours)} more rows are in the file")
+    if found.launches:
+        parts.append(launch.text(found.launches))
+    if found.products:
+        parts.append(summary_text(found.products))
     if found.training:
         parts.append(table_of(found.training))
     failed, lines = [test for test in found.tests if not test["passed"]], []

@@ -197,7 +197,8 @@ def digests_of(made: Primitive) -> dict[str, str]:
     folder = sources.kernels_folder()
     found = {"numpy": specification}
     if "cuda" in made.implementations:
-        found["cuda"] = _combine(specification, _cuda_digest(folder / "cuda", made.cuda_source))
+        sources_ = (_cuda_digest(folder / "cuda", source) for source in made.cuda_sources)
+        found["cuda"] = _combine(specification, *sources_)
     if "numba" in made.implementations:
         text = (folder / "numba" / made.numba_source).read_text("utf-8")
         found["numba"] = _combine(specification, _python_digest(text))

@@ -179,7 +179,7 @@ def check(peer: str, case: Case, device: Device, full: Inputs | None = None) -> 
 def _check_small(peer: str, made: Primitive, case: Case, device: Device) -> None:
     host = host_inputs(made, case.shape, case.dtype, seed=1)
     inputs = moved(host, device)
-    result = prepare(peer, made.name, [inputs])[0]()
+    result = _first(prepare(peer, made.name, [inputs])[0]())
     if made.name in RANDOM:
         _check_distribution(made, host, _numpy(result if result is not None else inputs.args[0]))
         return
@@ -201,7 +201,7 @@ def _check_small(peer: str, made: Primitive, case: Case, device: Device) -> None
 def _check_full(peer: str, made: Primitive, full: Inputs, device: Device) -> None:
     ours, theirs = moved(full, device), moved(full, device)
     expected = [_first(ours.call(made)), *ours.args]
-    result = prepare(peer, made.name, [theirs])[0]()
+    result = _first(prepare(peer, made.name, [theirs])[0]())
     got = [None if result is None else _array(result), *theirs.args]
     for one, two in zip(got, expected, strict=True):
         if one is None or not hasattr(two, "dtype") or two.dtype not in FLOATING:

@@ -69,6 +69,13 @@ def activation_backward(xp, grad_output, x, *, activation, out=None):
     return _put(wide(grad_output) * _BACKWARD[activation](xp, wide(x)), out)
 
 
+@peer
+def activation_bias_backward(xp, grad_output, x, *, activation, out=None):
+    value = wide(grad_output) * _BACKWARD[activation](xp, wide(x))
+    sums = value.sum(axis=tuple(range(value.ndim - 1))).astype(grad_output.dtype)
+    return _put(value, out), sums
+
+
 # ---- matmul, reductions --------------------------------------------------------------------------
 
 
@@ -87,6 +94,19 @@ def matmul(
     if activation != "identity":
         out[...] = _FORWARD[activation](xp, out)
     return out
+
+
+@peer
+def matmul_activation_backward(
+    xp, a, b, preactivation, *, activation, keep_bias_gradient=True, out=None
+):
+    value = wide(matmul(xp, a, b)) * _BACKWARD[activation](xp, wide(preactivation))
+    return _put(value.astype(a.dtype, copy=False), out), value.sum(0).astype(a.dtype)
+
+
+@peer
+def linear_weight_gradient(xp, grad_output, x, *, out=None):
+    return matmul(xp, grad_output.T, x, out=out), bias_gradient(xp, grad_output).astype(x.dtype)
 
 
 @peer
@@ -198,6 +218,20 @@ def cross_entropy_forward(xp, logits, target, *, out=None):
     x = x - x.max(1, keepdims=True)
     log_sum = xp.log(xp.exp(x).sum(1))
     return _put((log_sum - x[xp.arange(len(x)), target]).mean(), out)
+
+
+@peer
+def cross_entropy_forward_backward(xp, logits, target, *, out=None):
+    x, rows = wide(logits), xp.arange(len(logits))
+    x = x - x.max(1, keepdims=True)
+    gradient = xp.exp(x)
+    total = gradient.sum(1, keepdims=True)
+    loss = (xp.log(total[:, 0]) - x[rows, target]).mean()
+    gradient /= total
+    gradient[rows, target] -= 1
+    gradient /= len(x)
+    gradient = gradient.astype(logits.dtype, copy=False)  # made like ours; the loss is compared
+    return _put(loss, out)
 
 
 @peer

@@ -63,6 +63,12 @@ def activation_backward(grad_output, x, *, activation, out=None):
 
 
 @peer
+def activation_bias_backward(grad_output, x, *, activation, out=None):
+    grad = activation_backward(grad_output, x, activation=activation, out=out)
+    return grad, grad.sum(tuple(range(grad.ndim - 1)))
+
+
+@peer
 def matmul(
     a, b, *, transpose_a=False, transpose_b=False, bias=None, activation="identity", out=None
 ):
@@ -74,6 +80,19 @@ def matmul(
         y = torch.matmul(a, b, out=out)
         y = y if bias is None else y.add_(bias)
     return y if activation == "identity" else _FORWARD[activation](y)
+
+
+@peer
+def matmul_activation_backward(
+    a, b, preactivation, *, activation, keep_bias_gradient=True, out=None
+):
+    grad = activation_backward(torch.mm(a, b), preactivation, activation=activation, out=out)
+    return grad, grad.sum(0)
+
+
+@peer
+def linear_weight_gradient(grad_output, x, *, out=None):
+    return torch.mm(grad_output.mT, x, out=out), torch.sum(grad_output, 0)
 
 
 @peer
@@ -168,6 +187,16 @@ def binary_cross_entropy_backward(grad_output, logits, target, *, out=None):
 @peer
 def cross_entropy_forward(logits, target, *, out=None):
     return F.cross_entropy(logits, target.long())
+
+
+@peer
+def cross_entropy_forward_backward(logits, target, *, out=None):
+    """As a training step does it: the loss, and then its gradient by autograd."""
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(logits, target.long())
+    torch.autograd.grad(loss, logits)
+    return loss.detach()
 
 
 @prepared

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpunn import kernels
-from gpunn.bench import machine, results
+from gpunn.bench import launch, machine, products, results
 from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
@@ -58,6 +58,8 @@ def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) 
     if not files:
         names = ", ".join(f"`{name}`" for name in digests)
         parts.append(f"No run on a GPU is recorded yet. {NOT_RUN.capitalize()}: {names}.\n")
+        parts.append(_products_markdown(None, digests))
+        parts.append(_launches_markdown(None))
     for gpu in dict.fromkeys(result.gpu for _, result in files):
         mine = [(path, result) for path, result in files if result.gpu == gpu]
         parts.append(_gpu_section(gpu, mine, digests, folder))
@@ -84,6 +86,8 @@ def _gpu_section(
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)
         parts.append(f"{NOT_RUN.capitalize()} since they last changed: {listed}.\n")
+    parts.append(_products_markdown(newest, digests))
+    parts.append(_launches_markdown(newest))
     if newest.training:
         parts.append(_training_markdown(newest))
     return "\n".join(parts)
@@ -152,6 +156,37 @@ def _rows_markdown(rows: Sequence[tuple[Row, Path]]) -> str:
     return markdown(headers, cells, 7)
 
 
+def _products_markdown(result: Results | None, digests: dict) -> str:
+    """The sweep of matrix products: how they compare with cuBLAS."""
+    title = "### Matrix products beside cuBLAS\n\n"
+    rows = result.products if result else []
+    if result and result.sources.get("matmul", {}).get("cuda") != digests["matmul"]["cuda"]:
+        rows = []  # measured with other kernels
+    lines = [
+        [one["kind"], one["dtype"], one["shapes"], f"{one['mean']:.2f}", f"{one['worst']:.2f}",
+         one["worst_key"], "" if one["error"] is None else f"{one['error']:.2f}"]
+        for one in products.summary(rows)
+    ]  # fmt: skip
+    if not lines:
+        return f"{title}{NOT_RUN.capitalize()} (`gpunn bench products`).\n"
+    said = "The peer's time over ours, as geometric mean and worst of the shapes, and the largest "
+    said += "ratio of our error to the peer's, both against float64.\n\n"
+    heads = ["kind", "dtype", "shapes", "mean", "worst", "worst shape", "error ratio"]
+    return title + said + markdown(heads, lines, 2)
+
+
+def _launches_markdown(result: Results | None) -> str:
+    """What a launch costs the host, and the parts of whole calls."""
+    title = "### What a launch costs the host\n\n"
+    rows = [row for row in result.launches if row["driver"]] if result else []
+    if not rows:
+        return f"{title}{NOT_RUN.capitalize()} (`gpunn bench launch`).\n"
+    said = "Median and spread of the host's time for each launch, and for each call of a primitive "
+    said += "on hardly any data, in microseconds.\n\n"
+    both = (launch.launch_cells(rows), launch.call_cells(rows))
+    return title + said + "\n".join(markdown(headers, lines, 1) for headers, lines in both if lines)
+
+
 def _training_markdown(result: Results) -> str:
     cells = []
     for row in result.training:
@@ -208,7 +243,7 @@ def targets(root: Path) -> dict[Path, str]:
     folder, readme = root / "benchmarks" / "results", root / "README.md"
     found = {
         root / "docs" / "performance.md": performance(folder),
-        root / "docs" / "kernels.md": kernels_page(kernels.table().values()),
+        root / "docs" / "kernels" / "table.md": kernels_page(kernels.table().values()),
     }
     if readme.is_file():
         found[readme] = filled(readme.read_text("utf-8"), readme_block(folder))

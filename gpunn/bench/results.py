@@ -32,7 +32,8 @@ class Results:
 
     `environment` holds machine, versions, commit, clean, date, command; `sources` the digests of
     the code behind every primitive; `ceilings` one entry a device; `tests` and `stages` are there
-    in files of the run on hardware; `training` has a row a job and contestant.
+    in files of the run on hardware; `training` has a row a job and contestant, and `launches` what
+    `gpunn.bench.launch.measure` gives, `products` what `gpunn.bench.products.measure` gives.
     """
 
     environment: dict[str, Any]
@@ -43,6 +44,8 @@ class Results:
     training: list[dict[str, Any]] = field(default_factory=list)
     tests: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
+    launches: list[dict[str, Any]] = field(default_factory=list)
+    products: list[dict[str, Any]] = field(default_factory=list)
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -59,6 +62,8 @@ class Results:
             "rows": [row.to_json() for row in self.rows],
             "not_timed": [asdict(one) for one in self.not_timed],
             "training": self.training,
+            "launches": self.launches,
+            "products": self.products,
         }
 
     @classmethod
@@ -80,6 +85,8 @@ class Results:
             value["training"],
             value["tests"],
             value["stages"],
+            value.get("launches", []),  # older files have none of these
+            value.get("products", []),
             value["dry_run"],
         )
 

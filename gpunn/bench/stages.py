@@ -25,6 +25,7 @@ from gpunn.bench.ceilings import Ceilings, Sizes, measure_ceilings
 from gpunn.device import arrays, synchronize
 from gpunn.device.device import Device
 from gpunn.device.probe import import_cupy
+from gpunn.errors import DeviceError
 from gpunn.primitives import parity
 from gpunn.primitives.registry import IMPLEMENTATIONS
 
@@ -132,6 +133,33 @@ def check_conformance(item: dict, device: Device, tiny: bool) -> dict:
     }
 
 
+@stage("matmul kernels")
+def check_matmul_kernel(item: dict, device: Device, tiny: bool) -> dict:
+    """One tensor-core kernel with one tile, on every layout and way out: the rule would not reach
+    it on this GPU and these shapes."""
+    from gpunn.device.cuda_launch import cuda_launcher
+    from gpunn.device.emulator_launch import emulator_launcher
+    from gpunn.primitives import matmul_parity
+
+    on_gpu = device.type == "cuda"
+    launch = cuda_launcher("matmul.cu", device) if on_gpu else emulator_launcher("matmul.cu")
+    results, failures = 0, []
+    for case, reason in matmul_parity.check_kernel(
+        launch, item["mode"], item["dtype"], item["kernel"], str(device), few=tiny
+    ):
+        results += 1
+        if reason:
+            failures.append({"case": case, "reason": reason[-3000:]})
+            if poisoned(device):
+                break
+    return {
+        "passed": results > 0 and not failures,
+        "checked": results,
+        "failures": failures[:MAX_FAILURES],
+        "failed": len(failures),
+    }
+
+
 # ---- graphs and determinism ----------------------------------------------------------------------
 
 
@@ -213,6 +241,43 @@ def time_ceilings(item: dict, device: Device, tiny: bool) -> dict:
     return {
         "passed": True,
         "ceilings": measure_ceilings(device, TINY_SIZES if tiny else None).to_json(),
+    }
+
+
+@stage("launches")
+def time_launches(item: dict, device: Device, tiny: bool) -> dict:
+    """The host's time for a launch and for whole calls."""
+    from gpunn.bench import launch
+
+    rows, skipped = launch.measure(device, **({"samples": 2, "calls": 10} if tiny else {}))
+    ours = [one for one in skipped if one.contestant == "gpunn"]
+    if device.type != "cuda":  # tensor maps are made by the driver, which is not there
+        ours = [one for one in ours if not one.reason.startswith(DeviceError.__name__)]
+    failures = [{"case": one.case, "reason": one.reason} for one in ours]
+    return {
+        "passed": not failures,
+        "checked": len(rows),
+        "failures": failures,
+        "launches": rows,
+        "not_timed": [asdict(one) for one in skipped],
+    }
+
+
+@stage("products")
+def time_product(item: dict, device: Device, tiny: bool) -> dict:
+    """One matrix product of the sweep beside the peer's."""
+    from gpunn.bench import products
+
+    product = products.Product(**item["product"])
+    row, skipped = products.measure(product, device, *((2, 1e-4) if tiny else (12, 5e-4)))
+    ours = [one for one in skipped if one.contestant == "gpunn"]
+    failures = [{"case": one.case, "reason": one.reason} for one in ours]
+    return {
+        "passed": not failures,
+        "checked": 1,
+        "failures": failures,
+        "product": row,
+        "not_timed": [asdict(one) for one in skipped],
     }
 
 

@@ -9,6 +9,8 @@ EXAMPLE = """examples:
   gpunn bench matmul --shape 1024x1024x1024 --dtype float32 bfloat16
   gpunn bench all --json now.json --plot roofline.png
   gpunn bench all --compare before.json --threshold 10%   exit code 1 if something became slower
+  gpunn bench launch                                  what a launch costs the host, by library
+  gpunn bench products                                a sweep of matrix products beside cuBLAS
   gpunn bench --list                                  primitives and their default shapes
 """
 
@@ -24,7 +26,8 @@ def add_parser(subparsers) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("primitives", nargs="*", metavar="PRIMITIVE", help="names or families, or all")
+    add("primitives", nargs="*", metavar="PRIMITIVE",
+        help="names, families or all; or launch, or products")  # fmt: skip
     add("--shape", nargs="+", metavar="AxB", help="such as 4096x1024 (default: the primitive's)")
     add("--dtype", nargs="+", default=["float32"], metavar="DTYPE",
         choices=("float16", "bfloat16", "float32", "float64"),
@@ -58,6 +61,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError("name a primitive, a family or all (gpunn bench --list shows them)")
     if arguments.samples < 1:
         raise ValueError(f"--samples is {arguments.samples}; at least 1 is needed")
+    if "launch" in arguments.primitives:
+        return run_launch(arguments)
+    if "products" in arguments.primitives:
+        return run_products(arguments)
     try:
         chosen = cases.select(arguments.primitives)
     except KeyError as error:
@@ -91,6 +98,71 @@ def run(arguments: argparse.Namespace) -> int:
     if found.not_timed:
         print("\n" + tables.not_timed_text(found.not_timed))
     return _finish(arguments, found, old, threshold)
+
+
+def run_launch(arguments: argparse.Namespace) -> int:
+    """gpunn bench launch: the host's cost of launches and of whole calls."""
+    from gpunn.bench import launch, results, tables
+    from gpunn.device.device import as_device
+    from gpunn.io import check_target
+
+    if len(arguments.primitives) > 1:
+        raise ValueError("launch is measured alone: leave out the other names")
+    for option in ("shape", "implementation", "peers", "plot", "compare"):
+        if getattr(arguments, option):
+            raise ValueError(f"launch takes no --{option}: it has kernels and peers of its own")
+    device = as_device(arguments.device)
+    if device.type == "emulator":
+        raise ValueError("--device emulator: it has no driver whose launches could be timed")
+    if arguments.json:
+        check_target(arguments.json)
+    if device.type == "cpu":
+        print(launch.WITHOUT_GPU, end="\n\n")
+    found = results.new(device)
+    found.launches, found.not_timed = launch.measure(device, arguments.samples)
+    print(launch.text(found.launches))
+    if found.not_timed:
+        print("\n" + tables.not_timed_text(found.not_timed))
+    if arguments.json:
+        found.write(arguments.json)
+        print(f"\nresults: {arguments.json}")
+    return 0
+
+
+def run_products(arguments: argparse.Namespace) -> int:
+    """gpunn bench products: the sweep of matrix products, a line each and a summary."""
+    from tqdm import tqdm
+
+    from gpunn.bench import products, results, tables
+    from gpunn.device.device import as_device
+    from gpunn.io import check_target
+
+    if len(arguments.primitives) > 1:
+        raise ValueError("products are measured alone: leave out the other names")
+    for option in ("shape", "implementation", "peers", "plot", "compare"):
+        if getattr(arguments, option):
+            raise ValueError(f"products takes no --{option}: it has shapes and peers of its own")
+    device = as_device(arguments.device)
+    if device.type == "emulator":
+        raise ValueError("--device emulator: it does not say how fast a kernel is")
+    if arguments.json:
+        check_target(arguments.json)
+    found = results.new(device)
+    chosen = [p for p in products.SWEEP if device.type == "cuda" or p.flops <= products.CPU_FLOPS]
+    if len(chosen) < len(products.SWEEP):
+        print(f"On a CPU only the {len(chosen)} smaller of {len(products.SWEEP)} products.\n")
+    for product in tqdm(chosen, unit="product", leave=False):
+        row, skipped = products.measure(product, device, arguments.samples)
+        found.products.append(row)
+        found.not_timed += skipped
+    print(products.rows_text(found.products))
+    print("\n" + products.summary_text(found.products))
+    if found.not_timed:
+        print("\n" + tables.not_timed_text(found.not_timed))
+    if arguments.json:
+        found.write(arguments.json)
+        print(f"\nresults: {arguments.json}")
+    return 0
 
 
 def _measure(case, device, found, arguments, names) -> None:

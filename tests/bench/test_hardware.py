@@ -8,7 +8,7 @@ import time
 import pytest
 
 from gpunn import kernels
-from gpunn.bench import hardware, results, stages, supervise
+from gpunn.bench import hardware, programs, results, stages, supervise
 from gpunn.bench.machine import checkout
 from gpunn.device import Device
 
@@ -123,7 +123,7 @@ def test_junit_reports_are_read(tmp_path):
         "<testcase classname='a' name='y'><failure>assert 1 == 2</failure></testcase>"
         "<testcase classname='a' name='z'><skipped/></testcase></testsuite></testsuites>"
     )
-    counts, failures = hardware.read_junit(path)
+    counts, failures = programs.read_junit(path)
     assert counts == {"tests": 3, "skipped": 1}
     assert failures == [{"case": "a::y", "reason": "assert 1 == 2"}]
 
@@ -184,12 +184,14 @@ def test_every_stage_runs_dry(stage, tmp_path, monkeypatch):
     assert results.read(tmp_path / "x.json").dry_run
     if stage == "microbenchmarks":
         assert {row.primitive for row in found.rows} >= {"activation_forward"}
+    if stage == "launches":
+        assert {row["kind"] for row in found.launches} == {"launch", "call"}
     if stage == "training":
         assert {row["contestant"] for row in found.training} >= {"gpunn"}
 
 
 def few(function):
-    return lambda device: function(device)[:3]
+    return lambda device: function(device)[:5]
 
 
 def test_dry_run_keeps_nothing():

@@ -36,7 +36,19 @@ def found():
          "flops": 1.0, "median": 2e-4, "quartiles": [1e-4, 3e-4], "samples": [2e-4], "inner": 1,
          "losses": [2.3, 2.2], "over_ours": 1.5}
     )  # fmt: skip
+    made.launches += [
+        launch_row("launch", "gpunn", 2e-6, arguments=1),
+        launch_row("launch", "cuda.core", 2.5e-6, arguments=1),
+        launch_row("call", "matmul", 9e-6, part="whole"),
+    ]
     return made
+
+
+def launch_row(kind, contestant, seconds, **more):
+    return {
+        "kind": kind, "contestant": contestant, **more, "driver": True, "median": seconds,
+        "quartiles": [seconds, seconds], "samples": [seconds] * 3, "inner": 200,
+    }  # fmt: skip
 
 
 def test_round_trip(tmp_path, found):
@@ -53,7 +65,8 @@ def test_round_trip(tmp_path, found):
 def test_the_documented_fields_are_those_of_the_file(found):
     text = (machine.checkout() / "benchmarks" / "results" / "README.md").read_text("utf-8")
     written = found.to_json()
-    for name in [*written, *written["rows"][0], *written["training"][0]]:
+    parts = [written, written["rows"][0], written["training"][0], *written["launches"]]
+    for name in [name for part in parts for name in part]:
         assert f"`{name}`" in text, f"{name} is not described"
 
 
@@ -212,6 +225,8 @@ def write(folder, found, name, **changes):
 def test_without_files_everything_is_not_yet_run(tmp_path):
     text = report.performance(tmp_path, DIGESTS)
     assert "Not yet run on hardware: `softmax_forward`, `matmul`." in text
+    title = "### What a launch costs the host"
+    assert f"{title}\n\nNot yet run on hardware (`gpunn bench launch`)." in text
     assert "not yet run on hardware" in report.readme_block(tmp_path, DIGESTS).lower()
 
 
@@ -231,6 +246,8 @@ def test_only_current_sources_are_shown(tmp_path, found):
     assert "Checks on the device: 12, all passed." in text
     assert "copy 4,000 GB/s; products float32 50.0 TFLOP/s" in text
     assert "| mlp | 128 | torch |  | 200 us | 1.50 |" in text
+    assert "| cuda.core | 2.50 ± 0% |  |  |" in text
+    assert "| matmul |  |  |  | 9.00 ± 0% |" in text
     block = report.readme_block(folder, DIGESTS)
     assert "| `softmax_forward` | 4096x1024 | 1.00 ms | 80% | 1.25 (torch) |" in block
     assert "| `matmul` | not yet run on hardware |" in block
@@ -243,6 +260,23 @@ def test_an_older_file_still_covers_what_has_not_changed(tmp_path, found):
     found.rows = []
     write(folder, found, "b.json", date="2026-11-25T00:00:00Z")
     assert "| cold | a | 1.00 ms |" in report.performance(folder, DIGESTS)
+
+
+def test_launches_that_called_no_driver_are_not_shown(tmp_path, found):
+    for row in found.launches:
+        row["driver"] = False
+    write(tmp_path / "results", found, "a.json")
+    assert "Not yet run on hardware (`gpunn bench launch`)." in report.performance(
+        tmp_path / "results", DIGESTS
+    )
+
+
+def test_files_from_before_launches_were_measured_are_read(tmp_path, found):
+    old = found.to_json()
+    del old["launches"]
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert results.read(path).launches == []
 
 
 def test_dry_runs_and_cpu_files_are_not_shown(tmp_path, found):

@@ -46,6 +46,21 @@ def test_compare_finds_what_became_slower(tmp_path, capsys):
     assert "faster" in capsys.readouterr().out
 
 
+def test_launch_is_measured_without_a_gpu(tmp_path, capsys):
+    out = tmp_path / "launch.json"
+    arguments = ["bench", "launch", "--device", "cpu", "--samples", "2", "--json", str(out)]
+    assert main(arguments) == 0
+    said, _, tables = capsys.readouterr().out.partition("\n\n")
+    assert said.startswith("There is no GPU here: ") and said.count(".") == 1
+    lines = tables.splitlines()
+    assert lines[0].split("  ")[0] == "a launch, us" and "20 arguments" in lines[0]
+    assert lines[2].startswith("gpunn ") and lines[2].count("±") == 3
+    assert any(line.startswith("activation_forward") and line.count("±") == 4 for line in lines)
+    rows = json.loads(out.read_text())["launches"]
+    assert {row["kind"] for row in rows} == {"launch", "call"}
+    assert not any(row["driver"] for row in rows)
+
+
 def test_list(capsys):
     assert main(["bench", "--list"]) == 0
     text = capsys.readouterr().out
@@ -66,6 +81,8 @@ def test_help_shows_examples(capsys):
         ([*SMALL[:2], "--shape", "8by16"], "write for example 4096x1024"),
         ([*SMALL, "--threshold", "much"], "write for example 5%"),
         ([*SMALL, "--peers", "cupy"], "cupy is no peer on cpu"),
+        (["bench", "launch", "matmul"], "launch is measured alone"),
+        (["bench", "launch", "--peers", "cupy"], "launch takes no --peers"),
         ([*SMALL, "--samples", "0"], "--samples is 0; at least 1 is needed"),
         ([*SMALL, "--compare", "nowhere.json"], "nowhere.json"),
     ],
