@@ -8,6 +8,7 @@ emulator, and the run on hardware on the GPU.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from gpunn.device import arrays
-from gpunn.primitives import matmul_mma, matmul_wgmma
+from gpunn.device.launch import RecordingLauncher
+from gpunn.primitives import matmul_mma, matmul_simt, matmul_wgmma
 from gpunn.primitives.activation import activation_backward, activation_forward
 from gpunn.primitives.matmul_option import Option
 from gpunn.primitives.matmul_problem import Finish, Problem, batch_dimensions, problem_of
@@ -40,7 +42,7 @@ ENDINGS: dict[str, dict[str, Any]] = {
     "added to": {"residual": "out"},
 }
 LAYOUTS = ("NN", "NT", "TN", "TT")
-TALL, FLAT = (200, 264, 200), (40, 200, 136)
+TALL, FLAT, LARGE, ODD = (200, 264, 200), (40, 200, 136), (264, 264, 8), (33, 65, 7)
 
 
 def make_problem(
@@ -162,6 +164,23 @@ def menu(chip) -> list[tuple[str, str, str]]:
             for option in options_of(make_problem(*shape, dtype), chip, mode):
                 found[mode, dtype.name, base_name(option)] = None
     return list(found)
+
+
+def menu_kernels(chip: RecordingLauncher) -> dict[str, set[str]]:
+    """Every kernel of the menu, those of the ordinary units too: source -> name expressions."""
+    found: dict[str, set[str]] = {}
+    for mode, dtype in (
+        ("native", BFLOAT16), ("native", FLOAT16), *((m, FLOAT32) for m in _FLOAT32_MODES)
+    ):  # fmt: skip
+        for finish in ENDINGS.values():
+            for shape, layout in itertools.product((TALL, FLAT, LARGE, ODD), LAYOUTS):
+                problem = make_problem(*shape, dtype, layout, **finish)
+                options = options_of(problem, chip, mode)
+                for option in options + matmul_simt.options(problem, chip):
+                    option.run(chip, problem)
+    for source, expression in chip.launches:
+        found.setdefault(source, set()).add(expression)
+    return found
 
 
 def check_kernel(

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import gpunn
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -20,4 +22,9 @@ def blocks():
 @pytest.mark.parametrize("text", list(blocks()))
 def test_block_runs(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    exec(compile(text, "<documentation>", "exec"), {"__name__": "__main__"})
+    precision = gpunn.get_matmul_precision()
+    try:
+        exec(compile(text, "<documentation>", "exec"), {"__name__": "__main__"})
+    finally:  # what a page switches on is not for the next test
+        gpunn.set_matmul_precision(precision)
+        gpunn.kernels.autotune(False)
