@@ -357,7 +357,7 @@ def summary(found: Results) -> str:
     """A short table of what happened, and one of the best rows."""
     from gpunn.bench import launch
     from gpunn.bench.products import summary_text
-    from gpunn.bench.tables import rows_table
+    from gpunn.bench.tables import over_shapes, rows_table
     from gpunn.bench.training import table_of
     from gpunn.text import table
 
@@ -369,7 +369,9 @@ def summary(found: Results) -> str:
     parts = [table(headers, rows, right=(2, 3, 4, 5))]
     if ours := short_rows(found.rows):
         parts.append(rows_table(ours))
-        parts.append(f"{len(found.rows) - len(ours)} more rows are in the file")
+        parts.append(f"{len(found.rows) - len(ours)} more rows are in the file. Over all shapes:")
+        headers, cells = over_shapes(found.rows)
+        parts.append(table(headers, cells, right=(3, 4, 5, *range(7, len(headers)))))
     if found.launches:
         parts.append(launch.text(found.launches))
     if found.products:

@@ -19,7 +19,7 @@ from gpunn.bench import launch, machine, products, results
 from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
-from gpunn.bench.tables import seconds_text, significant
+from gpunn.bench.tables import over_shapes, seconds_text, significant
 from gpunn.io.atomic import write_text
 from gpunn.primitives.page import kernels_page
 
@@ -82,6 +82,8 @@ def _gpu_section(
             if not covered and implementation == "cuda":
                 missing.append(name)
     if rows:
+        said = "Over all shapes of each primitive, geometric mean and (worst):\n"
+        parts += [said, markdown(*over_shapes([row for row, _ in rows]), 3)]
         parts.append(_rows_markdown(rows))
     if missing:
         listed = ", ".join(f"`{name}`" for name in missing)

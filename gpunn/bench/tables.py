@@ -48,6 +48,42 @@ def rows_table(rows: Sequence[Row]) -> str:
     return table(headers, cells, right=range(6, len(headers)))
 
 
+def over_shapes(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headers and cells: each primitive over all its shapes, as geometric mean and worst.
+
+    Of the two modes of a case the faster counts: a graph where launches would be what is measured.
+    """
+    best: dict[tuple, Row] = {}
+    for row in rows:
+        key = (row.primitive, row.dtype, row.implementation, row.shape)
+        if row.ours and (key not in best or row.timing.median < best[key].timing.median):
+            best[key] = row
+    peers = list(dict.fromkeys(name for row in best.values() for name in row.peers))
+    groups: dict[tuple, list[Row]] = {}
+    for row in best.values():
+        groups.setdefault((row.primitive, row.dtype, row.implementation), []).append(row)
+    cells = []
+    for key, members in groups.items():
+        worst = min(members, key=lambda row: row.percent_of_floor)
+        cells.append([
+            *key, str(len(members)), f"{_mean([r.percent_of_floor for r in members]):.0f}%",
+            f"{worst.percent_of_floor:.0f}%", shape_text(worst.shape),
+            *(_ratios([r.peers[name] for r in members if name in r.peers]) for name in peers),
+        ])  # fmt: skip
+    headers = ["primitive", "dtype", "by", "shapes", "of floor", "worst", "at",
+               *(f"vs {name}" for name in peers)]  # fmt: skip
+    return headers, cells
+
+
+def _mean(values: Sequence[float]) -> float:
+    """The geometric mean."""
+    return math.exp(sum(math.log(value) for value in values) / len(values))
+
+
+def _ratios(values: Sequence[float]) -> str:
+    return f"{_mean(values):.2f} ({min(values):.2f})" if values else ""
+
+
 def ceilings_text(ceilings: Ceilings) -> str:
     """The measured ceilings, a line each."""
     lines = [f"copy bandwidth of {ceilings.device}: {ceilings.copy / 1e9:,.1f} GB/s "

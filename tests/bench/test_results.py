@@ -190,6 +190,21 @@ def test_the_table_is_aligned_and_holds_rates_floor_and_ratio():
     assert "64%" in second
 
 
+def test_means_and_worst_over_shapes():
+    slow = row(4e-3, shape=(8, 8), peers={"torch": 0.8})  # 25% and 20% of the floor
+    graph = row(1e-3, shape=(8, 8), mode="graph", peers={"torch": 2.0})
+    other = row(1e-3 / 0.16 * 1.0, shape=(4, 4), peers={"torch": 0.5, "cupy": 3.0})
+    peer = row(1e-6, shape=(8, 8), implementation="torch", ours=False, peers={})
+    headers, ((*cells,),) = tables.over_shapes([slow, graph, other, peer])
+    found = dict(zip(headers, cells, strict=True))
+    # Of slow and graph, which are the same case, the faster one counts.
+    first, second = graph.percent_of_floor, other.percent_of_floor
+    assert found["shapes"] == "2" and found["at"] == "4x4"
+    assert found["of floor"] == f"{(first * second) ** 0.5:.0f}%"
+    assert found["worst"] == f"{second:.0f}%"
+    assert found["vs torch"] == "1.00 (0.50)" and found["vs cupy"] == "3.00 (3.00)"
+
+
 def test_equal_reasons_are_told_once():
     text = tables.not_timed_text([NotTimed("a", "torch", "why"), NotTimed("b", "torch", "why")])
     assert text == "not timed:\n  torch, a and 1 more: why"
