@@ -100,22 +100,32 @@ def run(arguments: argparse.Namespace) -> int:
     return _finish(arguments, found, old, threshold)
 
 
-def run_launch(arguments: argparse.Namespace) -> int:
-    """gpunn bench launch: the host's cost of launches and of whole calls."""
-    from gpunn.bench import launch, results, tables
+def _alone(arguments: argparse.Namespace, what: str):
+    """The device, for what is measured alone and has cases and peers of its own."""
     from gpunn.device.device import as_device
     from gpunn.io import check_target
 
     if len(arguments.primitives) > 1:
-        raise ValueError("launch is measured alone: leave out the other names")
+        raise ValueError(f"{what} is measured alone: leave out the other names")
     for option in ("shape", "implementation", "peers", "plot", "compare"):
         if getattr(arguments, option):
-            raise ValueError(f"launch takes no --{option}: it has kernels and peers of its own")
+            raise ValueError(f"{what} takes no --{option}: it has cases and peers of its own")
     device = as_device(arguments.device)
     if device.type == "emulator":
-        raise ValueError("--device emulator: it has no driver whose launches could be timed")
+        raise ValueError(
+            f"--device emulator: it does not say how fast anything is on a GPU; measure {what} on "
+            "cuda, or what can be measured without a GPU on cpu"
+        )
     if arguments.json:
         check_target(arguments.json)
+    return device
+
+
+def run_launch(arguments: argparse.Namespace) -> int:
+    """gpunn bench launch: the host's cost of launches and of whole calls."""
+    from gpunn.bench import launch, results, tables
+
+    device = _alone(arguments, "launch")
     if device.type == "cpu":
         print(launch.WITHOUT_GPU, end="\n\n")
     found = results.new(device)
@@ -134,19 +144,8 @@ def run_products(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from gpunn.bench import products, results, tables
-    from gpunn.device.device import as_device
-    from gpunn.io import check_target
 
-    if len(arguments.primitives) > 1:
-        raise ValueError("products are measured alone: leave out the other names")
-    for option in ("shape", "implementation", "peers", "plot", "compare"):
-        if getattr(arguments, option):
-            raise ValueError(f"products takes no --{option}: it has shapes and peers of its own")
-    device = as_device(arguments.device)
-    if device.type == "emulator":
-        raise ValueError("--device emulator: it does not say how fast a kernel is")
-    if arguments.json:
-        check_target(arguments.json)
+    device = _alone(arguments, "products")
     found = results.new(device)
     chosen = [p for p in products.SWEEP if device.type == "cuda" or p.flops <= products.CPU_FLOPS]
     if len(chosen) < len(products.SWEEP):

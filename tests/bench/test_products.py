@@ -97,7 +97,7 @@ def test_the_command(monkeypatch, capsys, tmp_path):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["matmul"], "products are measured alone"),
+        (["matmul"], "products is measured alone"),
         (["--shape", "8x8"], "products takes no --shape"),
         (["--device", "emulator"], "does not say how fast"),
     ],
