@@ -74,7 +74,7 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(384)
         ptx::registers_raise<232>();
         float sums[COLUMNS / 2];
         auto release = [&](int which) {  // two lanes, one for each block
-            if (t % WARP < 2) ptx::mbarrier_arrive_remote(&empty[which % STAGES], t % WARP);
+            if (t % WARP < 2) ptx::mbarrier_release_remote(&empty[which % STAGES], t % WARP);
         };
         for (int pair = first_pair; pair < high * wide; pair += clusters) {
             for (int slice = 0; slice < slices; slice++, step++) {

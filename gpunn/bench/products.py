@@ -7,7 +7,8 @@ Operands are normal random numbers; both sides get the same. On a GPU the peer i
 PyTorch, or through CuPy where there is no PyTorch (which has no bfloat16), on a CPU NumPy's or
 PyTorch's BLAS.
 
-Errors are those of a corner of the result against the same product in float64.
+Errors are those of the first and the last corner of the result against the same product in float64:
+the last one is the work of a block's later tiles.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from gpunn.device import arrays
 from gpunn.device.device import Device
 from gpunn.device.launch import RecordingLauncher
 from gpunn.primitives import matmul_precision
+from gpunn.primitives.activation import activation_backward, activation_forward
 from gpunn.primitives.registry import intercepting
 from gpunn.text import table
 
@@ -309,30 +311,43 @@ def _theirs(product: Product, x: Operands, peer: str) -> dict[str, Callable[[], 
 
 
 def _errors(product: Product, x: Operands, contestants: Sequence[Contestant]) -> dict[str, float]:
-    """The relative error of a corner of each contestant's result against float64."""
-    if product.fused and product.fused != "relu":
-        return {}
+    """The larger relative error of two corners of each contestant's result, against float64."""
     left, right = (letter == "T" for letter in product.layout)
     a = x.a.swapaxes(-1, -2) if left else x.a
     b = x.b.swapaxes(-1, -2) if right else x.b
-    one = (0,) if product.batch > 1 else ()
-
-    def exact(value):
-        return arrays.to_numpy(value).astype(np.float64)
-
-    rows, columns = (slice(CORNER), slice(None)), (slice(None), slice(CORNER))
-    wanted = exact(a[one + rows]) @ exact(b[one + columns])
-    if x.bias is not None:
-        wanted = np.maximum(wanted + exact(x.bias[:CORNER]), 0)
+    first, last = slice(CORNER), slice(-CORNER, None)
+    corners = []
+    for matrix, part in ((0, first), (-1, last)):
+        one = (matrix,) if product.batch > 1 else ()
+        total = _exact(a[(*one, part, slice(None))]) @ _exact(b[(*one, slice(None), part)])
+        corners.append(((*one, part, part), _fused(product, x, total, part)))
     found = {}
     for contestant in contestants:
         x.out[...] = 0
         with contextlib.suppress(Exception):  # what is wrong, the timing will tell
-            contestant.run(0)
-            corner = exact(x.out[(*one, slice(CORNER), slice(CORNER))])
-            norm = np.linalg.norm(wanted) or 1.0
-            found[contestant.name] = float(np.linalg.norm(corner - wanted) / norm)
+            result = contestant.run(0)
+            result = result[0] if isinstance(result, tuple) else result
+            result = x.out if result is None else peers._array(result)
+            found[contestant.name] = max(
+                float(np.linalg.norm(_exact(result[at]) - wanted) / (np.linalg.norm(wanted) or 1.0))
+                for at, wanted in corners
+            )
     return found
+
+
+def _exact(value) -> np.ndarray:
+    """In float64 on the CPU."""
+    return arrays.to_numpy(value).astype(np.float64)
+
+
+def _fused(product: Product, x: Operands, total: np.ndarray, part: slice) -> np.ndarray:
+    """What becomes of a corner of the product."""
+    if x.bias is not None:
+        bias = _exact(x.bias[part])
+        return activation_forward(total + bias, activation=product.fused)
+    if x.saved is not None:
+        return activation_backward(total, _exact(x.saved[part, part]), activation="gelu")
+    return total
 
 
 def kernel_of(product: Product, x: Operands, device: Device) -> str:

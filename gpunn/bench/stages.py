@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import sys
 import time
@@ -144,9 +145,9 @@ def check_matmul_kernel(item: dict, device: Device, tiny: bool) -> dict:
     on_gpu = device.type == "cuda"
     launch = cuda_launcher("matmul.cu", device) if on_gpu else emulator_launcher("matmul.cu")
     results, failures = 0, []
-    for case, reason in matmul_parity.check_kernel(
-        launch, item["mode"], item["dtype"], item["kernel"], str(device), few=tiny
-    ):
+    which = (launch, item["mode"], item["dtype"], item["kernel"], str(device))
+    large = matmul_parity.check_many_tiles(*which) if on_gpu else ()
+    for case, reason in itertools.chain(matmul_parity.check_kernel(*which, few=tiny), large):
         results += 1
         if reason:
             failures.append({"case": case, "reason": reason[-3000:]})

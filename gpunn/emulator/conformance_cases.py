@@ -244,6 +244,13 @@ def _remote_arrivals(rng):
     return Problem((out,), [(out, expected)])
 
 
+@case("remote releases", "mbarrier_release_remote cluster_meet", "cluster remote_releases", grid=2,
+      arch=90)  # fmt: skip
+def _remote_releases(rng):
+    out = np.zeros((2, 32), np.int32)
+    return Problem((out,), [(out, np.stack([LANES, 10 + LANES]).astype(np.int32))])
+
+
 def _remote_stores(name: str, dtype) -> None:
     @case(f"store_async {name}", "store_async", f"cluster remote_stores<{name}>", grid=2, arch=90)
     def make(rng):

@@ -27,8 +27,7 @@ def multiply(launch, a, b, finish: Finish) -> None:
     if isinstance(a, np.ndarray) or matmul_tune.forced() is not None:
         _multiply(launch, a, b, finish)
         return
-    arrays = (a, b, finish.bias, finish.saved, finish.residual, finish.out, finish.preactivation,
-              finish.column_sums, finish.row_sums)  # fmt: skip
+    arrays = (a, b, *finish.all_arrays())
     key = _kind(launch, arrays, finish)
     recipe = _recipes.get(key)
     if recipe is not None:
@@ -47,10 +46,7 @@ def _kind(launch, arrays: tuple, finish: Finish) -> tuple[Any, ...]:
     """All that the launch code looks at, and which arrays are the same memory."""
     a, b, out = arrays[0], arrays[1], finish.out
     pointers = [0 if x is None else x.data.ptr for x in arrays]
-    low = others = 0
-    for pointer in pointers[2:7]:
-        others |= pointer
-    low = (pointers[0] & 15, pointers[1] & 15, others & 15)
+    low = tuple([pointer & 15 for pointer in pointers])
     present = tuple([pointer and pointers.index(pointer) + 1 for pointer in pointers])
     return (
         launch, a.dtype, a.shape, a.strides, b.shape, b.strides, out.shape, low, present,

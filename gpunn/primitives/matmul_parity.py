@@ -204,3 +204,50 @@ def check_kernel(
                         yield case, f"{type(error).__name__}: {error}"
                 if few:
                     return
+
+
+def check_many_tiles(
+    launch, mode: str, dtype: str, name: str, device: str, repeats: int = 20
+) -> Iterator[tuple[str, str]]:
+    """Run one kernel where each block has several tiles and the ring of stages goes round.
+
+    For a GPU: the whole result is compared with float64 there, and all repeats must have its bits.
+    """
+    element = {d.name: d for d in (BFLOAT16, FLOAT16, FLOAT32)}[dtype]
+    shapes = ((4100, 4104, 1096), (64, 40008, 1096))
+    for (M, N, K), ending in itertools.product(shapes, ("direct", "forward")):
+        problem = make_problem(M, N, K, element, "NT", device=device, **ENDINGS[ending])
+        for option in options_of(problem, launch, mode):
+            if base_name(option) != name:
+                continue
+            try:
+                reason = _many_tiles(option, launch, problem, tolerance_of(mode, element), repeats)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            yield f"{M}x{N}x{K} NT {ending}", reason
+
+
+def _many_tiles(option, launch, p: Problem, tolerance: float, repeats: int) -> str:
+    """What is wrong with a large product, or ""; everything stays on the device."""
+    xp = arrays.array_module(arrays.device_of(p.out))
+
+    def wide(array):
+        if array.dtype == BFLOAT16:  # CuPy converts none: its bits are a float32's upper half
+            array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        return array.astype(np.float64)
+
+    option.run(launch, p)
+    first = p.out.copy()
+    total = p.finish.scale * (wide(p.a) @ wide(p.b.T).T) + wide(p.finish.bias)
+    alike = wide(first if p.finish.preactivation is None else p.finish.preactivation)
+    if p.finish.preactivation is None:
+        total = xp.maximum(total, 0)  # the ending "direct" has relu
+    found = float(xp.linalg.norm(alike - total) / xp.linalg.norm(total))
+    if not found <= tolerance:
+        return f"relative error {found:.1e}"
+    raw = first.view(np.uint16 if first.itemsize == 2 else np.uint32)
+    for number in range(repeats):
+        option.run(launch, p)
+        if not bool((p.out.view(raw.dtype) == raw).all()):
+            return f"repeat {number + 1} has other bits"
+    return ""

@@ -69,12 +69,13 @@ def choose(launch, problem: Problem) -> Option:
     forced = matmul_tune.forced()
     if forced is not None:
         return forced(options(problem, launch))
-    key = (*problem.kind(launch), matmul_precision.get_matmul_precision(), launch.arch,
-           launch.multiprocessors, launch.shared_limit)  # fmt: skip
+    key = (*problem.kind(launch), matmul_wgmma.is_direct(problem, launch),
+           matmul_precision.get_matmul_precision(), launch.arch, launch.multiprocessors,
+           launch.shared_limit, matmul_tune.is_on())  # fmt: skip
     found = _chosen.get(key)
     if found is None:
         if len(_chosen) > 65536:
             _chosen.clear()
         candidates = options(problem, launch)
-        found = _chosen[key] = matmul_tune.best(launch, problem, candidates, key)
+        found = _chosen[key] = matmul_tune.best(launch, problem, candidates, key[:-1])
     return found

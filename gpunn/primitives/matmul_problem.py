@@ -52,6 +52,10 @@ class Finish:
         """The kernels' arguments from `bias` to `preactivation`."""
         return self.bias, self.saved, self.residual, self.out, self.preactivation
 
+    def all_arrays(self) -> tuple:
+        """Every array, None among them."""
+        return (*self.arrays(), self.column_sums, self.row_sums)
+
     def numbers(self) -> tuple:
         """The kernels' arguments `activation`, `alpha` and `scale`."""
         real = accumulator_dtype(self.out.dtype).type
@@ -93,6 +97,11 @@ class Problem:
     def out(self):
         """The result."""
         return self.finish.out
+
+    @property
+    def arrays(self) -> tuple:
+        """All arrays that a product reads and writes, None among them, as recipes number them."""
+        return (self.a, self.b, *self.finish.all_arrays())
 
     @property
     def batch(self) -> int:

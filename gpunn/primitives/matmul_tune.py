@@ -12,12 +12,17 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from gpunn.device.recipe import Recorder
+from gpunn.errors import LaunchError
 from gpunn.primitives.matmul_option import Option
 from gpunn.primitives.matmul_problem import Problem
 
@@ -26,7 +31,8 @@ _forced: Callable[[list[Option]], Option] | None = None
 
 # Candidates whose estimate is beyond this multiple of the best are not worth timing.
 _WORTH_TIMING = 4.0
-_ROUNDS = 5
+# Each is timed in rounds of repeats; 256 MB are filled in the time that queues some 20 launches.
+_ROUNDS, _REPEATS, _HEAD_START = 5, 10, 256 << 20
 
 
 def autotune(on: bool = True) -> None:
@@ -82,7 +88,7 @@ def best(launch, problem: Problem, options: list[Option], key: tuple) -> Option:
     remembered = _file(gpu).get(digest)
     if remembered in known:
         return known[remembered]
-    if not _on:
+    if not _on or _capturing():
         return estimate
     worth = [o for o in options if o.seconds <= _WORTH_TIMING * estimate.seconds]
     scratch = _elsewhere(launch.plain, problem)
@@ -101,6 +107,13 @@ def _gpu_of(launch) -> str | None:
     return gpu_name(device.index)
 
 
+def _capturing() -> bool:
+    """Whether launches go into a graph now: nothing can be timed then."""
+    import cupy
+
+    return cupy.cuda.get_current_stream().is_capturing()
+
+
 def _elsewhere(launch, problem: Problem) -> Problem:
     """The same problem with results of its own: what is added to must not be added to twice."""
     finish = problem.finish
@@ -116,19 +129,32 @@ def _elsewhere(launch, problem: Problem) -> Problem:
 
 
 def _seconds(launch, problem: Problem, option: Option) -> float:
-    """The median time of an option by the GPU's clock, one launch warming up."""
+    """The median time of an option by the GPU's clock; infinite if it fails.
+
+    What is timed are the noted launches (device/recipe.py), many in a row behind something that
+    keeps the GPU busy while they are queued: a small product would else measure its launch code.
+    """
     import cupy
 
-    option.run(launch, problem)
-    times = []
-    for _ in range(_ROUNDS):
-        start, stop = cupy.cuda.Event(), cupy.cuda.Event()
-        start.record()
-        option.run(launch, problem)
-        stop.record()
-        stop.synchronize()
-        times.append(cupy.cuda.get_elapsed_time(start, stop))
-    return sorted(times)[_ROUNDS // 2]
+    arrays = problem.arrays
+    try:
+        recorder = Recorder(launch, arrays)
+        option.run(recorder, problem)
+        recipe = recorder.recipe
+        filler = cupy.empty(_HEAD_START, np.uint8)
+        times = []
+        for _ in range(_ROUNDS):
+            start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+            filler.fill(0)
+            start.record()
+            for _ in range(_REPEATS):
+                recipe.run(launch, arrays) if recipe.repeatable else option.run(launch, problem)
+            stop.record()
+            stop.synchronize()
+            times.append(cupy.cuda.get_elapsed_time(start, stop))
+        return sorted(times)[_ROUNDS // 2]
+    except (LaunchError, cupy.cuda.memory.OutOfMemoryError):
+        return math.inf
 
 
 def _path(gpu: str) -> Path:

@@ -76,19 +76,20 @@ class Tile:
         """Bytes of one stage of the ring."""
         return planes * (self.rows + self.columns) * self.line(planes)
 
-    def staging(self, direct: bool) -> int:
-        """Bytes through which each consumer's finished tile leaves."""
+    def staging(self, direct: bool, itemsize: int) -> int:
+        """Bytes through which each consumer's finished tile leaves, and for what is read beside."""
         if self.split:
             return 0
         if direct:
             return self.rows // (1 if self.pingpong else self.consumers) * self.columns * 2
         slab = min(self.columns, 64)
         bytes_ = slab * 68 * 4 if self.swapped else 64 * (slab + 8) * 4
+        bytes_ += (2 if itemsize == 2 else 1) * 64 * slab * itemsize
         return -(-bytes_ // 1024) * 1024
 
-    def stages(self, planes: int, direct: bool, limit: int) -> int:
+    def stages(self, planes: int, direct: bool, itemsize: int, limit: int) -> int:
         """As many stages as fit into the shared memory, at most 8."""
-        rest = limit - self.consumers * self.staging(direct) - 2048
+        rest = limit - self.consumers * self.staging(direct, itemsize) - 2048
         count = min(8, rest // self.stage(planes))
         return count if not self.split or count * self.stage(planes) >= self.whole() else 0
 
@@ -98,9 +99,9 @@ class Tile:
             return self.columns * (self.rows + 4) * 4
         return self.rows * (self.columns + 8) * 4
 
-    def shared(self, planes: int, direct: bool, row_sums: bool, stages: int) -> int:
+    def shared(self, planes: int, direct: bool, itemsize: int, row_sums: bool, stages: int) -> int:
         """Bytes of dynamic shared memory."""
-        ring = stages * self.stage(planes) + self.consumers * self.staging(direct)
+        ring = stages * self.stage(planes) + self.consumers * self.staging(direct, itemsize)
         return ring + 1024 * row_sums + 16 * stages
 
 
@@ -149,7 +150,9 @@ _START, _STORE, _EXCHANGE = 2500, 1200, 1.5e-6
 
 def options(problem: Problem, chip, mode: str) -> list[Option]:
     """Every tile of the menu that can make this product, with its best number of parts of K."""
-    if max(problem.M, problem.N, problem.K, problem.batch) >= 1 << 31 or problem.K == 0:
+    # The kernel counts in 32 bits, up to a tile beyond the end.
+    largest = max(problem.M, problem.N, problem.K, problem.batch)
+    if largest >= (1 << 31) - 1024 or problem.K == 0:
         return []
     planes = MODES[mode][1]
     found = []
@@ -157,7 +160,8 @@ def options(problem: Problem, chip, mode: str) -> list[Option]:
         # The other way round only where the rows are few; then also as they are, for comparison.
         if tile.swapped and not (problem.M <= 64 and problem.M < problem.N):
             continue
-        if tile.stages(planes, takes_direct(tile, problem, chip), chip.shared_limit) < 2:
+        direct, itemsize = takes_direct(tile, problem, chip), problem.out.dtype.itemsize
+        if tile.stages(planes, direct, itemsize, chip.shared_limit) < 2:
             continue
         parts, blocks, seconds = _estimate(problem, chip, tile, mode)
         if units(problem, tile, parts) * tile.cluster >= 1 << 31:
@@ -199,7 +203,9 @@ def _estimate(problem: Problem, chip, tile: Tile, mode: str) -> tuple[int, int, 
         seconds += 2 * LAUNCH if planes > 1 else 0.0
     else:
         for o in (operand_of(problem, "a"), operand_of(problem, "b")):
-            if addressable(o, chip) is None:
+            # Short tiles want contiguous K of the operand along the instruction's N.
+            turned = (o.array is problem.a) == tile.swapped and tile.columns % 64 != 0
+            if addressable(o, chip) is None or (turned and addressable(o, chip)):
                 seconds += LAUNCH + problem.batch * o.K * o.size * copied / _MEMORY
     return parts, blocks, seconds
 
@@ -416,7 +422,7 @@ def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -
         map_out = tensor_map(finish.out, shape, strides, (1, 64, 64), 128)
     width = 16 // p.out.itemsize
     vector = p.N % width == 0 and launch.aligned(16, *finish.written, finish.bias)
-    stages = tile.stages(planes, direct, launch.shared_limit)
+    stages = tile.stages(planes, direct, p.out.dtype.itemsize, launch.shared_limit)
     operand_type = launch.ctype(MODES[mode][0] or p.out.dtype)
     sizes = (tile.rows, tile.columns, tile.consumers)
     flags_of = (tile.split, tile.swapped, a.rows_contiguous, b.rows_contiguous)
@@ -432,7 +438,7 @@ def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -
             np.int32(b.near), np.int32(b.far), np.int32(blocks), np.int32(parts), partial,
             *finish.arrays(), sums, *finish.numbers(), np.bool_(vector), fit, row_sums,
         ),
-        shared=tile.shared(planes, direct, row_sums is not None, stages),
+        shared=tile.shared(planes, direct, p.out.dtype.itemsize, row_sums is not None, stages),
     )  # fmt: skip
     if parts > 1:
         matmul_simt.combine(launch, finish, partial, fit)

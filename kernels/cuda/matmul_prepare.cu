@@ -12,8 +12,8 @@
 // is 0.3 GB beside 137 GFLOP x 6: a tenth of the product's time.
 // Accuracy: hi = round(x), mid = round(x - hi), lo = round(x - hi - mid): the differences are exact, so the sum of
 // three is x, where x is 0 or at least 2^-110; below, lo runs out of exponents, an error below 2^-133.
-// Several planes of inf or NaN, or of a number that rounds to inf in bfloat16, would make inf - inf: where there is
-// such an element, flags (unfit, fit) become (1, 0), and the kernels that follow, each of which looks at one of
+// Several planes of inf or NaN would make inf - inf, and so would finite ones whose product overflows: +inf from the
+// first planes and -inf from others. Where an element is not below 2^56 (then no small product overflows), flags (unfit, fit) become (1, 0), and the kernels that follow, each of which looks at one of
 // them, make the product in float32 instead.
 #include "common.cuh"
 
@@ -22,6 +22,7 @@ constexpr int SIDE = 64, THREADS = 256;
 // The 11 leading bits, rounded to nearest, ties away from zero; inf and NaN stay what they are.
 __device__ __forceinline__ float round_to_tf32(float x) {
     const uint32 bits = __float_as_uint(x);
+    if (x != x) return __uint_as_float(bits | 0x400000u);  // in a bit that is kept
     if ((bits & 0x7f800000u) == 0x7f800000u) return x;
     return __uint_as_float((bits + 0x1000u) & 0xffffe000u);
 }
@@ -29,14 +30,13 @@ __device__ __forceinline__ float round_to_tf32(float x) {
 template <typename Out> __device__ __forceinline__ Out round_operand(float x) { return narrow<Out>(x); }
 template <> __device__ __forceinline__ float round_operand<float>(float x) { return round_to_tf32(x); }
 
-// x = planes[0] + planes[1] + …, and whether some plane is not finite.
+// x = planes[0] + planes[1] + …, and whether x is beyond what the products can take.
 template <typename Out, int PLANES> __device__ __forceinline__ bool split(float x, Out (&planes)[PLANES]) {
-    bool unfit = false;
+    const bool unfit = !(absolute(x) < 0x1p56f);
 #pragma unroll
     for (int p = 0; p < PLANES; p++) {
         planes[p] = round_operand<Out>(x);
         const float kept = widen(planes[p]);
-        unfit |= !(absolute(kept) < infinity<float>());
         x -= kept;
     }
     return unfit;

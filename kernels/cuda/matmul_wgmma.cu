@@ -58,8 +58,8 @@ matmul_wgmma(const __grid_constant__ ptx::TensorMap map_a, const __grid_constant
         for (int i = threadIdx.x; i < 1024 / static_cast<int>(sizeof(T)); i += blockDim.x) ones[i] = narrow<T>(1.0f);
         ptx::fence_proxy_async();
     }
-    if (CLUSTER > 1) ptx::cluster_sync();
-    else __syncthreads();
+    if (CLUSTER > 1) ptx::cluster_meet();
+    if (CLUSTER == 1 || ENDING == ROW_SUMS) __syncthreads();
 
     if (threadIdx.x < WARPGROUP) {
         if (CONSUMERS > 1) ptx::registers_lower<40>();
@@ -86,13 +86,18 @@ matmul_wgmma(const __grid_constant__ ptx::TensorMap map_a, const __grid_constant
             }
             // Barrier 3 + c: consumer c may multiply. The first turn is consumer 0's.
             if (PINGPONG && turn > 0) ptx::barrier_sync(3 + consumer, 2 * WARPGROUP);
+            const int m = unit.m + first_row;
+            const int64 rows = SWAPPED ? N : M, columns = SWAPPED ? M : N, size = rows * columns;
+            const Target<Out, ENDING == BACKWARD> target = {
+                epilogue, partial == nullptr ? nullptr : partial + size * batch * unit.part, size * unit.matrix,
+                rows,     columns,                                                          vector};
+            unsigned char* staging = ring + STAGES * S::STAGE + consumer * S::STAGING;
+            const Slabs<S, Out> slabs(staging, target, m, unit.n);
+            if (!S::IS_DIRECT && !SPLIT) slabs.fetch(0);
             typename MultiplyFor<S, PLANES>::type product;
-            product.run(ring, full, empty, ring + S::ONES, first_row, unit.count, slot);
+            product.run(ring, full, empty, ring + S::ONES, unit.n == 0, first_row, unit.count, slot);
             if (PINGPONG && number + step < units) ptx::barrier_arrive(3 + (consumer ^ 1), 2 * WARPGROUP);
 
-            const int m = unit.m + first_row;
-            const int64 rows = SWAPPED ? N : M, columns = SWAPPED ? M : N;
-            const int64 size = rows * columns;
             if constexpr (ENDING == ROW_SUMS) {
                 const Fragment at;
 #pragma unroll
@@ -105,31 +110,24 @@ matmul_wgmma(const __grid_constant__ ptx::TensorMap map_a, const __grid_constant
                     }
             }
             if constexpr (S::IS_DIRECT) {
-                unsigned char* staging = ring + STAGES * S::STAGE + consumer * S::STAGING;
                 store_direct<S, Out>(product.sums, staging, &map_out, epilogue, m, unit.n,
                                      static_cast<int>(unit.matrix), M, N, barrier);
+            } else if constexpr (SPLIT) {
+                float* whole = reinterpret_cast<float*>(ring);
+                ptx::barrier_sync(3, CONSUMERS * WARPGROUP);  // nobody reads the ring any more
+                stage_whole<S>(product.sums, whole, first_row);
+                ptx::cluster_sync();
+                add_split<S, Out>(whole, target, unit.m, unit.n, rank);
             } else {
-                const Target<Out, ENDING == BACKWARD> target = {
-                    epilogue, partial == nullptr ? nullptr : partial + size * batch * unit.part, size * unit.matrix,
-                    rows,     columns,                                                          vector};
-                if constexpr (SPLIT) {
-                    float* whole = reinterpret_cast<float*>(ring);
-                    ptx::barrier_sync(3, CONSUMERS * WARPGROUP);  // nobody reads the ring any more
-                    stage_whole<S>(product.sums, whole, first_row);
-                    ptx::cluster_sync();
-                    add_split<S, Out>(whole, target, unit.m, unit.n, rank);
-                } else {
-                    constexpr int LINES = SWAPPED ? S::SLAB : 64;
-                    float* slab = reinterpret_cast<float*>(ring + STAGES * S::STAGE + consumer * S::STAGING);
-                    float* sums_here = column_sums == nullptr ? nullptr :
-                        column_sums + (rows + LINES - 1) / LINES * columns * unit.matrix;
-                    store_slabs<S, Out>(product.sums, slab, target, sums_here, m, unit.n, barrier);
-                }
+                constexpr int LINES = SWAPPED ? S::SLAB : 64;
+                float* sums_here = column_sums == nullptr ? nullptr :
+                    column_sums + (rows + LINES - 1) / LINES * columns * unit.matrix;
+                slabs.store(product.sums, sums_here, barrier);
             }
         }
         if (S::IS_DIRECT && threadIdx.x % WARPGROUP == 0) ptx::bulk_wait<0>();
         __syncwarp();
     }
     // Nobody leaves while another block of the cluster may still write or read here.
-    if (CLUSTER > 1) ptx::cluster_sync();
+    if (CLUSTER > 1) ptx::cluster_meet();
 }

@@ -43,7 +43,10 @@ struct Shape {
     static constexpr int SLAB_PITCH = SWAPPED ? 68 : SLAB + 8;        // numbers; for stores free of conflicts
     static constexpr bool IS_DIRECT = ENDING == DIRECT || ENDING == ROW_SUMS;
     static constexpr int SLAB_BYTES = (SWAPPED ? SLAB : 64) * SLAB_PITCH * 4;
-    static constexpr int STAGING = SPLIT ? 0 : IS_DIRECT ? M64 * 64 * BN * 2 : (SLAB_BYTES + 1023) / 1024 * 1024;
+    static constexpr int FETCHES = sizeof(Out) == 2 ? 2 : 1;          // slabs of `saved` or `residual` fetched ahead
+    static constexpr int FETCHED = 64 * SLAB * sizeof(Out);           // bytes of one
+    static constexpr int STAGING = SPLIT ? 0 : IS_DIRECT ? M64 * 64 * BN * 2 :
+                                   (SLAB_BYTES + FETCHES * FETCHED + 1023) / 1024 * 1024;
     static constexpr int WHOLE_PITCH = SWAPPED ? BM + 4 : BN + 8;     // SPLIT: the whole tile, in the ring's place
 
     static constexpr int ONES = STAGES * STAGE + CONSUMERS * STAGING;  // where the ones begin, and the barriers
@@ -86,7 +89,9 @@ struct Unit {
     int part, first, count;  // k blocks
 };
 
-constexpr uint32 GROUP = 8;  // rows of tiles that are walked together, so that they share B in the L2 cache
+// Rows of tiles that are walked together, so that they share B in the L2 cache. What is at work at one time, on 132
+// multiprocessors, is about a square of the result then, which needs the least of A and B.
+template <typename S> constexpr uint32 GROUP = S::BN >= 2 * S::BM ? 16 : 8;
 
 template <typename S> __device__ __forceinline__ uint32 count_units(const Work& w) {
     const uint32 high = (w.M + S::BM * S::SHARE - 1) / (S::BM * S::SHARE), wide = (w.N + S::BN - 1) / S::BN;
@@ -95,7 +100,7 @@ template <typename S> __device__ __forceinline__ uint32 count_units(const Work& 
 
 // Blocks that share B stand one above the other. Blocks that split K take the k blocks in turn.
 template <typename S> __device__ __forceinline__ Unit find_unit(const Work& w, uint32 number, int rank) {
-    constexpr uint32 TALL = GROUP / S::SHARE;
+    constexpr uint32 TALL = GROUP<S> / S::SHARE;
     const uint32 high = (w.M + S::BM * S::SHARE - 1) / (S::BM * S::SHARE), wide = (w.N + S::BN - 1) / S::BN;
     const uint32 tile = number % (high * wide), rest = number / (high * wide);
     const uint32 group = tile / (TALL * wide), within = tile % (TALL * wide);
@@ -178,7 +183,8 @@ __device__ __forceinline__ uint64 operand(const unsigned char* tile, int row, in
 template <typename S> __device__ __forceinline__ void release(uint64* empty, int index) {
     const int lane = threadIdx.x % WARP;
     if constexpr (S::SHARE > 1) {
-        if (lane < S::SHARE) ptx::mbarrier_arrive_remote(&empty[index], lane);
+        // Without a fence: the slot was only read by wgmmas that are complete.
+        if (lane < S::SHARE) ptx::mbarrier_release_remote(&empty[index], lane);
     } else if (lane == 0) {
         ptx::mbarrier_arrive(&empty[index]);
     }
@@ -195,12 +201,23 @@ template <typename S, int PLANES> struct Multiply {
     float sums[S::M64][S::BN / 2];
     float of_rows[S::ENDING == ROW_SUMS ? S::M64 : 1][4];  // ROW_SUMS: A times a column of ones
 
-    __device__ __forceinline__ void run(const unsigned char* ring, uint64* full, uint64* empty,
-                                        const unsigned char* ones, int row, int count, Slot<S::STAGES>& slot) {
+    // `sum_rows`: of_rows is wanted. It costs a small wgmma for each large one, so in the first column of tiles alone.
+    __device__ __forceinline__ void run(const unsigned char* ring, uint64* full, uint64* empty, const unsigned char* ones,
+                                        bool sum_rows, int row, int count, Slot<S::STAGES>& slot) {
+        if (S::ENDING == ROW_SUMS && sum_rows) go<true>(ring, full, empty, ones, row, count, slot);
+        else go<false>(ring, full, empty, ones, row, count, slot);
+    }
+
+    template <bool SUM_ROWS>
+    __device__ __forceinline__ void go(const unsigned char* ring, uint64* full, uint64* empty,
+                                       const unsigned char* ones, int row, int count, Slot<S::STAGES>& slot) {
 #pragma unroll
         for (int m = 0; m < S::M64; m++) clear(sums[m]);
 #pragma unroll
-        for (int m = 0; m < (S::ENDING == ROW_SUMS ? S::M64 : 1); m++) clear(of_rows[m]);
+        for (int m = 0; m < (SUM_ROWS ? S::M64 : 0); m++) {
+            clear(of_rows[m]);
+            ptx::wgmma_hold(of_rows[m]);
+        }
         int before = -1;
         for (int block = 0; block < count; block++, slot.next()) {
             const unsigned char* stage = ring + slot.index * S::STAGE;
@@ -215,7 +232,7 @@ template <typename S, int PLANES> struct Multiply {
                     const uint64 a = operand<S, S::BM, S::ROWS_A>(stage, row + m * 64, step);
                     const uint64 b = operand<S, S::BN, S::ROWS_B>(stage + S::TILE_A, 0, step);
                     ptx::wgmma<S::BN, S::KIND, S::ROWS_A, S::ROWS_B>(sums[m], a, b);
-                    if constexpr (S::ENDING == ROW_SUMS)
+                    if constexpr (SUM_ROWS)
                         ptx::wgmma<8, S::KIND, S::ROWS_A, false>(
                             of_rows[m], a, ptx::matrix_descriptor(ones, 16, 1024, ptx::Swizzle::bytes128));
                 }
@@ -227,7 +244,7 @@ template <typename S, int PLANES> struct Multiply {
         ptx::wgmma_wait<0>();
 #pragma unroll
         for (int m = 0; m < S::M64; m++) ptx::wgmma_hold(sums[m]);
-        if constexpr (S::ENDING == ROW_SUMS) {
+        if constexpr (SUM_ROWS) {
 #pragma unroll
             for (int m = 0; m < S::M64; m++) ptx::wgmma_hold(of_rows[m]);
         }
@@ -246,7 +263,7 @@ template <typename S, int PLANES> struct MultiplyPlanes {
     float of_rows[1][4];
 
     __device__ __forceinline__ void run(const unsigned char* ring, uint64* full, uint64* empty, const unsigned char*,
-                                        int row, int count, Slot<S::STAGES>& slot) {
+                                        bool, int row, int count, Slot<S::STAGES>& slot) {
         float large[S::M64][S::BN / 2], small[S::M64][S::BN / 2];
 #pragma unroll
         for (int m = 0; m < S::M64; m++) clear(sums[m]), clear(large[m]), clear(small[m]);
@@ -383,12 +400,13 @@ template <typename Out, bool BACKWARD_> struct Target {
     bool vector;
 
     // Finishes element (row, column) and its right-hand neighbours, if there; whether they are.
-    template <int W> __device__ __forceinline__ bool put(float (&value)[W], int64 row, int64 column) const {
+    template <int W>
+    __device__ __forceinline__ bool put(float (&value)[W], int64 row, int64 column, const Out* fetched = nullptr) const {
         if (row >= rows || column >= columns) return false;
         const int count = columns - column < W ? static_cast<int>(columns - column) : W;
         const int64 at = corner + row * columns + column;
         if (partial != nullptr) store_row<float, W>(partial + at, value, count, vector);
-        else epilogue.template finish<W>(value, at, column, count, vector);
+        else epilogue.template finish<W>(value, at, column, count, vector, fetched);
         return true;
     }
 };
@@ -416,46 +434,86 @@ template <typename S> __device__ __forceinline__ void stage_slab(const float (&s
 }
 
 // FORWARD, BACKWARD: slabs of 64 x SLAB through shared memory, so that what is read and written beside the sums
-// moves in whole rows of 16-byte packs, and the code of the epilogue exists once.
-template <typename S, typename Out>
-__device__ __forceinline__ void store_slabs(const float (&sums)[S::M64][S::BN / 2], float* slab,
-                                            const Target<Out, S::ENDING == BACKWARD>& target, float* column_sums, int m,
-                                            int n, int barrier) {
-    constexpr int W = PACK<Out>, LINES = S::SWAPPED ? S::SLAB : 64, LENGTH = S::SWAPPED ? 64 : S::SLAB;
-    const int thread = threadIdx.x % WARPGROUP;
-    auto wait = [=] { ptx::barrier_sync(barrier, WARPGROUP); };
-#pragma unroll
-    for (int block = 0; block < S::M64; block++)
+// moves in whole rows of 16-byte packs, and the code of the epilogue exists once. What is read (`saved` or
+// `residual`) is fetched a slab ahead, the first one before the products: each thread fetches what it will use.
+template <typename S, typename Out> struct Slabs {
+    static constexpr int W = PACK<Out>, LINES = S::SWAPPED ? S::SLAB : 64, LENGTH = S::SWAPPED ? 64 : S::SLAB;
+    static constexpr int ACROSS = S::BN / S::SLAB, COUNT = S::M64 * ACROSS;
+    typedef Target<Out, S::ENDING == BACKWARD> To;
+
+    float* slab;
+    Out* fetched;  // FETCHES slabs, or null: nothing to fetch, or not in packs
+    const To& target;
+    int m, n;  // the corner of this warpgroup's part of the tile
+
+    __device__ __forceinline__ Slabs(unsigned char* staging, const To& target, int m, int n)
+        : slab(reinterpret_cast<float*>(staging)), fetched(reinterpret_cast<Out*>(staging + S::SLAB_BYTES)),
+          target(target), m(m), n(n) {
+        if (!target.vector || target.partial != nullptr || target.epilogue.fetched_from() == nullptr) fetched = nullptr;
+    }
+
+    __device__ __forceinline__ int64 row(int which) const {
+        return S::SWAPPED ? n + which % ACROSS * S::SLAB : m + which / ACROSS * 64;
+    }
+    __device__ __forceinline__ int64 column(int which) const {
+        return S::SWAPPED ? m + which / ACROSS * 64 : n + which % ACROSS * S::SLAB;
+    }
+    __device__ __forceinline__ Out* place(int which, int pack) const {
+        return fetched == nullptr ? nullptr : fetched + which % S::FETCHES * (LINES * LENGTH) + pack * W;
+    }
+
+    __device__ __forceinline__ void fetch(int which) const {
+        if (fetched == nullptr) return;
 #pragma unroll 1
-        for (int s = 0; s < S::BN / S::SLAB; s++) {
-            wait();
-            stage_slab<S>(sums[block], slab, s);
-            wait();
-            const int64 row = S::SWAPPED ? n + s * S::SLAB : m + block * 64;
-            const int64 column = S::SWAPPED ? m + block * 64 : n + s * S::SLAB;
-            float total[W];
-            clear(total);
-#pragma unroll 1
-            for (int p = thread; p < LINES * LENGTH / W; p += WARPGROUP) {
-                float value[W];
-                const int line = p / (LENGTH / W), place = p % (LENGTH / W) * W;
-#pragma unroll
-                for (int e = 0; e < W; e += 4) {
-                    const Pack<float, 4> piece = load_pack<float, 4>(slab + line * S::SLAB_PITCH + place + e);
-#pragma unroll
-                    for (int i = 0; i < 4; i++) value[e + i] = piece.item[i];
-                }
-                if (target.put(value, row + line, column + place) && S::ENDING == BACKWARD) {
-#pragma unroll
-                    for (int e = 0; e < W; e++) total[e] += value[e];
-                }
-            }
-            if (S::ENDING == BACKWARD && column_sums != nullptr && row < target.rows)
-                add_columns<WARPGROUP, LENGTH, W>(total, slab, column_sums + row / LINES * target.columns + column, thread,
-                                                  target.columns - column, wait);
+        for (int p = threadIdx.x % WARPGROUP; p < LINES * LENGTH / W; p += WARPGROUP) {
+            const int64 r = row(which) + p / (LENGTH / W), c = column(which) + p % (LENGTH / W) * W;
+            const bool exists = which < COUNT && r < target.rows && c < target.columns;
+            const Out* source = target.epilogue.fetched_from() + (exists ? target.corner + r * target.columns + c : 0);
+            if (which < COUNT) ptx::copy_async<16>(place(which, p), source, exists);
         }
-    wait();
-}
+        ptx::copy_async_commit();
+    }
+
+    __device__ __forceinline__ void store(const float (&sums)[S::M64][S::BN / 2], float* column_sums, int barrier) const {
+        const int thread = threadIdx.x % WARPGROUP;
+        auto wait = [=] { ptx::barrier_sync(barrier, WARPGROUP); };
+#pragma unroll
+        for (int block = 0; block < S::M64; block++)
+#pragma unroll 1
+            for (int s = 0; s < ACROSS; s++) {
+                const int which = block * ACROSS + s;
+                if (S::FETCHES > 1) fetch(which + 1);
+                wait();
+                stage_slab<S>(sums[block], slab, s);
+                ptx::copy_async_wait<S::FETCHES - 1>();
+                wait();
+                float total[W];
+                clear(total);
+#pragma unroll 1
+                for (int p = thread; p < LINES * LENGTH / W; p += WARPGROUP) {
+                    float value[W];
+                    const int line = p / (LENGTH / W), at = p % (LENGTH / W) * W;
+#pragma unroll
+                    for (int e = 0; e < W; e += 4) {
+                        const Pack<float, 4> piece = load_pack<float, 4>(slab + line * S::SLAB_PITCH + at + e);
+#pragma unroll
+                        for (int i = 0; i < 4; i++) value[e + i] = piece.item[i];
+                    }
+                    if (target.put(value, row(which) + line, column(which) + at, place(which, p)) &&
+                        S::ENDING == BACKWARD) {
+#pragma unroll
+                        for (int e = 0; e < W; e++) total[e] += value[e];
+                    }
+                }
+                if (S::FETCHES == 1) fetch(which + 1);
+                if (S::ENDING == BACKWARD && column_sums != nullptr && row(which) < target.rows)
+                    add_columns<WARPGROUP, LENGTH, W>(total, slab,
+                                                      column_sums + row(which) / LINES * target.columns + column(which),
+                                                      thread, target.columns - column(which), wait);
+            }
+        wait();
+    }
+};
 
 // SPLIT: every block of the cluster has summed a share of K. Each lays its tile into its shared memory, where the
 // ring was; then each adds some of the lines, in the order of the blocks, and finishes them.

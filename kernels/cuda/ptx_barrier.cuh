@@ -99,7 +99,17 @@ __device__ __forceinline__ void mbarrier_arrive_remote(uint64* barrier, int rank
                      :: "r"(shared_address(barrier)), "r"(rank) : "memory"));
 }
 
-// The same, and lets that barrier's phase wait for `bytes` bytes. From sm_90 on.
+// The same without ordering this thread's ordinary reads and writes before it: for a place that was read by
+// wgmma alone and is to be written by tensor copies. The ordering above is a fence for the whole GPU, hundreds
+// of cycles. From sm_90 on.
+__device__ __forceinline__ void mbarrier_release_remote(uint64* barrier, int rank) {
+    PTX(emu_mbarrier_arrive(barrier, 0, rank),
+        asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+                     "mbarrier.arrive.shared::cluster.b64 _, [there];\n}"
+                     :: "r"(shared_address(barrier)), "r"(rank) : "memory"));
+}
+
+// The same as mbarrier_arrive_remote, and lets that barrier's phase wait for `bytes` bytes. From sm_90 on.
 __device__ __forceinline__ void mbarrier_arrive_expect_remote(uint64* barrier, int bytes, int rank) {
     PTX(emu_mbarrier_arrive(barrier, bytes, rank),
         asm volatile("{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"

@@ -30,6 +30,13 @@ __device__ __forceinline__ void cluster_sync() {
     cluster_wait();
 }
 
+// The cluster's barrier without ordering ordinary reads and writes, which the two halves above do by a fence
+// for the whole GPU: where it is enough that all blocks have come, behind fence_mbarrier_init or at the end.
+__device__ __forceinline__ void cluster_meet() {
+    PTX(emu_cluster_arrive(), asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"));
+    cluster_wait();
+}
+
 // The place of `pointer` in the shared memory of block `rank`. It may be used until that block exits:
 // a cluster barrier stands before the first use and before the end of the kernel.
 template <typename T> __device__ __forceinline__ T* map_shared(T* pointer, int rank) {

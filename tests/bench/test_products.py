@@ -67,6 +67,24 @@ def test_a_wrong_result_shows_in_the_errors(monkeypatch):
     assert row["errors"]["gpunn"] == pytest.approx(0.5)
 
 
+def test_the_last_corner_counts(monkeypatch):
+    ours = products._ours
+
+    def late(product, x):
+        run = ours(product, x)
+
+        def spoilt():
+            run()
+            x.out[-1, -1] += 1e3
+
+        return spoilt
+
+    monkeypatch.setattr(products, "_ours", late)
+    product = Product("square", 100, 90, 40, "float32")
+    row, _ = products.measure(product, CPU, samples=1, sample_seconds=1e-5)
+    assert row["errors"]["gpunn"] > 0.5
+
+
 def test_summary():
     def row(ratio, error, **changes):
         base = {"kind": "square", "dtype": "float32", "key": f"shape {ratio}", "ratio": ratio,

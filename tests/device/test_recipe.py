@@ -114,6 +114,20 @@ def test_what_is_more_than_launches_is_not_repeated():
     assert list(matmul_launch._recipes.values()) == [None]
 
 
+def test_every_array_has_an_alignment_of_its_own():
+    """The sums of the result look at `out` alone, whatever is true of the other arrays."""
+    seen = []
+    for shifted in ("saved", "out"):
+        launch = Noting()
+        arrays = {"saved": some(2048, 2048), "out": some(2048, 2048)}
+        arrays[shifted].data.ptr += 8
+        finish = Finish(arrays["out"], saved=arrays["saved"], column_sums=some(2048),
+                        activation="relu")  # fmt: skip
+        calls = run(launch, some(2048, 1024), some(1024, 2048), finish)
+        seen.append([call[1] for call in calls if call[1].startswith("column_sum")][0])
+    assert seen == ["column_sum<float, float, 4>", "column_sum<float, float, 1>"]
+
+
 def test_kinds_differ_by_alignment_and_precision():
     launch = Noting()
     whole = some(33, 32)

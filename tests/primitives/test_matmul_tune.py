@@ -58,6 +58,7 @@ def tuner(tmp_path, monkeypatch):
     monkeypatch.setenv("GPUNN_CACHE", str(tmp_path))
     monkeypatch.setattr(matmul_tune, "_gpu_of", lambda launch: "Test GPU (sm_90)")
     monkeypatch.setattr(matmul_tune, "_on", False)
+    monkeypatch.setattr(matmul_tune, "_capturing", lambda: False)
     times = {}
     timed = []
 
@@ -135,6 +136,7 @@ def test_timing_adds_to_nothing_twice(monkeypatch, tmp_path):
     monkeypatch.setenv("GPUNN_CACHE", str(tmp_path))
     monkeypatch.setattr(matmul_tune, "_gpu_of", lambda launch: "Test GPU")
     monkeypatch.setattr(matmul_tune, "_on", True)
+    monkeypatch.setattr(matmul_tune, "_capturing", lambda: False)
     matmul_tune._file.cache_clear()
 
     def run_twice(launch, problem, option):
@@ -152,6 +154,24 @@ def test_timing_adds_to_nothing_twice(monkeypatch, tmp_path):
     found.run(launch, problem)
     np.testing.assert_allclose(problem.out, problem.a @ problem.b + before, rtol=1e-5, atol=1e-5)
     matmul_tune._file.cache_clear()
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(tuner, monkeypatch):
+    kernels.autotune()
+    monkeypatch.setattr(matmul_tune, "_capturing", lambda: True)
+    assert best(("a",), 3.0, 1.0) == "option 1" and not tuner[1]
+
+
+def test_kinds_that_take_other_kernels_are_told_apart(monkeypatch):
+    """Relu leaves by tensor copies, gelu by slabs; a tuner that was switched on has its say."""
+    monkeypatch.setattr(matmul_plan, "_chosen", {})
+    launch = RecordingLauncher("matmul.cu")
+    for activation in ("relu", "gelu", "relu"):
+        matmul_plan.choose(launch, make_problem(64, 64, 64, BFLOAT16, activation=activation))
+    assert len(matmul_plan._chosen) == 2
+    monkeypatch.setattr(matmul_tune, "_on", True)
+    matmul_plan.choose(launch, make_problem(64, 64, 64, BFLOAT16, activation="relu"))
+    assert len(matmul_plan._chosen) == 3
 
 
 def test_forcing_an_option():

@@ -167,6 +167,25 @@ def test_what_three_planes_cannot_hold_is_multiplied_in_float32(value):
     np.testing.assert_allclose(problem.out, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("a, b", [(1e30, 1e30), (1.003e25, 1.003e25), (1.237e30, -1.011e30)])
+def test_products_that_overflow_are_infinite(a, b):
+    """+inf from the first planes and -inf from the others must not meet."""
+    problem = make_problem(70, 64, 40, FLOAT32)
+    problem.a[3], problem.b[...] = a, b
+    with np.errstate(all="ignore"):
+        wanted = np.matmul(problem.a, problem.b)
+    assert np.isinf(wanted[3]).all()
+    wgmma.options(problem, launcher(), "split")[2].run(launcher(), problem)
+    np.testing.assert_array_equal(problem.out[3], wanted[3])
+
+
+def test_every_nan_stays_one_in_tf32():
+    problem = make_problem(66, 64, 40, FLOAT32)
+    problem.a[3, 5] = np.array(0x7F800001, np.uint32).view(np.float32)
+    wgmma.options(problem, launcher(), "tf32")[6].run(launcher(), problem)
+    assert np.isnan(problem.out[3]).all() and np.isfinite(problem.out[4]).all()
+
+
 @pytest.mark.parametrize("mode", ["tf32", "bfloat16"])
 def test_infinity_and_nan_travel(mode):
     problem = make_problem(66, 64, 40, FLOAT32)

@@ -30,6 +30,21 @@ __global__ void __cluster_dims__(2, 1, 1) remote_arrivals(int* out) {
     ptx::cluster_sync();
 }
 
+// Clusters of 2: each block waits for the other's 32 lanes, which have nothing to hand over.
+__global__ void __cluster_dims__(2, 1, 1) remote_releases(int* out) {
+    __shared__ uint64 barrier;
+    const int lane = threadIdx.x, rank = ptx::cluster_rank();
+    if (lane == 0) {
+        ptx::mbarrier_init(&barrier, 32);
+        ptx::fence_mbarrier_init();
+    }
+    ptx::cluster_meet();
+    ptx::mbarrier_release_remote(&barrier, rank ^ 1);
+    ptx::mbarrier_wait(&barrier, 0);
+    out[rank * 32 + lane] = 10 * rank + lane;
+    ptx::cluster_meet();
+}
+
 // Clusters of 2: each thread sends one number to the other block. T: 4 or 8 bytes.
 template <typename T> __global__ void __cluster_dims__(2, 1, 1) remote_stores(const T* source, T* out) {
     __shared__ T value[32];
