@@ -26,7 +26,8 @@ class Settings:
     preempt : in checked mode, let others run after about so many accesses; 0 only at barriers
     timeout : seconds after which a launch is given up
     stack : KiB of local memory of a thread, as cudaLimitStackSize on a GPU
-    coverage : compile so that executed lines are counted (not together with check; needs g++)
+    coverage : compile so that executed lines are counted (not together with check; needs g++);
+        runs on one thread of the operating system
     """
 
     check: bool | None = None

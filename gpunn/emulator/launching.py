@@ -111,7 +111,7 @@ def launch(
             kept.append(data)
             storage[number] = data.ctypes.data
         options = Options(
-            settings.threads or _processors(),
+            _host_threads(settings),
             settings.check,
             config.SCHEDULES.index(settings.schedule),
             settings.preempt,
@@ -209,6 +209,14 @@ def _check_launch(kernel, made, grid, block, shared) -> None:
 
 
 # ---- arguments -----------------------------------------------------------------------------------
+
+
+def _host_threads(settings: config.Settings) -> int:
+    """One where lines are counted: gcc takes its counters for loop variables as well (as Linux
+    found), so a second thread that counts would change how often a loop runs."""
+    if settings.coverage and not settings.check:
+        return 1
+    return settings.threads or _processors()
 
 
 def _argument(made: building.Compiled, number: int, value: Any, arrays: list[_Array]):

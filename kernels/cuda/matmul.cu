@@ -4,6 +4,7 @@
 // Spills: matmul<float, 128, 128, 8, 8, 8, ALONG_ROWS, ALONG_ROWS, true: 8 bytes, stored and loaded again
 // before the main loop.
 #include "matmul.cuh"
+#include "matmul_order.cuh"
 
 constexpr uint32 GROUP = 8;  // rows of tiles that are walked together
 
@@ -60,14 +61,13 @@ matmul(const T* a, const T* b, int64 M, int64 N, int64 K, int64 a_m, int64 a_k, 
 
     // Which tile of which matrix, and which part of K.
     const uint32 tiles_m = static_cast<uint32>((M + BM - 1) / BM), tiles_n = static_cast<uint32>((N + BN - 1) / BN);
-    const uint32 tile = blockIdx.x % (tiles_m * tiles_n), rest = blockIdx.x / (tiles_m * tiles_n);
-    const uint32 matrix = rest % batch, split = rest / batch;
-    const uint32 group = tile / (GROUP * tiles_n), in_group = tile % (GROUP * tiles_n);
-    const uint32 height = tiles_m - group * GROUP < GROUP ? tiles_m - group * GROUP : GROUP;
-    const int64 first_m = static_cast<int64>(group * GROUP + in_group % height) * BM;
-    const int64 first_n = static_cast<int64>(in_group / height) * BN;
+    const TilePlace tile = find_tile(blockIdx.x, tiles_m, tiles_n, batch, GROUP);
+    const uint32 matrix = tile.matrix, split = tile.part;
+    const int64 first_m = static_cast<int64>(tile.row) * BM, first_n = static_cast<int64>(tile.column) * BN;
     const int64 first_k = split * part;
-    if (threadIdx.x == 0) here = {first_m, first_n, M * N * matrix, M * N * batch * split, (matrix * tiles_m + first_m / BM) * N + first_n};
+    if (threadIdx.x == 0)
+        here = {first_m, first_n, M * N * matrix, M * N * batch * split,
+                (static_cast<int64>(matrix) * tiles_m + tile.row) * N + first_n};
     const int depth = static_cast<int>(K - first_k < part ? K - first_k : part);
 
     a += matrix / inner * a_outer + matrix % inner * a_inner + first_m * a_m + first_k * a_k;

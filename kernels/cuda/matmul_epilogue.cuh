@@ -86,16 +86,21 @@ template <typename T, bool BACKWARD> struct Epilogue {
     int activation;
     A alpha, scale;
 
+    // What is worth fetching ahead of `finish`: memory answers late.
+    __device__ __forceinline__ const T* fetched_from() const { return BACKWARD ? saved : residual; }
+
     // W neighbours of one row, of which `count` exist: element `at` of the result and its right-hand neighbours,
     // from column `column`. `value` comes as sums and leaves as what `out` has got, not yet rounded.
     // With `vector` all W exist, and N and all pointers are multiples of W elements.
+    // `fetched`: a copy of what stands at `at` in fetched_from(), or null.
     template <int W>
-    __device__ __forceinline__ void finish(A (&value)[W], int64 at, int64 column, int count, bool vector) const {
+    __device__ __forceinline__ void finish(A (&value)[W], int64 at, int64 column, int count, bool vector,
+                                           const T* fetched = nullptr) const {
 #pragma unroll
         for (int e = 0; e < W; e++) value[e] *= scale;
         if constexpr (BACKWARD) {
             A before[W];
-            load_row<T, W>(before, saved + at, count, vector);
+            load_row<T, W>(before, fetched != nullptr ? fetched : saved + at, count, vector);
             differentiate<T>(value, before, activation, alpha);
         } else {
             if (bias != nullptr) {
@@ -109,7 +114,7 @@ template <typename T, bool BACKWARD> struct Epilogue {
         }
         if (residual != nullptr) {
             A more[W];
-            load_row<T, W>(more, residual + at, count, vector);
+            load_row<T, W>(more, !BACKWARD && fetched != nullptr ? fetched : residual + at, count, vector);
 #pragma unroll
             for (int e = 0; e < W; e++) value[e] += more[e];
         }

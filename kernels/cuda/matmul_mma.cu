@@ -1,5 +1,6 @@
 // matmul_mma.cu - matrix products on tensor cores for sm_80 and later: cp.async, ldmatrix, mma.sync.
 #include "matmul_mma.cuh"
+#include "matmul_order.cuh"
 
 constexpr uint32 GROUP = 8;  // rows of tiles that are walked together
 
@@ -344,16 +345,13 @@ matmul_mma(const T* a, const T* b, int64 M, int64 N, int64 K, int64 a_m, int64 a
 
     // Which tile of which matrix, and which part of K.
     const uint32 tiles_m = static_cast<uint32>((M + BM - 1) / BM), tiles_n = static_cast<uint32>((N + BN - 1) / BN);
-    const uint32 tile = blockIdx.x % (tiles_m * tiles_n), rest = blockIdx.x / (tiles_m * tiles_n);
-    const uint32 matrix = rest % batch, split = rest / batch;
-    const uint32 group = tile / (GROUP * tiles_n), in_group = tile % (GROUP * tiles_n);
-    const uint32 height = tiles_m - group * GROUP < GROUP ? tiles_m - group * GROUP : GROUP;
-    const int64 first_m = static_cast<int64>(group * GROUP + in_group % height) * BM;
-    const int64 first_n = static_cast<int64>(in_group / height) * BN;
+    const TilePlace tile = find_tile(blockIdx.x, tiles_m, tiles_n, batch, GROUP);
+    const uint32 matrix = tile.matrix, split = tile.part;
+    const int64 first_m = static_cast<int64>(tile.row) * BM, first_n = static_cast<int64>(tile.column) * BN;
     const int64 first_k = split * part;
     if (threadIdx.x == 0)
         here = {first_m, first_n, M * N * matrix, M * N * batch * split,
-                (static_cast<int64>(matrix) * tiles_m + first_m / BM) * N + first_n, static_cast<int>(split)};
+                (static_cast<int64>(matrix) * tiles_m + tile.row) * N + first_n, static_cast<int>(split)};
     const int depth = static_cast<int>(K - first_k < part ? K - first_k : part);
 
     a += matrix / inner * a_outer + matrix % inner * a_inner + first_m * a_m + first_k * a_k;
@@ -366,7 +364,7 @@ matmul_mma(const T* a, const T* b, int64 M, int64 N, int64 K, int64 a_m, int64 a
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int warp_m = warp / WARPS_N * S::WARP_M, warp_n = warp % WARPS_N * S::WARP_N;
     MmaProduct<S, T, MODE, BK, STAGES, MoverA, MoverB, SUM_ROWS> product(
-        move_a, move_b, shared, warp_m, warp_n, SUM_ROWS && row_sums != nullptr && first_n == 0);
+        move_a, move_b, shared, warp_m, warp_n, SUM_ROWS && row_sums != nullptr && first_n == 0 && warp_n == 0);
     if constexpr (MODE == SPLIT)
         product.run_split(depth);
     else

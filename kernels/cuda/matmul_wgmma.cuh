@@ -5,6 +5,7 @@
 // elements of K for each row of A and column of B of the tile.
 #pragma once
 #include "matmul_epilogue.cuh"
+#include "matmul_order.cuh"
 #include "ptx.cuh"
 
 // What is done with a finished tile.
@@ -102,14 +103,12 @@ template <typename S> __device__ __forceinline__ uint32 count_units(const Work& 
 template <typename S> __device__ __forceinline__ Unit find_unit(const Work& w, uint32 number, int rank) {
     constexpr uint32 TALL = GROUP<S> / S::SHARE;
     const uint32 high = (w.M + S::BM * S::SHARE - 1) / (S::BM * S::SHARE), wide = (w.N + S::BN - 1) / S::BN;
-    const uint32 tile = number % (high * wide), rest = number / (high * wide);
-    const uint32 group = tile / (TALL * wide), within = tile % (TALL * wide);
-    const uint32 height = high - group * TALL < TALL ? high - group * TALL : TALL;
+    const TilePlace at = find_tile(number, high, wide, w.batch, TALL);
     Unit unit;
-    unit.m = (static_cast<int>(group * TALL + within % height) * S::SHARE + (S::SPLIT ? 0 : rank)) * S::BM;
-    unit.n = static_cast<int>(within / height) * S::BN;
-    unit.matrix = rest % w.batch;
-    unit.part = static_cast<int>(rest / w.batch);
+    unit.m = (static_cast<int>(at.row) * S::SHARE + (S::SPLIT ? 0 : rank)) * S::BM;
+    unit.n = static_cast<int>(at.column) * S::BN;
+    unit.matrix = at.matrix;
+    unit.part = static_cast<int>(at.part);
     const int blocks = (w.K + S::BK - 1) / S::BK;
     unit.first = unit.part * w.part;
     unit.count = min(w.part, blocks - unit.first);

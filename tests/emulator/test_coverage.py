@@ -8,8 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gpunn import emulator
 from gpunn.device import probe
 from gpunn.emulator import coverage, toolchain
 from gpunn.emulator.coverage import FileLines, Lines, spans
@@ -164,3 +166,16 @@ def test_a_source_given_as_text_counts_for_its_file(tmp_path):
     subprocess.run([sys.executable, "-c", TEXT_SCRIPT], cwd=tmp_path, env=environment, check=True)
     lines = coverage.collect(tmp_path / "counts", tmp_path)
     assert [file.path.name for file in lines.files] == ["scale.cu"] and lines.percent == 100
+
+
+def test_blocks_do_not_share_the_counters():
+    """gcc uses its counters as loop variables: with two threads of blocks sums came out wrong."""
+    from gpunn import kernels
+
+    rng = np.random.default_rng(0)
+    grad, x = rng.normal(size=(2, 2000, 16)).astype(np.float32)
+    with kernels.using("emulator"):
+        for _ in range(30):
+            with emulator.settings(coverage=True, threads=4):
+                _, sums = kernels.activation_bias_backward(grad, x, activation="relu")
+            np.testing.assert_allclose(sums, (grad * (x > 0)).sum(0), rtol=1e-4, atol=1e-4)
