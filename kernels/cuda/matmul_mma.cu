@@ -1,4 +1,8 @@
 // matmul_mma.cu - matrix products on tensor cores for sm_80 and later: cp.async, ldmatrix, mma.sync.
+//
+// Spills: matmul_mma<__half, NATIVE, 128, 256, 64, 2, 4, 3, ALONG_ROWS, ALONG_ROWS, WEIGHT_GRADIENT: 8 bytes on
+// sm_100a, stored before the main loop and loaded behind it; the same of bfloat16:
+// Spills: matmul_mma<__nv_bfloat16, NATIVE, 128, 256, 64, 2, 4, 3, ALONG_ROWS, ALONG_ROWS, WEIGHT_GRADIENT: as above.
 #include "matmul_mma.cuh"
 #include "matmul_order.cuh"
 

@@ -95,6 +95,32 @@ def test_few_rows_are_spread_over_the_chip_and_many_are_not():
     assert cluster(1, A100, meet=False) == 8  # … unless they need not
 
 
+@given(
+    cols=st.integers(1, 60_000),
+    itemsize=st.sampled_from([2, 4, 8]),
+    arrays=st.integers(1, 2),
+    count=st.sampled_from([1, 40, 5000]),
+)
+def test_no_more_is_kept_than_a_row_touches(cols, itemsize, arrays, count):
+    plan = rows.row_plan(H200, count, cols, itemsize, arrays=arrays)
+    assert plan.kept == -(-packs_touched(cols, itemsize) // (plan.threads * plan.cluster))
+
+
+def test_a_row_of_whole_packs_starts_at_one():
+    """2048 packs for 256 threads: 8 each, in 32 KB; a ninth would take 36 KB."""
+    plan = rows.row_plan(H200, 5000, 8192, 4)
+    assert (plan.threads, plan.cluster, plan.kept, plan.shared) == (256, 1, 8, 32 * 1024)
+    assert rows.row_plan(H200, 5000, 8191, 4).kept == 9
+
+
+@pytest.mark.parametrize(
+    ("multiprocessors", "largest"), [(1, 1), (3, 1), (4, 2), (7, 2), (8, 4), (15, 4), (16, 8)]
+)
+def test_no_cluster_takes_more_than_half_of_a_chip(multiprocessors, largest):
+    chip = RecordingLauncher("softmax.cu", "sm_90a", multiprocessors)
+    assert rows.row_plan(chip, 1, 400_000, 4).cluster == largest
+
+
 def test_which_architectures_have_clusters():
     known = {"sm_75": False, "sm_80": False, "sm_90": True, "sm_90a": True, "sm_100a": True}
     assert {arch: rows.has_clusters(arch) for arch in known} == known
