@@ -1,5 +1,5 @@
 // matmul_wgmma.cu - matrix products on the tensor cores of sm_90a (H100, H200): TMA and wgmma.
-#include "matmul_wgmma.cuh"
+#include "matmul_wgmma_store.cuh"
 
 // C = finish(sum over k of A[m, k] B[k, n]) for each matrix of a batch; `finish` is matmul_epilogue.cuh's.
 //
