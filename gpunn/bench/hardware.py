@@ -171,7 +171,7 @@ def matmul_kernels(run: Run, seconds: float) -> str:
         {"id": f"{kernel} {dtype}", "mode": mode, "dtype": dtype, "kernel": kernel}
         for mode, dtype, kernel in matmul_parity.menu(chip)
     ]
-    jobs = 1 if run.tiny else 8  # each compiles its own
+    jobs = 1 if run.tiny else 12  # each compiles its own
     outcome = run.supervise("matmul kernels", items[:2] if run.tiny else items, seconds, jobs=jobs)
     return f"{sum(r['passed'] for r in outcome.results.values())} of {len(items)} are right"
 
@@ -278,7 +278,7 @@ STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("compile", compile_kernels, 70),
     ("conformance", conformance, 40),
     ("parity", parity, 80),
-    ("matmul kernels", matmul_kernels, 60),
+    ("matmul kernels", matmul_kernels, 90),
     ("graphs", graphs, 20),
     ("training parity", training_parity, 20),
     ("launches", launches, 10),
