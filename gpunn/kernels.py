@@ -19,7 +19,8 @@ from gpunn.primitives.registry import TABLE, Cost, Primitive, using
 # The families, in the order of the table; importing one adds its rows.
 FAMILIES = (
     "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
-    "cross_entropy", "optimizer", "optimizer_samples", "clip", "random", "random_samples", "reduce",
+    "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "random", "random_samples",
+    "reduce",
 )  # fmt: skip
 
 for _family in FAMILIES:

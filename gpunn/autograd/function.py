@@ -10,6 +10,7 @@ received all of its gradient when its turn comes, and the order is the same on e
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,22 +22,27 @@ from gpunn.device import device_of
 _sequence = itertools.count().__next__
 
 
+class Walk(NamedTuple):
+    """What the nodes of one walk back may ask about it."""
+
+    uses: dict[int, int]  # how many nodes give a gradient to each edge, by its id
+    retains: bool  # the graph stays, so that saved arrays are needed again
+    unit: Function | None  # the node whose gradient is 1 because none was given
+
+
 class Function:
     """One differentiable operation, and, once applied, one node of the tape.
 
     Subclasses write ``forward(self, *inputs)``, which gets arrays where `apply` got Tensors and
     everything else as it was, keeps what the way back needs with `save`, and returns one array; and
     ``backward(self, grad)``, which returns a gradient (or None) for each leading input. A backward
-    may return `grad` itself or a view of it; it never writes to `grad`, and returns a saved array
-    only where `starts_with_one`.
+    may return `grad` itself or a view of it; it never writes to `grad`, and changes or returns a
+    saved array only as `take_saved` allows.
 
     Class attributes
     ----------------
     widens : float16 and bfloat16 inputs come as float32, and the results are rounded once
     is_view : the result may share memory with the first input
-    starts_with_one : set during a walk: `grad` is the 1 that `Tensor.backward` starts with, and
-        what was saved is not needed again. A gradient that the forward computed can then be handed
-        on as it is, and nobody has to look at the device to know that.
     """
 
     __slots__ = (
@@ -47,7 +53,7 @@ class Function:
         "grad",  # what has arrived so far on the way back
         "low",  # the 16-bit dtype to round to, where the class widens
         "retained",  # the Tensor whose .grad is to be kept although it is no leaf
-        "uses",  # during a walk: how many nodes give a gradient to each edge, by its id
+        "walk",  # during one: what the nodes may ask about it
         "ahead",  # what the node that uses the result has done of this one's backward
         "_versions",
         "__dict__",
@@ -55,7 +61,6 @@ class Function:
 
     widens = False
     is_view = False
-    starts_with_one = False
 
     def forward(self, *inputs):
         raise NotImplementedError
@@ -110,17 +115,39 @@ class Function:
         if recorded:
             node.edges = edges
             node.sequence = _sequence()
-            node.grad = node.retained = node.ahead = None
+            node.grad = node.retained = node.ahead = node.walk = None
             if node.saved:
                 node._versions = _watch(node.saved, (*inputs, result))
             result._node = node
             result._requires_grad = True
         return result
 
+    @property
+    def starts_with_one(self) -> bool:
+        """In a backward: whether `grad` is the 1 that `Tensor.backward` starts with.
+
+        A gradient that the forward computed can then be handed on as it is, and nobody has to look
+        at the device to know that.
+        """
+        return self.walk.unit is self
+
+    def take_saved(self) -> tuple[tuple, bool]:
+        """In a backward: (what was saved, whether it is the caller's to change and to return).
+
+        It is where the walk keeps no graph, and if it was made in the forward, of course: an input
+        or the output belongs to others. The node then forgets it at once, so that a walk which
+        breaks off cannot leave changed arrays to the next one.
+        """
+        saved = self.saved
+        if self.walk.retains:
+            return saved, False
+        self.saved = None
+        return saved, True
+
     def only_user_of(self, index: int) -> bool:
         """In a backward: whether no other gradient goes to input `index`, nor does anyone look."""
         edge = self.edges[index]
-        alone = edge is not None and self.uses.get(id(edge)) == 1
+        alone = edge is not None and self.walk.uses.get(id(edge)) == 1
         return alone and getattr(edge, "retained", None) is None
 
     def slot(self, index: int):
@@ -184,27 +211,26 @@ def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool 
 
     `implicit` says that the gradient is 1, because none was given.
     """
-    start = node = root._node
+    node = root._node
     if node is None:
         accumulate(root, gradient)
         return
-    node.grad = gradient
-    node.starts_with_one = implicit and not retain_graph
     nodes, uses = _ordered(node)
+    walk = Walk(uses, retain_graph, node if implicit else None)
+    node.grad = gradient
     try:
         for node in nodes:
             grad, node.grad = node.grad, None
-            node.uses = uses
             if grad is not None:
+                node.walk = walk
                 if node.retained is not None:
                     accumulate(node.retained, grad)
                 _step_back(node, grad, retain_graph)
+            node.walk = None
     except BaseException:
         for node in nodes:  # a half-finished walk must not leak into the next one
-            node.grad = node.ahead = None
+            node.grad = node.ahead = node.walk = None
         raise
-    finally:
-        start.starts_with_one = False
 
 
 def _step_back(node: Function, grad, retain_graph: bool) -> None:

@@ -328,6 +328,16 @@ def penalty_gradient(xp, parameters, gradients, *, l1=0.0, l2=0.0):
     gradients += l1 * xp.sign(parameters) + 2 * l2 * parameters
 
 
+@peer
+def scale(xp, x, factor, *, out=None):
+    return _put(wide(x) * factor, out)
+
+
+@peer
+def accumulate(xp, total, part, *, scale=1.0):
+    total += scale * wide(part)
+
+
 # ---- random numbers (others than ours: only their distribution is checked) -----------------------
 
 

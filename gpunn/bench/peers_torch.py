@@ -297,6 +297,16 @@ def penalty_gradient(parameters, gradients, *, l1=0.0, l2=0.0):
 
 
 @peer
+def scale(x, factor, *, out=None):
+    return torch.mul(x, factor, out=out)  # a scalar tensor does not widen the result
+
+
+@peer
+def accumulate(total, part, *, scale=1.0):
+    total.add_(part, alpha=scale)
+
+
+@peer
 def random_uniform(out, *, seed, low=0.0, high=1.0):
     return out.uniform_(low, high)
 

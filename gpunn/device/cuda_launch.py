@@ -10,6 +10,7 @@ asking for more shared memory and explaining what went wrong happen beside that 
 from __future__ import annotations
 
 import functools
+import struct
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,8 @@ class CudaLauncher(Launcher):
             if tries == 3 or not self._mended(error, expression, args):
                 raise error
         except Exception as reason:
-            if isinstance(reason, (self._driver.Error, TypeError, ValueError, OverflowError)):
+            kinds = (self._driver.Error, TypeError, ValueError, OverflowError, struct.error)
+            if isinstance(reason, kinds):
                 raise LaunchError(
                     f"{self.source}: {expression} could not run on {self.device} with grid {grid}, "
                     f"block {block} and {shared} bytes of shared memory: {reason}"

@@ -65,6 +65,14 @@ def _dense_loss(z, log_sum, shares):
     return shares.sum(axis=-1) * log_sum - dot
 
 
+def _label_loss(far, log_sum, own, keep):
+    """keep own (L - x) at the labels; a share of 0 is 0 where x is -inf, and NaN travels."""
+    if own is None and keep == 1:
+        return far
+    share = keep if own is None else keep * own
+    return share * np.where(share == 0, log_sum, far)
+
+
 def forward_reference(
     logits, target, weight, kept, ignore_index, smoothing, reduction, out, normalizer,
     total_weight, gradient=None,
@@ -100,8 +108,8 @@ def _losses(
                 at = t if kept is None else np.where(kept[block], t, 0)
                 far = log_sum - z[np.arange(len(at)), at]
                 own = None if weight is None else weight[at]
-                part = far if own is None else far * own
-                loss = part if not smoothing else loss + accumulator.type(1 - smoothing) * part
+                part = _label_loss(far, log_sum, own, accumulator.type(1 - smoothing))
+                loss = part if not smoothing else loss + part
                 if kept is not None:
                     ignored = ~kept[block]
                     loss[ignored] = normalizer[block][ignored] = 0

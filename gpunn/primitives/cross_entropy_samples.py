@@ -86,6 +86,15 @@ def _extremes(rng):
     shares = np.array([[0, 0.5, 0.5, 0], [0, 0, 1, 0], [0.2, 0, 0.4, 0.4], [0, 1, 0, 0]])
     yield "masked, probabilities", masked, shares, {}, two, True
     yield "masked, smoothing", masked, np.array([1, 2, 1, 0]), {"label_smoothing": 0.1}, two, True
+    # Labels of a masked class that weighs nothing.
+    unweighted = {"weight": np.array([0.0, 1.0, 2.0, 0.5])}
+    labels, masked_out = np.array([0, 2, 0, 2]), masked.copy()
+    masked_out[2:, 0] = (0, -inf)
+    masked_out[3, 2] = 3
+    yield "masked, weight 0", masked_out, labels, unweighted, two, True
+    smooth = unweighted | {"label_smoothing": 0.1}
+    whole = np.where(np.arange(4) == 0, masked_out, 1.5)
+    yield "masked, weight 0, smoothing", whole, labels, smooth, two, True
     wrong = np.array([[inf, 0, 1], [np.nan, 0, 1], [0, 1, 2], [np.nan, inf, 0]])
     yield "not numbers", wrong, np.array([0, 1, 2, -100]), {}, two, True
     yield "not numbers, probabilities", wrong, np.full((4, 3), 1 / 3), {}, two, True

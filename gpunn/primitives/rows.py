@@ -6,9 +6,10 @@
 a group    1 to 32 threads of a warp, or a block of up to 256, while each thread need hold no more
            packs than fit its registers (kernels that have a way for it), or 8 in shared memory
 a block    while its share, all that is kept for a second pass over the row, is at most 52 KB
-a cluster  of 2, 4 or 8 blocks (sm_90 and later), the smallest that brings the share down to 52 KB:
-           so four blocks are on a multiprocessor, and one's loads hide another's stores. Eight
-           blocks take more, up to all shared memory; what is beyond it is read twice
+a cluster  of 2, 4 or 8 blocks (sm_90 and later; no more than half of the multiprocessors), the
+           smallest that brings the share down to 52 KB: so four blocks are on a multiprocessor,
+           and one's loads hide another's stores. The largest takes more, up to all shared memory;
+           what is beyond it is read twice
 parts      blocks that meet in memory between two launches: few rows that no cluster holds
 =========  =========================================================================================
 
@@ -86,6 +87,8 @@ def row_plan(
 ) -> RowPlan:
     """The plan for `rows` rows of `cols` elements on the chip of `launch`.
 
+    Its cluster is no larger than `largest_cluster` says of the chip.
+
     Parameters
     ----------
     arrays : arrays of the row that are kept for a second pass; 0 if there is only one pass
@@ -154,13 +157,13 @@ def _cluster(chip, rows: int, row_bytes: int, arrays: int, meet: bool) -> int:
     if not meet:
         limit = 1024
     else:
-        limit = 8 if has_clusters(chip.arch) else 1
+        limit = largest_cluster(chip)
     cluster = 1
-    while cluster < limit and arrays * row_bytes > cluster * _QUARTER:
+    while 2 * cluster <= limit and arrays * row_bytes > cluster * _QUARTER:
         cluster *= 2
     read = max(1, arrays) * row_bytes
     while (
-        cluster < limit
+        2 * cluster <= limit
         and 2 * rows * cluster <= chip.multiprocessors
         and read >= 2 * cluster * _PART_BYTES
     ):
@@ -183,6 +186,16 @@ def has_clusters(arch: str) -> bool:
     return int(re.match(r"sm_(\d+)", arch)[1]) >= 90
 
 
+def largest_cluster(chip) -> int:
+    """Blocks of a cluster at most, 1 for none.
+
+    8 is the largest size that a kernel may ask for on every GPU with clusters. Its blocks must lie
+    in one GPC, though, a group of 16 to 18 multiprocessors, and a small GPU or a slice of one (MIG)
+    may have a few there only: no cluster takes more than half of a chip's multiprocessors.
+    """
+    return max(1, min(8, chip.multiprocessors // 2)) if has_clusters(chip.arch) else 1
+
+
 def _block(share: int, itemsize: int, largest: int) -> int:
     """Threads of a block that keeps `share` bytes: four, two or one are on a multiprocessor."""
     if share <= _QUARTER:
@@ -195,7 +208,9 @@ def _kept(chip, cols: int, itemsize: int, arrays: int, team: int, block: int) ->
     """Packs that a thread keeps of each array, and the bytes that its block needs for them."""
     if arrays == 0:
         return {}
-    packs = -(-cols // (16 // itemsize)) + 1  # one more for a row that starts inside a pack
+    width = 16 // itemsize
+    before = width - math.gcd(cols, width)  # of the first pack, at most, that the row leaves out
+    packs = -(-(before + cols) // width)
     kept = min(-(-packs // team), (chip.shared_limit - _RESERVED) // (16 * arrays * block))
     return {"kept": kept, "shared": 16 * arrays * block * kept}
 

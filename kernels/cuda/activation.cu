@@ -7,7 +7,7 @@
 // 4 bytes an element that is 8 or 12 bytes for each of 1 to about 70 instructions, so memory is the
 // limit on any GPU with fast float32. 16-bit elements come twice as fast, and their functions are
 // computed by quicker instructions (quick.cuh).
-// Assumes: nothing of the shape; VECTOR only if all pointers are multiples of 16 bytes.
+// Assumes: nothing of the shape; VECTOR only if all pointers are at one distance from multiples of 16 bytes.
 //
 // Spills: activation_backward<double, Gelu: erfc in float64 holds values across the subroutine that
 // divides; 8 bytes a thread, beside a hundred float64 operations an element.

@@ -7,7 +7,7 @@
 //
 // The last three are elementwise (elementwise.cuh) and in place: 8 bytes a float gradient, 12 for the
 // penalty. The norm reads 4 bytes for each two operations. Assumes: nothing of the length; VECTOR only
-// if the pointers are multiples of 16 bytes.
+// if the pointers are at one distance from multiples of 16 bytes, that of the norm at none.
 #include "elementwise.cuh"
 
 // ---- norm ------------------------------------------------------------------------------------------------

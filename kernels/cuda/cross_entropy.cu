@@ -297,7 +297,8 @@ cross_entropy_forward(const T* logits, const void* target, bool wide, const Accu
             if constexpr (KIND != PROBABILITIES) {
                 if (label.valid) {
                     const A far = state.exps.max - widen(logits[row.start + label.index]);
-                    loss = (KIND == LABELS ? A(0) : loss) + own * (log_sum + far);
+                    const A terms = own == A(0) ? log_sum : log_sum + far;  // 0 * inf is 0 here, but NaN travels
+                    loss = (KIND == LABELS ? A(0) : loss) + own * terms;
                 } else {
                     loss = normalizer = label.ignored ? A(0) : not_a_number<A>();
                 }

@@ -1,8 +1,4 @@
 // matmul_mma.cu - matrix products on tensor cores for sm_80 and later: cp.async, ldmatrix, mma.sync.
-//
-// Spills: matmul_mma<__half, NATIVE, 128, 256, 64, 2, 4, 3, ALONG_ROWS, ALONG_ROWS, WEIGHT_GRADIENT: 8 bytes on
-// sm_100a, stored before the main loop and loaded behind it; the same of bfloat16:
-// Spills: matmul_mma<__nv_bfloat16, NATIVE, 128, 256, 64, 2, 4, 3, ALONG_ROWS, ALONG_ROWS, WEIGHT_GRADIENT: as above.
 #include "matmul_mma.cuh"
 #include "matmul_order.cuh"
 
@@ -41,7 +37,7 @@ struct MmaProduct {
     MoverA& a;
     MoverB& b;
     unsigned char* shared;
-    const bool summing;  // whether this block sums the rows of A
+    const bool summing;  // whether this warp sums the rows of A
     typename S::ReaderA read_a;
     typename S::ReaderB read_b;
     int from = 0, to = (STAGES - 1) * S::STAGE;  // the buffer that is read, and the one that is filled
@@ -367,15 +363,16 @@ matmul_mma(const T* a, const T* b, int64 M, int64 N, int64 K, int64 a_m, int64 a
 
     const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     const int warp_m = warp / WARPS_N * S::WARP_M, warp_n = warp % WARPS_N * S::WARP_N;
+    // One warp of each row of warps sums. Shuffled, so that the compiler knows the answer to be the warp's.
+    const bool summing = SUM_ROWS && row_sums != nullptr && first_n == 0 && __shfl_sync(FULL_WARP, warp_n, 0) == 0;
     MmaProduct<S, T, MODE, BK, STAGES, MoverA, MoverB, SUM_ROWS> product(
-        move_a, move_b, shared, warp_m, warp_n, SUM_ROWS && row_sums != nullptr && first_n == 0 && warp_n == 0);
+        move_a, move_b, shared, warp_m, warp_n, summing);
     if constexpr (MODE == SPLIT)
         product.run_split(depth);
     else
         product.run_single(depth);
     if (MODE == SPLIT && product.overflowed()) *needed = 1;
-    if (warp_n == 0)
-        product.put_row_sums(row_sums + here.split * M + here.first_m + warp_m, M - here.first_m - warp_m);
+    product.put_row_sums(row_sums + here.split * M + here.first_m + warp_m, M - here.first_m - warp_m);
 
     // Out through shared memory, 16 rows of each warp at a time, so that what goes to memory is whole packs
     // and the activation's code exists once.

@@ -6,7 +6,9 @@
 //   group     1 to 32 threads, a power of two: that many lanes of a warp, several rows a warp
 //   block     all threads of a block, a power of two
 //   cluster   2, 4 or 8 blocks (from sm_90 on), a template parameter because CuPy can launch clusters only
-//             by __cluster_dims__; 8 is the largest size that every GPU with clusters must take
+//             by __cluster_dims__. 8 is the largest size that may be asked for on every GPU with clusters;
+//             a chip or a MIG slice with fewer free multiprocessors in a GPC may still not take it, so
+//             row_plan gives no cluster more than half of the chip's multiprocessors
 //   parts     any number of blocks, which meet in memory between two launches
 //
 // Thread `rank` of a team owns the packs (16 bytes) p = rank, rank + team, rank + 2 team, …, in each pass,

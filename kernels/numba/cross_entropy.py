@@ -45,6 +45,12 @@ def label_share(label, c, keep, uniform, weight, one):
 
 
 @cuda.jit(device=True)
+def label_loss(share, log_sum, x, zero):
+    """share (log_sum - x), x less the largest; a share of 0 gives 0 at x = -inf. NaN travels."""
+    return share * (log_sum if share == zero else log_sum - x)
+
+
+@cuda.jit(device=True)
 def probability_share(probability, c, keep, uniform, weight, one):
     return (probability * keep + uniform) * weight_of(weight, c, one)
 
@@ -156,13 +162,13 @@ def cross_entropy_forward_labels(
                 for c in range(cuda.threadIdx.x, classes, cuda.blockDim.x):
                     share = label_share(label, c, keep, uniform, weight, one)
                     if share != zero or c == label:
-                        loss += share * (log_sum - (logits[row, c] - largest))
+                        loss += label_loss(share, log_sum, logits[row, c] - largest, zero)
             loss = add(sums, loss)
         if row < rows and cuda.threadIdx.x == 0:
             if valid:
                 of_label = weight_of(weight, label, one)
                 if smoothing == zero:
-                    loss = of_label * (log_sum - (logits[row, label] - largest))
+                    loss = label_loss(of_label, log_sum, logits[row, label] - largest, zero)
                 losses[row] = loss
                 own[row] = of_label
                 normalizer[row] = largest + log_sum
@@ -349,7 +355,7 @@ def cross_entropy_forward_backward_labels(
                 share = label_share(label, c, keep, uniform, weight, one)
                 x = logits[row, c] - largest
                 if share != zero or c == label:
-                    loss += share * (log_sum - x)
+                    loss += label_loss(share, log_sum, x, zero)
                 gradient[row, c] = scale * (total * math.exp(x - log_sum) - share)
         elif row < rows:
             value = zero if label == ignore_index else real(math.nan)

@@ -12,7 +12,11 @@ from hypothesis import strategies as st
 
 import gpunn.autograd as g
 import gpunn.nn.functional as F
-from gpunn.autograd.functions.linear_cross_entropy import SCRATCH_BYTES, default_chunk_rows
+from gpunn.autograd.functions.linear_cross_entropy import (
+    FLOAT16_ROWS,
+    SCRATCH_BYTES,
+    default_chunk_rows,
+)
 from gpunn.autograd.gradcheck import gradcheck
 from gpunn.device import probe
 
@@ -119,6 +123,81 @@ def test_a_loss_scaled_up_in_float16_loses_nothing():
     wide = [leaf(np.asarray(t.detach().float().numpy(), np.float64)) for t in leaves]
     expected = gradients(apart(wide, labels), wide)[0].numpy()
     assert np.linalg.norm(found - expected) < 2e-3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("rows", [16384, 200_000])
+@pytest.mark.parametrize("chunk_rows", [None, 10**9])
+def test_a_plain_sum_beyond_float16(rows, chunk_rows):
+    """The sums over rows are -4.5 and -0.5 times their number; only the mean fits into float16."""
+    x = g.tensor(np.full((rows, 1), 9.0), device="cpu").to(np.float16).requires_grad_()
+    w, b = leaf(np.zeros((2, 1)), np.float16), leaf(np.zeros(2), np.float16)
+    labels = g.tensor(np.zeros(rows, np.int64), device="cpu")
+    (F.linear_cross_entropy(x, w, b, labels, chunk_rows=chunk_rows) * 128.0).backward()
+    assert w.grad.float().tolist() == [[-576.0], [576.0]]
+    assert b.grad.float().tolist() == [-64.0, 64.0]
+    assert (x.grad.float() == 0).all()
+
+
+def test_how_far_float16_reaches_and_what_vanishes():
+    """One class of 2048 rows with |x| = 500 is 512,000, eight times what float16 holds."""
+    rows = FLOAT16_ROWS
+    x = leaf(np.full((rows, 1), 500.0), np.float16)
+    w, b = leaf(np.zeros((3, 1)), np.float16), leaf([0, 0, -20.0], np.float16)
+    labels = g.tensor(np.zeros(rows, np.int64), device="cpu")
+    found = gradients(F.linear_cross_entropy(x, w, b, labels), [x, w, b])
+    assert found[1].float().tolist() == [[-250.0], [250.0], [0.0]]  # exp(-20) / 2 is below 2^-25
+    assert found[2].float().tolist() == [-0.5, 0.5, 0]
+
+
+def test_float16_is_cut_into_chunks_that_fit_it():
+    assert default_chunk_rows(10**6, 2, 2, FLOAT16_ROWS) == FLOAT16_ROWS
+    assert default_chunk_rows(2049, 2, 2, FLOAT16_ROWS) == 1152
+    assert default_chunk_rows(2048, 2, 2, FLOAT16_ROWS) == 2048
+    assert default_chunk_rows(10**6, 2, 2) == 10**6
+
+
+@pytest.mark.parametrize("chunk_rows", [2, 8])
+def test_weights_that_sum_to_nothing_are_no_reason_for_a_gradient_of_zero(chunk_rows):
+    """All rows ignored give 0, as cross_entropy; rows that count and weigh nothing do not."""
+    leaves, labels = case(4)
+    nothing = g.zeros(7, device="cpu").double()
+    expected = gradients(apart(leaves, labels, nothing), leaves)
+    loss = F.linear_cross_entropy(*leaves, labels, nothing, chunk_rows=chunk_rows)
+    assert math.isnan(loss.item())
+    for a, e in zip(gradients(loss, leaves), expected, strict=True):
+        assert np.isnan(e.numpy()).all() and np.isnan(a.numpy()).all()
+    labels[:] = -100
+    loss = F.linear_cross_entropy(*leaves, labels, nothing, chunk_rows=chunk_rows)
+    assert all((t == 0).all() for t in gradients(loss, leaves))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "uint64"])
+def test_labels_of_every_kind_of_integer(dtype):
+    leaves, labels = case()
+    expected = apart(leaves, labels)
+    narrow = g.tensor(labels.numpy().astype(dtype), device="cpu", dtype=dtype)
+    assert narrow.array.dtype == dtype
+    found = F.linear_cross_entropy(*leaves, narrow, chunk_rows=4)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, g.bfloat16, np.float16])
+@pytest.mark.parametrize("chunk_rows", [4, 64])
+def test_a_walk_that_keeps_no_graph_changes_what_it_saved_and_one_that_does_not(dtype, chunk_rows):
+    leaves, labels = case(dtype=dtype)
+    loss = F.linear_cross_entropy(*leaves, labels, chunk_rows=chunk_rows)
+    three = g.tensor(3.0, device="cpu").to(loss.dtype)
+    loss.backward(three, retain_graph=True)
+    kept = loss.grad_fn.saved[0]
+    once = [t.grad.float().numpy().copy() for t in leaves]
+    for t in leaves:
+        t.grad = None
+    loss.backward(three)
+    for t, grad in zip(leaves, once, strict=True):
+        np.testing.assert_array_equal(t.grad.float().numpy(), grad)
+    assert np.shares_memory(leaves[0].grad.array, kept)  # multiplied in place
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
 
 
 def test_leading_dimensions_and_no_bias():
@@ -246,6 +325,11 @@ ONES = g.ones(2, 3, device="cpu")
     [
         ({"input": g.ones(2, 4, device="cpu")}, ValueError, r"input has shape \(2, 4\) and weight"),
         ({"weight": g.ones(3, device="cpu")}, ValueError, r"weight \(3,\); expected"),
+        (
+            {"weight": g.ones(0, 3, device="cpu")},
+            ValueError,
+            r"weight has shape \(0, 3\), no classes; give it at least one row",
+        ),
         ({"bias": g.ones(2, device="cpu")}, ValueError, r"bias has shape \(2,\); expected \(5,\)"),
         ({"input": ONES.double()}, TypeError, "dtype float64 and weight float32.*equal"),
         ({"target": ONES}, TypeError, r"target has shape \(2, 3\).*expected class indices"),

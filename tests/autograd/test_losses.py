@@ -92,6 +92,57 @@ def test_a_retained_graph_keeps_its_gradient():
         loss.backward()
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, g.bfloat16])
+def test_a_loss_that_is_not_the_root_is_multiplied_in_place(dtype):
+    """As with a loss divided by the steps of gradient accumulation; only if no graph is kept."""
+    x = g.randn(4, 3, device="cpu").to(dtype).requires_grad_()
+    loss = F.cross_entropy(x, cpu([0, 1, 2, 0]))
+    (saved,) = loss.grad_fn.saved
+    once = saved.copy()
+    (loss / 4).backward(retain_graph=True)
+    np.testing.assert_array_equal(saved, once)
+    assert not np.shares_memory(x.grad.array, saved)
+    found = x.grad.float().numpy().copy()
+    np.testing.assert_allclose(found, once.astype(float) / 4, rtol=4e-3)
+    x.grad = None
+    (loss / 4).backward()
+    assert np.shares_memory(x.grad.array, saved)
+    np.testing.assert_array_equal(x.grad.float().numpy(), found)
+
+
+def test_what_a_broken_walk_has_changed_is_not_used_again(monkeypatch):
+    from gpunn.autograd import function
+
+    x = g.randn(4, 3, device="cpu", requires_grad=True)
+    loss = F.cross_entropy(x, cpu([0, 1, 2, 0]))
+
+    def broken(*args):
+        raise MemoryError
+
+    monkeypatch.setattr(function, "accumulate", broken)
+    with pytest.raises(MemoryError):
+        (loss * 3.0).backward()
+    monkeypatch.undo()
+    with pytest.raises(RuntimeError, match="a second time"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_masked_label_that_weighs_nothing_adds_nothing(reduction, smoothing):
+    """0 times the infinite loss of a class with the logit -inf."""
+    logits = [[-math.inf, 1.0, 2.0], [-math.inf, 0.5, 0.0]]
+    x, weight = cpu(logits, requires_grad=True), cpu([0.0, 1.0, 2.0])
+    options = {"reduction": reduction, "label_smoothing": smoothing}
+    loss = F.cross_entropy(x, cpu([0, 1]), weight, **options)
+    expected = F.cross_entropy(x.detach()[:, 1:], cpu([-100, 0]), weight[1:], **options)
+    if smoothing == 0:
+        np.testing.assert_allclose(loss.detach().numpy(), expected.numpy(), rtol=1e-6)
+    assert np.isfinite(loss.detach().numpy()).all()
+    loss.sum().backward()
+    assert np.isfinite(x.grad.numpy()).all()
+
+
 def test_a_scaled_loss_in_float16_is_multiplied_before_it_is_rounded():
     """1e-4 of a probability of 1e-5 is below float16; 65536 times that is not."""
     rows = 10_000

@@ -282,3 +282,30 @@ def test_set_grad_enabled_as_statement_context_and_decorator():
     with g.set_grad_enabled(False):
         assert not g.is_grad_enabled()
     assert g.is_grad_enabled()
+
+
+def test_nothing_of_a_walk_stays_on_its_nodes(monkeypatch):
+    from gpunn.autograd import function
+
+    x = g.randn(3, 4, device="cpu", requires_grad=True)
+    middle = F.linear(x, g.randn(5, 4, device="cpu", requires_grad=True))
+    loss = F.cross_entropy(F.relu(middle), g.tensor([0, 1, 2], device="cpu"))
+
+    def nodes():
+        return [loss.grad_fn, *function._ordered(loss.grad_fn)[0]]
+
+    loss.backward(retain_graph=True)
+    assert all(node.walk is None and node.grad is None for node in nodes())
+
+    def broken(*args):
+        raise MemoryError
+
+    for name in ("_ordered", "_step_back", "accumulate"):
+        with monkeypatch.context() as patch:
+            patch.setattr(function, name, broken)
+            with pytest.raises(MemoryError):
+                loss.backward(retain_graph=True)
+        assert all(node.walk is None and node.grad is None for node in nodes())
+    before = x.grad.numpy().copy()
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), 2 * before)

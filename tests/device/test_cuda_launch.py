@@ -236,6 +236,12 @@ def test_what_cannot_be_passed_is_named(launcher, driver, args, why):
     assert len(driver.launches) == 1
 
 
+def test_a_value_that_does_not_fit_its_bytes_is_a_launch_error(launcher):
+    """struct.error is a kind of its own, no ValueError."""
+    with pytest.raises(LaunchError, match="some.cu: k could not run on cpu .*"):
+        launcher("k", (1,), (32,), (Array(2**64),))
+
+
 def test_sizes_are_compared_with_what_the_kernel_declares(launcher, driver):
     driver.sizes = (8, 4)
     message = r"the arguments have \(8, 8\) bytes, but the kernel declares \(8, 4\)"

@@ -121,7 +121,7 @@ class Linear(Function):
         ):
             return primitives.matmul(grad, weight)
         kept, how = below.saved[2], {"activation": below.activation, "alpha": below.alpha}
-        kept, below.uses = kept.reshape(len(grad), weight.shape[1]), self.uses
+        kept, below.walk = kept.reshape(len(grad), weight.shape[1]), self.walk
         if not below.needs[2]:
             below.ahead = _Ahead(None)
             return matmul_activation_backward(grad, weight, kept, **how)

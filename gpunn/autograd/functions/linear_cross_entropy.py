@@ -15,6 +15,13 @@ Sums over chunks are kept in float32 for 16-bit types. Each chunk's product is r
 once before it is added, which for n chunks leaves a relative error of about 2^-9 / sqrt(n)
 (bfloat16), no more than the last rounding of the gradient itself.
 
+float16 ends at 65504, and a plain sum over rows may go beyond. There a chunk has at most 2048 rows,
+its weight product is made at a sixteenth of its size, and the totals are float32 also with one
+chunk. An element of Z is at most the largest class weight, so nothing overflows while class weights
+are up to 31 and, times the mean of |x| over a chunk, up to 511; only the finished gradient is
+rounded to float16, as that of the two functions. What vanishes: elements of Z below 2^-25 and
+elements of a chunk's weight product below 2^-21, about 5e-7, beside a sum over up to 2048 rows.
+
 Source of the idea: Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, 2024.
 """
 
@@ -26,7 +33,7 @@ import numpy as np
 
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp
-from gpunn.autograd.functions.loss import check_constant, check_reduction, pieces, scaled
+from gpunn.autograd.functions.loss import check_constant, check_reduction
 from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives.cross_entropy import (
@@ -36,7 +43,8 @@ from gpunn.primitives.cross_entropy import (
 )
 from gpunn.primitives.matmul import matmul
 from gpunn.primitives.matmul_backward import bias_gradient
-from gpunn.primitives.samples import accumulator_dtype
+from gpunn.primitives.samples import FLOAT16, INTEGERS, accumulator_dtype
+from gpunn.primitives.scale import accumulate, scale
 
 # Bytes of the scratch array: at 128,256 classes of 16 bits it has 1024 rows.
 SCRATCH_BYTES = 256 * 2**20
@@ -44,15 +52,23 @@ SCRATCH_BYTES = 256 * 2**20
 # Rows of a tile of the matrix product: a chunk is a multiple of it.
 _TILE = 128
 
+# In float16: rows of a chunk at most, and what its weight product is multiplied by, a power of two
+# so that nothing is rounded by it.
+FLOAT16_ROWS = 2048
+_FLOAT16_SCALE = 1 / 16
 
-def default_chunk_rows(rows: int, classes: int, itemsize: int) -> int:
-    """Rows of a chunk: at most as many as SCRATCH_BYTES hold, and all chunks of about one size.
 
-    Each chunk reads and writes all of grad_W, 8 bytes an element, for 2 operations an element and
-    row. With n rows that is n / 4 operations a byte; a GPU of 800 TFLOP/s and 4 TB/s asks for 800
-    rows or more, which is what SCRATCH_BYTES was chosen for.
+def default_chunk_rows(rows: int, classes: int, itemsize: int, most: int | None = None) -> int:
+    """Rows of a chunk: at most `most` and what SCRATCH_BYTES hold, all chunks of about one size.
+
+    What a chunk of n rows costs beside its three products, which are 6 n operations an element of
+    W, is the sum grad_W: 12 bytes an element with 16 bits (the product's 2 written and read, the
+    total's 4 read and written), 8 in float32. So n / 2 operations a byte; a GPU of 800 TFLOP/s and
+    4 TB/s makes 200 in the time of one, and its sum takes 400 / n of the time of the products: two
+    fifths with 1024 rows, a tenth with 4096. (On paper; not yet run on hardware.)
     """
-    limit = max(_TILE, SCRATCH_BYTES // (classes * itemsize) // _TILE * _TILE)
+    limit = SCRATCH_BYTES // (classes * itemsize)
+    limit = max(_TILE, (limit if most is None else min(limit, most)) // _TILE * _TILE)
     chunks = max(1, -(-rows // limit))
     even = -(-rows // chunks)
     return max(1, min(rows, -(-even // _TILE) * _TILE))
@@ -77,6 +93,7 @@ class LinearCrossEntropy(Function):
         if reduction == "none":
             return self._losses(x, weight, bias, target)
         xp, wide = array_xp(x), accumulator_dtype(x.dtype)
+        counts = (target != ignore_index).any()  # on the device, as what follows from it
         options = {**self.options, "reduction": "sum"}
         loss, total = xp.zeros((), wide), xp.zeros((), wide)
         sums = _Sums(x, weight, chunk_rows, self.needs) if any(self.needs) else None
@@ -91,7 +108,7 @@ class LinearCrossEntropy(Function):
             loss += part
             total += own
         if sums is not None:
-            self.save(*sums.arrays, total)
+            self.save(*sums.arrays, total, counts)
         with np.errstate(all="ignore"):
             return loss / total if reduction == "mean" else loss
 
@@ -111,14 +128,14 @@ class LinearCrossEntropy(Function):
     def backward(self, grad):
         if self.reduction == "none":
             return self._gradients_of_losses(grad)
-        *arrays, total = self.saved
+        (*arrays, total, counts), owned = self.take_saved()
         factor = grad
         if self.reduction == "mean":
             with np.errstate(all="ignore"):  # no row counts: no gradient, as of ignored rows
-                factor = array_xp(total).where(total == 0, 0, grad / total).astype(total.dtype)
+                factor = array_xp(total).where(counts, grad / total, 0).astype(total.dtype)
         elif self.starts_with_one:
             factor = None
-        return self._finished(arrays, factor, self.starts_with_one)
+        return self._finished(arrays, factor, owned)
 
     def _gradients_of_losses(self, grad):
         x, weight, bias, target, normalizer = self.saved
@@ -149,8 +166,7 @@ class LinearCrossEntropy(Function):
             if out is None:
                 out = array_xp(array).empty(array.shape, self.dtype)
             if not (out is array and factor is None):
-                with np.errstate(all="ignore"):
-                    scaled(array, factor, out)
+                scale(array, factor, out=out)
             found.append(out)
         return tuple(found)
 
@@ -168,12 +184,15 @@ class _Sums:
     """The gradients by x, W and b of the sum of the rows' losses, as the chunks come in."""
 
     def __init__(self, x, weight, chunk_rows: int, needs):
-        xp, several = array_xp(x), len(x) > chunk_rows
-        wide = accumulator_dtype(x.dtype) if several else x.dtype
+        widened = len(x) > chunk_rows or x.dtype == FLOAT16
+        wide = accumulator_dtype(x.dtype) if widened else x.dtype
         made = ((x.shape, x.dtype), (weight.shape, wide), (weight.shape[:1], wide))
+        new = array_xp(x).empty if len(x) else array_xp(x).zeros
         self.arrays = [
-            xp.zeros(*what) if needed else None for needed, what in zip(needs, made, strict=False)
+            new(*what) if needed else None for needed, what in zip(needs, made, strict=False)
         ]
+        self.begun = False  # the first chunk writes the sums, the others add to them
+        self.scale = _FLOAT16_SCALE if x.dtype == FLOAT16 else 1.0
 
     def add(self, some: slice, x, weight, slopes) -> None:
         """Take in a chunk: `slopes` is the gradient by its logits."""
@@ -182,17 +201,17 @@ class _Sums:
             matmul(slopes, weight, out=grad_x[some])
         if grad_weight is not None:
             if grad_weight.dtype == x.dtype:
-                matmul(slopes, x[some], transpose_a=True, residual=grad_weight, out=grad_weight)
+                before = grad_weight if self.begun else None
+                matmul(slopes, x[some], transpose_a=True, residual=before, out=grad_weight)
             else:
-                _add(grad_weight, matmul(slopes, x[some], transpose_a=True))
+                part = matmul(slopes, x[some], transpose_a=True, scale=self.scale)
+                accumulate(grad_weight, part, scale=1 / self.scale, add=self.begun)
         if grad_bias is not None:
-            _add(grad_bias, bias_gradient(slopes))
-
-
-def _add(total, part) -> None:
-    """``total += part``, a part of 16 bits widened a piece at a time."""
-    for some in pieces(total):
-        total[some] += part[some].astype(total.dtype)
+            if grad_bias.dtype == x.dtype and not self.begun:
+                bias_gradient(slopes, out=grad_bias)
+            else:
+                accumulate(grad_bias, bias_gradient(slopes), add=self.begun)
+        self.begun = True
 
 
 # ---- public function -----------------------------------------------------------------------------
@@ -219,25 +238,32 @@ def linear_cross_entropy(
     ----------
     input : (..., in_features), floating
     weight : (classes, in_features), bias : (classes,) or None, of the same dtype
-    target : (...) class indices, integers
+    target : (...) class indices, integers of any kind
     class_weight : (classes,) a factor for each class; "mean" divides by the targets' weights' sum
     ignore_index, label_smoothing, reduction : as in `cross_entropy`. "none" computes the logits
         twice, since the gradient of each loss is known in backward alone.
-    chunk_rows : rows whose logits exist at a time; None for as many as fit in 256 MiB
+    chunk_rows : rows whose logits exist at a time; None for as many as fit in 256 MiB. In float16
+        no more than 2048, with which the sums over a chunk stay in its range.
+
+    Where no row counts, "mean" is NaN and its gradients are 0. Where rows count but their weights'
+    sum is 0, the gradients are not finite, as those of the two functions; here this reaches the
+    ignored rows of input too.
 
     Returns a scalar in float32 (float64 for float64), or (...) in the dtype of input for "none".
 
-    Raises ValueError for shapes or devices that do not fit and, on the CPU, for a label outside 0 …
-    classes - 1 (on a GPU the loss becomes NaN); TypeError for dtypes that do not.
+    Raises ValueError for shapes or devices that do not fit, for no classes and, on the CPU, for a
+    label outside 0 … classes - 1 (on a GPU the loss becomes NaN); TypeError for dtypes that do not.
     """
     name = "linear_cross_entropy"
     check_reduction(name, reduction)
     check_constant(name, target=target, class_weight=class_weight)
     rows, labels = _checked(name, input, weight, bias, target, ignore_index)
+    most = FLOAT16_ROWS if rows.dtype == FLOAT16 else max(1, rows.shape[0])
     if chunk_rows is None:
-        chunk_rows = default_chunk_rows(rows.shape[0], weight.shape[0], input.itemsize)
+        chunk_rows = default_chunk_rows(rows.shape[0], weight.shape[0], input.itemsize, most)
     elif chunk_rows < 1:
         raise ValueError(f"{name}: chunk_rows is {chunk_rows}; expected 1 or more, or None")
+    chunk_rows = min(chunk_rows, most)
     loss = LinearCrossEntropy.apply(
         rows,
         weight,
@@ -259,6 +285,10 @@ def _checked(name: str, input, weight, bias, target, ignore_index):
         raise ValueError(
             f"{name}: input has shape {x.shape} and weight {w.shape}; expected input (..., "
             "in_features) and weight (classes, in_features)"
+        )
+    if w.shape[0] == 0:
+        raise ValueError(
+            f"{name}: weight has shape {w.shape}, no classes; give it at least one row"
         )
     if bias is not None and bias.shape != w.shape[:1]:
         raise ValueError(f"{name}: bias has shape {bias.shape}; expected {w.shape[:1]}")
@@ -284,4 +314,6 @@ def _checked(name: str, input, weight, bias, target, ignore_index):
                 f"{name}: target holds the label {labels[wrong][0]}; expected 0 to "
                 f"{w.shape[0] - 1}, or ignore_index ({ignore_index})"
             )
+    if labels.dtype not in INTEGERS:
+        labels = labels.astype(np.int64)  # of the kinds of integers the kernels take two
     return (input if x.ndim == 2 else reshape(input, rows, x.shape[-1])), labels

@@ -21,6 +21,7 @@ from gpunn.primitives.cross_entropy import (
     cross_entropy_forward,
     cross_entropy_forward_backward,
 )
+from gpunn.primitives.scale import scale
 
 _REGRESSION = {
     "mse": (primitives.mse_forward, primitives.mse_backward),
@@ -100,38 +101,10 @@ class CrossEntropy(Function):
     def backward(self, grad):
         if not self.at_once:
             return cross_entropy_backward(grad, *self.saved, **self.options)
-        (gradient,) = self.saved
-        return gradient if self.starts_with_one else scaled(gradient, grad)
-
-
-# Elements of a 16-bit array that are widened at a time.
-_WIDENED = 1 << 24
-
-
-def pieces(array):
-    """Slices of the first axis that together are the array, of a bounded size each."""
-    step = max(1, _WIDENED // max(1, math.prod(array.shape[1:])))
-    return (slice(start, start + step) for start in range(0, len(array), step))
-
-
-def scaled(array, factor, out=None):
-    """`array` times `factor` (None: 1), a scalar of the accumulator's dtype, in the dtype of `out`.
-
-    `out` may be `array` itself; a new array is made like `array`. Where a dtype is of 16 bits the
-    product is made in float32 and rounded once.
-    """
-    xp = array_xp(array)
-    if out is None:
-        out = xp.empty(array.shape, array.dtype)
-    if factor is None:
-        for some in pieces(array):
-            out[some] = array[some].astype(out.dtype)
-    elif array.dtype == factor.dtype == out.dtype:
-        xp.multiply(array, factor, out=out)
-    else:
-        for some in pieces(array):
-            out[some] = (array[some].astype(factor.dtype) * factor).astype(out.dtype)
-    return out
+        (gradient,), owned = self.take_saved()
+        if owned and self.starts_with_one:
+            return gradient
+        return scale(gradient, grad, out=gradient if owned else None)
 
 
 # ---- public functions ---------------------------------------------------------------------------
