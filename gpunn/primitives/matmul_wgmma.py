@@ -51,6 +51,10 @@ class Tile:
         turned = " swapped" if self.swapped else ""
         return f"wgmma {self.rows}x{self.columns} {how}{self.cluster}{turned}"
 
+    def resident(self, planes: int) -> int:
+        """Blocks on a multiprocessor."""
+        return 2 if self.consumers == 1 and planes == 1 and self.columns <= 64 else 1
+
     def line(self, planes: int) -> int:
         """Bytes of K in a k block."""
         return 64 if planes > 1 else 128
@@ -76,7 +80,8 @@ class Tile:
 
     def stages(self, planes: int, direct: bool, itemsize: int, limit: int) -> int:
         """As many stages as fit into the shared memory, at most 8."""
-        rest = limit - self.consumers * self.staging(direct, itemsize) - 2048
+        room = limit // self.resident(planes)
+        rest = room - self.consumers * self.staging(direct, itemsize) - 2048
         count = min(8, rest // self.stage(planes))
         return count if not self.split or count * self.stage(planes) >= self.whole() else 0
 
@@ -227,7 +232,7 @@ def _timed(key, processors: int, tile: Tile, mode: str) -> tuple[int, int, float
         waves = max(1.0, math.ceil(units / processors))
         active = min(units, processors)
         a_block = max(cycles_a_block * _CYCLE, active * loaded / _L2)
-        cycles = _START + _STORE * waves
+        cycles = _START + _STORE * waves / tile.resident(planes)
         seconds = waves * math.ceil(blocks_of_unit) * a_block + cycles * _CYCLE + extra
         seconds = max(seconds, batch * (M * K + K * N) * width * planes / _MEMORY)
         seconds += _EXCHANGE if tile.split else 0.0
@@ -279,7 +284,7 @@ def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -
         f"matmul_wgmma<{operand_type}, {launch.ctype(p.out.dtype)}, {planes}, "
         f"{', '.join(map(str, sizes))}, {_word(tile.pingpong)}, {stages}, {tile.cluster}, "
         f"{', '.join(map(_word, flags_of))}, {ending}>",
-        grid=(_blocks(tile, units(p, tile, parts), launch.multiprocessors),),
+        grid=(_blocks(tile, planes, units(p, tile, parts), launch.multiprocessors),),
         block=(128 * (1 + tile.consumers),),
         args=(
             a.map, b.map, map_out, np.int32(first.size), np.int32(second.size), np.int32(p.K),
@@ -309,10 +314,10 @@ def units(p: Problem, tile: Tile, parts: int) -> int:
     return -(-M // (tile.rows * share)) * -(-N // tile.columns) * p.batch * parts
 
 
-def _blocks(tile: Tile, count: int, processors: int) -> int:
+def _blocks(tile: Tile, planes: int, count: int, processors: int) -> int:
     """The grid: a cluster for each unit, but where they can walk over units no more than run at
     once. The processors of a GPU stand in groups of 16 or 18: of each, 4 clusters of 4 fit."""
     if tile.split:
         return count * tile.cluster
     together = processors // 16 * 16 if tile.cluster > 2 and processors >= 16 else processors
-    return tile.cluster * max(1, min(count, together // tile.cluster))
+    return tile.cluster * max(1, min(count, together * tile.resident(planes) // tile.cluster))

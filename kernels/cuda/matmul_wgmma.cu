@@ -31,7 +31,7 @@
 // Assumes: M, N, K < 2^31, K >= 1; maps with the boxes of gpunn/primitives/matmul_wgmma.py; `vector` as in Epilogue.
 template <typename T, typename Out, int PLANES, int BM, int BN, int CONSUMERS, bool PINGPONG, int STAGES, int CLUSTER,
           bool SPLIT, bool SWAPPED, bool ROWS_A, bool ROWS_B, Ending ENDING>
-__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(WARPGROUP * (1 + CONSUMERS), 1)
+__global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(WARPGROUP * (1 + CONSUMERS), RESIDENT_BLOCKS<CONSUMERS, PLANES, BN>)
 matmul_wgmma(const __grid_constant__ ptx::TensorMap map_a, const __grid_constant__ ptx::TensorMap map_b,
              const __grid_constant__ ptx::TensorMap map_out, int M, int N, int K, uint32 batch, uint32 inner,
              int a_near, int a_far, int b_near, int b_far, int part, int parts, float* partial, const Out* bias,

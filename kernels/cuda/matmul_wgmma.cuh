@@ -23,6 +23,11 @@ template <> struct KindOf<float> { static constexpr ptx::Kind kind = ptx::Kind::
 
 constexpr int WARPGROUP = 128;
 
+// Blocks on a multiprocessor. Most need more than half of the registers; of the smallest tiles two fit, and one
+// block multiplies while the other stores or fills its ring.
+template <int CONSUMERS, int PLANES, int BN>
+constexpr int RESIDENT_BLOCKS = CONSUMERS == 1 && PLANES == 1 && BN <= 64 ? 2 : 1;
+
 // Sizes that follow from the kernel's template parameters; bytes unless named otherwise. Their like in Python is
 // `Tile` in gpunn/primitives/matmul_wgmma.py.
 template <typename T, typename Out, int PLANES, int BM_, int BN_, int CONSUMERS_, bool PINGPONG_, int STAGES_,
