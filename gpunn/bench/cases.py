@@ -232,7 +232,9 @@ def workload(case: Case, device: Device, copies: int | None = None) -> Workload:
             first.out = result[0] if isinstance(result, tuple) else result
         cache = last_level_cache(device)
         if copies is None:
-            copies = 1 if device.type == "cpu" else copies_for(cost.bytes, cache, _room(device))
+            copies = 1 if device.type == "cpu" else copies_for(
+                cost.bytes, cache, room_for_copies(device)
+            )
         sets = [first, *(moved(first, device) for _ in range(copies - 1))]
     cold = cost.bytes * copies >= 2 * cache
     return Workload(case, sets, cost, "cold" if cold else "warm")
@@ -255,7 +257,8 @@ def copies_for(nbytes: float, cache: int, room: float) -> int:
     return max(1, min(wanted, affordable, MAX_COPIES))
 
 
-def _room(device: Device) -> float:
+def room_for_copies(device: Device) -> float:
+    """Bytes of a GPU's memory that copies of inputs may take: a quarter of what is free."""
     return import_cupy().cuda.runtime.memGetInfo()[0] / 4
 
 

@@ -24,7 +24,7 @@ import numpy as np
 
 import gpunn.kernels
 from gpunn.bench import peers
-from gpunn.bench.cases import DTYPES, copies_for, last_level_cache
+from gpunn.bench.cases import DTYPES, copies_for, last_level_cache, room_for_copies
 from gpunn.bench.measure import NotTimed
 from gpunn.bench.timing import Contestant, captured, clock_for, interleave, one_line
 from gpunn.device import arrays
@@ -140,7 +140,9 @@ def measure(
     skipped: list[NotTimed] = []
     with _precision(product), clock_for(device) as clock:
         cache = last_level_cache(device)
-        copies = 1 if device.type == "cpu" else copies_for(product.bytes, cache, _room(device))
+        copies = 1
+        if device.type == "cuda":
+            copies = copies_for(product.bytes, cache, room_for_copies(device))
         sets = [_operands(product, device, seed) for seed in range(min(copies, 8))]
         ours = [_ours(product, operands) for operands in sets]
         contestants = [Contestant("gpunn", _in_turns(ours))]
@@ -205,12 +207,6 @@ def _precision(product: Product) -> Iterator[None]:
         matmul_precision.set_matmul_precision(before)
         if torch:
             torch.set_float32_matmul_precision(torch_before)
-
-
-def _room(device: Device) -> float:
-    from gpunn.device.probe import import_cupy
-
-    return import_cupy().cuda.runtime.memGetInfo()[0] / 4
 
 
 def _in_turns(calls: Sequence[Callable]) -> Callable[[int], Any]:

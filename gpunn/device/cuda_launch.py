@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +44,8 @@ class CupyDriver:
 
     def load(self, cubin: bytes, symbol: str):
         """CuPy's kernel of some machine code, on the current device."""
+        import tempfile  # not on the path of `import gpunn`
+
         cupy = probe.import_cupy()
         with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
             file = Path(folder) / "kernel.cubin"  # RawModule takes machine code only from a file

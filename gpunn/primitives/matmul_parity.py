@@ -136,6 +136,9 @@ def bound(K: int) -> float:
 # ---- the whole menu ------------------------------------------------------------------------------
 
 _FLOAT32_MODES = {"split": 2e-7, "tf32": 5e-4, "bfloat16": 4e-3}
+# (mode, dtype) of the products on tensor cores.
+KINDS = (("native", BFLOAT16), ("native", FLOAT16), *((m, FLOAT32) for m in _FLOAT32_MODES))
+_DTYPES = {dtype.name: dtype for _, dtype in KINDS}
 
 
 def tolerance_of(mode: str, dtype) -> float:
@@ -157,9 +160,7 @@ def base_name(option: Option) -> str:
 def menu(chip) -> list[tuple[str, str, str]]:
     """(mode, dtype's name, kernel with its tile) of all tensor-core kernels of a chip."""
     found: dict[tuple[str, str, str], None] = {}
-    for mode, dtype in (
-        ("native", BFLOAT16), ("native", FLOAT16), *((m, FLOAT32) for m in _FLOAT32_MODES)
-    ):  # fmt: skip
+    for mode, dtype in KINDS:
         for shape in (TALL, FLAT):
             for option in options_of(make_problem(*shape, dtype), chip, mode):
                 found[mode, dtype.name, base_name(option)] = None
@@ -169,9 +170,7 @@ def menu(chip) -> list[tuple[str, str, str]]:
 def menu_kernels(chip: RecordingLauncher) -> dict[str, set[str]]:
     """Every kernel of the menu, those of the ordinary units too: source -> name expressions."""
     found: dict[str, set[str]] = {}
-    for mode, dtype in (
-        ("native", BFLOAT16), ("native", FLOAT16), *((m, FLOAT32) for m in _FLOAT32_MODES)
-    ):  # fmt: skip
+    for mode, dtype in KINDS:
         for finish in ENDINGS.values():
             for shape, layout in itertools.product((TALL, FLAT, LARGE, ODD), LAYOUTS):
                 problem = make_problem(*shape, dtype, layout, **finish)
@@ -187,7 +186,7 @@ def check_kernel(
     launch, mode: str, dtype: str, name: str, device: str, few: bool = False
 ) -> Iterator[tuple[str, str]]:
     """Run one kernel of the menu on every layout and ending: (case, what is wrong or "")."""
-    element = {d.name: d for d in (BFLOAT16, FLOAT16, FLOAT32)}[dtype]
+    element = _DTYPES[dtype]
     for shape in (TALL, FLAT):
         for number, (ending, finish) in enumerate(ENDINGS.items()):
             # The way in and the way out of a kernel know nothing of each other.
@@ -213,7 +212,7 @@ def check_many_tiles(
 
     For a GPU: the whole result is compared with float64 there, and all repeats must have its bits.
     """
-    element = {d.name: d for d in (BFLOAT16, FLOAT16, FLOAT32)}[dtype]
+    element = _DTYPES[dtype]
     shapes = ((4100, 4104, 1096), (64, 40008, 1096))
     for (M, N, K), ending in itertools.product(shapes, ("direct", "forward")):
         problem = make_problem(M, N, K, element, "NT", device=device, **ENDINGS[ending])

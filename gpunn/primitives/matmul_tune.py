@@ -10,11 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
-import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +80,8 @@ def best(launch, problem: Problem, options: list[Option], key: tuple) -> Option:
     gpu = _gpu_of(launch)
     if gpu is None or len(options) == 1:
         return estimate
+    import hashlib  # not on the path of `import gpunn`, as json and tempfile below
+
     digest = hashlib.sha256(repr(key).encode()).hexdigest()[:24]
     known = {option.name: option for option in options}
     remembered = _file(gpu).get(digest)
@@ -167,6 +166,8 @@ def _path(gpu: str) -> Path:
 @functools.cache
 def _file(gpu: str) -> dict[str, str]:
     """What is known of a GPU: digest of the kind of problem -> name of the option."""
+    import json
+
     try:
         found = json.loads(_path(gpu).read_text())
     except (OSError, ValueError):
@@ -177,6 +178,9 @@ def _file(gpu: str) -> dict[str, str]:
 def _remember(gpu: str, digest: str, name: str) -> None:
     """Keep a choice, in memory and on disk: the file is read again, so that other processes'
     choices stay, and replaced whole."""
+    import json
+    import tempfile
+
     _file(gpu)[digest] = name
     path = _path(gpu)
     with contextlib.suppress(OSError):  # a read-only cache folder costs time, not correctness

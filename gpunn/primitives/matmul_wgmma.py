@@ -59,10 +59,6 @@ class Tile:
         """Bytes of K in a k block."""
         return 64 if planes > 1 else 128
 
-    def depth(self, dtype, planes: int) -> int:
-        """Elements of K in a k block."""
-        return self.line(planes) // dtype.itemsize
-
     def stage(self, planes: int) -> int:
         """Bytes of one stage of the ring."""
         return planes * (self.rows + self.columns) * self.line(planes)
