@@ -101,12 +101,12 @@ def prepare(peer: str, name: str, sets: Sequence[Inputs]) -> list[Callable[[], A
     if name.endswith("_update"):
         sets = [replace(s, args=(*s.args[:-1], s.args[-1].tolist())) for s in sets]
     if peer in ("numpy", "cupy"):
-        from gpunn.bench import peers_array
+        from gpunn.bench import array_peers
 
-        if name not in peers_array.PEERS:
+        if name not in array_peers.PEERS:
             raise PeerError(f"{peer} has no peer of {name}")
         module = importlib.import_module(peer)
-        return [_bound(functools.partial(peers_array.PEERS[name], module), s) for s in sets]
+        return [_bound(functools.partial(array_peers.PEERS[name], module), s) for s in sets]
     tensors = [as_tensors(inputs) for inputs in sets]
     if peer == "triton":
         from gpunn.bench import peers_triton
@@ -114,15 +114,15 @@ def prepare(peer: str, name: str, sets: Sequence[Inputs]) -> list[Callable[[], A
         if name not in peers_triton.PEERS:
             raise PeerError(f"there is no Triton kernel of {name} here")
         return [_bound(peers_triton.PEERS[name], s) for s in tensors]
-    from gpunn.bench import peers_torch
+    from gpunn.bench import torch_peers
 
-    if peer == "torch" and name in peers_torch.PREPARED:
-        return [peers_torch.PREPARED[name](*s.args, **s.kwargs) for s in tensors]
-    if name not in (peers_torch.PEERS if peer == "torch" else peers_torch.COMPILED):
+    if peer == "torch" and name in torch_peers.PREPARED:
+        return [torch_peers.PREPARED[name](*s.args, **s.kwargs) for s in tensors]
+    if name not in torch_peers.PEERS and (peer == "torch" or name not in torch_peers.COMPILED):
         raise PeerError(f"{peer} has no peer of {name}")
     if peer == "torch":
-        return [_bound(peers_torch.PEERS[name], s) for s in tensors]
-    function = peers_torch.compiled(name)
+        return [_bound(torch_peers.PEERS[name], s) for s in tensors]
+    function = torch_peers.compiled(name)
     return [_bound(function, Inputs(s.args, s.kwargs)) for s in tensors]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from gpunn import kernels
-from gpunn.bench import peers, peers_array
+from gpunn.bench import array_peers, peers
 from gpunn.bench.cases import Case, depends_on_dtype, workload
 from gpunn.bench.ceilings import Ceilings
 from gpunn.bench.measure import Row, measure
@@ -28,7 +28,7 @@ def test_plain_numpy_agrees_with_the_reference(name):
 
 def test_a_wrong_peer_is_not_timed(monkeypatch):
     wrong = lambda xp, x, *, out=None: xp.exp(x)  # noqa: E731
-    monkeypatch.setitem(peers_array.PEERS, "softmax_forward", wrong)
+    monkeypatch.setitem(array_peers.PEERS, "softmax_forward", wrong)
     case = Case("softmax_forward", (4, 5), "float32")
     rows, skipped = measure(case, CPU, CEILINGS, peer_names=["numpy"], samples=2)
     assert [row.implementation for row in rows] == ["numpy"]
@@ -41,7 +41,7 @@ def test_a_peer_that_is_right_only_on_small_shapes_is_not_timed(monkeypatch):
         y = kernels.softmax_forward(x)
         return y * 2 if len(x) > 300 else y
 
-    monkeypatch.setitem(peers_array.PEERS, "softmax_forward", wrong)
+    monkeypatch.setitem(array_peers.PEERS, "softmax_forward", wrong)
     case = Case("softmax_forward", (301, 5), "float32")
     with pytest.raises(peers.PeerError, match="differs from ours at the full size"):
         peers.check("numpy", case, CPU, workload(case, CPU).sets[0])
@@ -51,14 +51,14 @@ def test_a_peer_that_raises_says_what(monkeypatch):
     def broken(xp, x, *, out=None):
         raise MemoryError("too large")
 
-    monkeypatch.setitem(peers_array.PEERS, "softmax_forward", broken)
+    monkeypatch.setitem(array_peers.PEERS, "softmax_forward", broken)
     with pytest.raises(peers.PeerError, match="MemoryError: too large"):
         peers.check("numpy", Case("softmax_forward", (4, 5), "float32"), CPU)
 
 
 def test_another_distribution_is_found(monkeypatch):
     wrong = lambda xp, out, *, seed: xp.multiply(out, 0, out=out)  # noqa: E731
-    monkeypatch.setitem(peers_array.PEERS, "random_uniform", wrong)
+    monkeypatch.setitem(array_peers.PEERS, "random_uniform", wrong)
     with pytest.raises(peers.PeerError, match="the mean of its numbers is 0.0000, that of ours"):
         peers.check("numpy", Case("random_uniform", (5000,), "float32"), CPU)
 

@@ -23,7 +23,7 @@ def wide(x):
     return x.astype(np.float32) if x.dtype.itemsize == 2 else x
 
 
-def _put(value, out):
+def put(value, out):
     """The value, in `out` if there is one."""
     if out is None:
         return value
@@ -61,19 +61,19 @@ _BACKWARD = {
 
 @peer
 def activation_forward(xp, x, *, activation, out=None):
-    return _put(_FORWARD[activation](xp, wide(x)), out)
+    return put(_FORWARD[activation](xp, wide(x)), out)
 
 
 @peer
 def activation_backward(xp, grad_output, x, *, activation, out=None):
-    return _put(wide(grad_output) * _BACKWARD[activation](xp, wide(x)), out)
+    return put(wide(grad_output) * _BACKWARD[activation](xp, wide(x)), out)
 
 
 @peer
 def activation_bias_backward(xp, grad_output, x, *, activation, out=None):
     value = wide(grad_output) * _BACKWARD[activation](xp, wide(x))
     sums = value.sum(axis=tuple(range(value.ndim - 1))).astype(grad_output.dtype)
-    return _put(value, out), sums
+    return put(value, out), sums
 
 
 # ---- matmul, reductions --------------------------------------------------------------------------
@@ -86,7 +86,7 @@ def matmul(
     a = a.swapaxes(-1, -2) if transpose_a else a
     b = b.swapaxes(-1, -2) if transpose_b else b
     if xp is np and a.dtype.itemsize == 2:
-        out = _put(np.matmul(wide(a), wide(b)), out)
+        out = put(np.matmul(wide(a), wide(b)), out)
     else:
         out = xp.matmul(a, b, out=out)
     if bias is not None:
@@ -101,7 +101,7 @@ def matmul_activation_backward(
     xp, a, b, preactivation, *, activation, keep_bias_gradient=True, out=None
 ):
     value = wide(matmul(xp, a, b)) * _BACKWARD[activation](xp, wide(preactivation))
-    return _put(value.astype(a.dtype, copy=False), out), value.sum(0).astype(a.dtype)
+    return put(value.astype(a.dtype, copy=False), out), value.sum(0).astype(a.dtype)
 
 
 @peer
@@ -111,17 +111,17 @@ def linear_weight_gradient(xp, grad_output, x, *, out=None):
 
 @peer
 def bias_gradient(xp, grad_output, *, out=None):
-    return _put(wide(grad_output).reshape(-1, grad_output.shape[-1]).sum(0), out)
+    return put(wide(grad_output).reshape(-1, grad_output.shape[-1]).sum(0), out)
 
 
 @peer
 def reduce_sum(xp, x, *, axis=None, keepdims=False, out=None):
-    return _put(wide(x).sum(axis, keepdims=keepdims), out)
+    return put(wide(x).sum(axis, keepdims=keepdims), out)
 
 
 @peer
 def reduce_mean(xp, x, *, axis=None, keepdims=False, out=None):
-    return _put(wide(x).mean(axis, keepdims=keepdims), out)
+    return put(wide(x).mean(axis, keepdims=keepdims), out)
 
 
 @peer
@@ -131,7 +131,7 @@ def reduce_max(xp, x, *, axis=None, keepdims=False, out=None):
 
 @peer
 def reduce_argmax(xp, x, *, axis=None, keepdims=False, out=None):
-    return _put(xp.argmax(x, axis, keepdims=keepdims), out)
+    return put(xp.argmax(x, axis, keepdims=keepdims), out)
 
 
 # ---- softmax -------------------------------------------------------------------------------------
@@ -141,26 +141,26 @@ def reduce_argmax(xp, x, *, axis=None, keepdims=False, out=None):
 def softmax_forward(xp, x, *, out=None):
     x = wide(x)
     e = xp.exp(x - x.max(-1, keepdims=True))
-    return _put(e / e.sum(-1, keepdims=True), out)
+    return put(e / e.sum(-1, keepdims=True), out)
 
 
 @peer
 def softmax_backward(xp, grad_output, y, *, out=None):
     g, y = wide(grad_output), wide(y)
-    return _put(y * (g - (g * y).sum(-1, keepdims=True)), out)
+    return put(y * (g - (g * y).sum(-1, keepdims=True)), out)
 
 
 @peer
 def log_softmax_forward(xp, x, *, out=None):
     x = wide(x)
     x = x - x.max(-1, keepdims=True)
-    return _put(x - xp.log(xp.exp(x).sum(-1, keepdims=True)), out)
+    return put(x - xp.log(xp.exp(x).sum(-1, keepdims=True)), out)
 
 
 @peer
 def log_softmax_backward(xp, grad_output, y, *, out=None):
     g, y = wide(grad_output), wide(y)
-    return _put(g - xp.exp(y) * g.sum(-1, keepdims=True), out)
+    return put(g - xp.exp(y) * g.sum(-1, keepdims=True), out)
 
 
 # ---- losses (mean over all) ----------------------------------------------------------------------
@@ -168,48 +168,48 @@ def log_softmax_backward(xp, grad_output, y, *, out=None):
 
 @peer
 def mse_forward(xp, prediction, target, *, out=None):
-    return _put(((wide(prediction) - wide(target)) ** 2).mean(), out)
+    return put(((wide(prediction) - wide(target)) ** 2).mean(), out)
 
 
 @peer
 def mse_backward(xp, grad_output, prediction, target, *, out=None):
     scale = grad_output * 2 / prediction.size
-    return _put((wide(prediction) - wide(target)) * scale.astype(wide(prediction).dtype), out)
+    return put((wide(prediction) - wide(target)) * scale.astype(wide(prediction).dtype), out)
 
 
 @peer
 def l1_forward(xp, prediction, target, *, out=None):
-    return _put(xp.abs(wide(prediction) - wide(target)).mean(), out)
+    return put(xp.abs(wide(prediction) - wide(target)).mean(), out)
 
 
 @peer
 def l1_backward(xp, grad_output, prediction, target, *, out=None):
     scale = grad_output / prediction.size
-    return _put(xp.sign(wide(prediction) - wide(target)) * scale, out)
+    return put(xp.sign(wide(prediction) - wide(target)) * scale, out)
 
 
 @peer
 def huber_forward(xp, prediction, target, *, delta=1.0, out=None):
     d = xp.abs(wide(prediction) - wide(target))
-    return _put(xp.where(d <= delta, 0.5 * d * d, delta * (d - 0.5 * delta)).mean(), out)
+    return put(xp.where(d <= delta, 0.5 * d * d, delta * (d - 0.5 * delta)).mean(), out)
 
 
 @peer
 def huber_backward(xp, grad_output, prediction, target, *, delta=1.0, out=None):
     d = wide(prediction) - wide(target)
-    return _put(xp.clip(d, -delta, delta) * (grad_output / prediction.size), out)
+    return put(xp.clip(d, -delta, delta) * (grad_output / prediction.size), out)
 
 
 @peer
 def binary_cross_entropy_forward(xp, logits, target, *, out=None):
     x, t = wide(logits), wide(target)
-    return _put((xp.maximum(x, 0) - x * t + xp.log1p(xp.exp(-xp.abs(x)))).mean(), out)
+    return put((xp.maximum(x, 0) - x * t + xp.log1p(xp.exp(-xp.abs(x)))).mean(), out)
 
 
 @peer
 def binary_cross_entropy_backward(xp, grad_output, logits, target, *, out=None):
     x, t = wide(logits), wide(target)
-    return _put((_sigmoid(xp, x) - t) * (grad_output / logits.size), out)
+    return put((_sigmoid(xp, x) - t) * (grad_output / logits.size), out)
 
 
 @peer
@@ -217,7 +217,7 @@ def cross_entropy_forward(xp, logits, target, *, out=None):
     x = wide(logits)
     x = x - x.max(1, keepdims=True)
     log_sum = xp.log(xp.exp(x).sum(1))
-    return _put((log_sum - x[xp.arange(len(x)), target]).mean(), out)
+    return put((log_sum - x[xp.arange(len(x)), target]).mean(), out)
 
 
 @peer
@@ -231,7 +231,7 @@ def cross_entropy_forward_backward(xp, logits, target, *, out=None):
     gradient[rows, target] -= 1
     gradient /= len(x)
     gradient = gradient.astype(logits.dtype, copy=False)  # made like ours; the loss is compared
-    return _put(loss, out)
+    return put(loss, out)
 
 
 @peer
@@ -240,7 +240,7 @@ def cross_entropy_backward(
 ):
     probability = xp.exp(wide(logits) - log_normalizer[:, None])
     probability[xp.arange(len(probability)), target] -= 1
-    return _put(probability * (grad_output / total_weight), out)
+    return put(probability * (grad_output / total_weight), out)
 
 
 # ---- updates, in place ---------------------------------------------------------------------------
@@ -310,7 +310,7 @@ def lion_update(xp, parameters, gradients, exp_avg, hyper):
 
 @peer
 def global_norm(xp, gradients, *, out=None):
-    return _put(xp.sqrt(xp.square(wide(gradients)).sum()), out)
+    return put(xp.sqrt(xp.square(wide(gradients)).sum()), out)
 
 
 @peer
@@ -330,7 +330,7 @@ def penalty_gradient(xp, parameters, gradients, *, l1=0.0, l2=0.0):
 
 @peer
 def scale(xp, x, factor, *, out=None):
-    return _put(wide(x) * factor, out)
+    return put(wide(x) * factor, out)
 
 
 @peer
@@ -345,16 +345,16 @@ def accumulate(xp, total, part, *, scale=1.0):
 def random_uniform(xp, out, *, seed, low=0.0, high=1.0):
     if xp is np:
         generator = np.random.default_rng(seed)
-        return _put(generator.random(out.shape, dtype=out.dtype) * (high - low) + low, out)
-    return _put(xp.random.random(out.shape, dtype=out.dtype) * (high - low) + low, out)
+        return put(generator.random(out.shape, dtype=out.dtype) * (high - low) + low, out)
+    return put(xp.random.random(out.shape, dtype=out.dtype) * (high - low) + low, out)
 
 
 @peer
 def random_normal(xp, out, *, seed, mean=0.0, std=1.0):
     if xp is np:
         generator = np.random.default_rng(seed)
-        return _put(generator.standard_normal(out.shape, dtype=out.dtype) * std + mean, out)
-    return _put(xp.random.standard_normal(out.shape, dtype=out.dtype) * std + mean, out)
+        return put(generator.standard_normal(out.shape, dtype=out.dtype) * std + mean, out)
+    return put(xp.random.standard_normal(out.shape, dtype=out.dtype) * std + mean, out)
 
 
 @peer
@@ -363,4 +363,4 @@ def dropout(xp, x, *, p, seed, out=None):
         uniform = np.random.default_rng(seed).random(x.shape, dtype=np.float32)
     else:
         uniform = xp.random.random(x.shape, dtype=np.float32)
-    return _put(wide(x) * (uniform >= p) / (1 - p), out)
+    return put(wide(x) * (uniform >= p) / (1 - p), out)
