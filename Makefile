@@ -29,8 +29,9 @@ help:  ## this list
 train: $(VENV)/.train  ## set up, then train a network on real handwritten digits
 	$(BIN)/gpunn train digits --seed $(SEED)
 
+# A process for each core: BLAS threads of their own would only get into each other's way.
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
-	$(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle \
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle \
 	  --emulator-coverage-minimum 95
 
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it

@@ -21,6 +21,12 @@ FAMILIES = (
     "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
     "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "random", "random_samples",
     "reduce",
+    "embedding", "rotary", "ctc",
+    "convolution",
+    "recurrent",
+    "pooling", "resize", "pad",
+    "layer_norm", "batch_norm", "group_norm",
+    "attention",
 )  # fmt: skip
 
 for _family in FAMILIES:

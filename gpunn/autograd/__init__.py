@@ -118,6 +118,7 @@ from gpunn.autograd.functions.elementwise import (
     trunc,
 )
 from gpunn.autograd.functions.indexing import index_select, nonzero, one_hot
+from gpunn.autograd.functions.layout import MemoryFormat
 from gpunn.autograd.functions.linalg import bmm, dot, matmul, outer
 from gpunn.autograd.functions.reduction import (
     all,
@@ -196,6 +197,11 @@ def is_floating_point(input: Tensor) -> bool:
 # PyTorch's names for types, last because they are Python's too.
 bool, float, int = bool_, float32, int32
 
+# Orders of the axes in memory.
+channels_last = MemoryFormat.channels_last
+contiguous_format = MemoryFormat.contiguous_format
+preserve_format = MemoryFormat.preserve_format
+
 # What `gpunn` exports at its top; `random` is a module there.
 __all__ = [
     "bool",
@@ -228,11 +234,13 @@ __all__ = [
     "broadcast_to",
     "cat",
     "ceil",
+    "channels_last",
     "chunk",
     "clamp",
     "clip",
     "clone",
     "concat",
+    "contiguous_format",
     "cos",
     "cumsum",
     "div",
@@ -322,6 +330,7 @@ __all__ = [
     "permute",
     "pi",
     "pow",
+    "preserve_format",
     "prod",
     "promote_types",
     "rand",

@@ -149,8 +149,13 @@ class Tensor:
     def is_floating_point(self) -> bool:
         return is_float(self._array.dtype)
 
-    def is_contiguous(self) -> bool:
-        return bool(self._array.flags.c_contiguous)
+    def is_contiguous(self, memory_format=None) -> bool:
+        """Whether the memory is in C order, or in `memory_format` (`gpunn.channels_last`)."""
+        if memory_format is None:
+            return bool(self._array.flags.c_contiguous)
+        from gpunn.autograd.functions.layout import lies
+
+        return bool(lies(self._array, memory_format))
 
     def stride(self, dim: int | None = None):
         """Steps between neighbours along each dimension, in elements."""
@@ -322,7 +327,7 @@ class Tensor:
     def __deepcopy__(self, memo) -> Tensor:
         if self._node is not None:
             raise RuntimeError("deepcopy: only leaves can be copied so; use .detach().clone()")
-        result = _fill(type(self).__new__(type(self)), self._array.copy())
+        result = _fill(type(self).__new__(type(self)), self._array.copy(order="K"))
         result._requires_grad = self._requires_grad
         memo[id(self)] = result
         if self.grad is not None:

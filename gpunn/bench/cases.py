@@ -31,7 +31,8 @@ CPU_ELEMENTS, CPU_PRODUCT = 1 << 22, 1 << 30
 # Arguments that stay in the accumulator's dtype when the others have 16 bits.
 STATE = {
     "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "grad_avg", "state_sum",
-    "log_normalizer", "total",
+    "log_normalizer", "total", "grad_loss", "neg_log_likelihood", "log_alpha", "cos", "sin",
+    "log_sum_exp",
 }  # fmt: skip
 MAX_COPIES = 64
 

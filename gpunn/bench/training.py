@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,37 +20,93 @@ LOSS_TOLERANCE = 1e-4
 
 @dataclass(frozen=True)
 class Job:
-    """A multilayer perceptron with ReLU between its layers, and the batch size."""
+    """A network, written once for both libraries, and the batches it is trained on.
 
-    layers: tuple[int, ...]
+    `network` is a function of the module `nn`, gpunn's or PyTorch's; `products` are the multiply-
+    adds of each layer for one example, the first layer's first.
+    """
+
+    name: str
     batch: int
-
-    @property
-    def name(self) -> str:
-        """``mlp-784-256-128-10``"""
-        return "mlp-" + "-".join(map(str, self.layers))
+    input_shape: tuple[int, ...]
+    classes: int
+    products: tuple[int, ...]
+    network: Callable[[Any], Any]
 
     @property
     def flops(self) -> float:
-        """Of the matrix products of one step: forward, and backward to weights and inputs."""
-        products = [a * b for a, b in zip(self.layers, self.layers[1:], strict=False)]
-        return 2.0 * self.batch * (3 * sum(products) - products[0])
+        """Of the products of one step: forward, and backward to weights and inputs."""
+        return 2.0 * self.batch * (3 * sum(self.products) - self.products[0])
+
+
+def mlp(layers: Sequence[int], batch: int) -> Job:
+    """``mlp-784-256-128-10``: linear layers with ReLU between them."""
+    pairs = list(zip(layers, layers[1:], strict=False))
+
+    def network(nn):
+        parts = []
+        for fan_in, fan_out in pairs:
+            parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        return nn.Sequential(*parts[:-1])
+
+    products = tuple(a * b for a, b in pairs)
+    name = "mlp-" + "-".join(map(str, layers))
+    return Job(name, batch, (layers[0],), layers[-1], products, network)
+
+
+def cnn(batch: int) -> Job:
+    """``cnn-32-64``: two convolutions of 3x3 on one 28x28 channel, a pool, two linear layers."""
+
+    def network(nn):
+        return nn.Sequential(
+            nn.Conv2d(1, 32, 3), nn.ReLU(),
+            nn.Conv2d(32, 64, 3), nn.ReLU(),
+            nn.MaxPool2d(2), nn.Flatten(),
+            nn.Linear(64 * 12 * 12, 128), nn.ReLU(), nn.Linear(128, 10),
+        )  # fmt: skip
+
+    products = (26 * 26 * 9 * 32, 24 * 24 * 9 * 32 * 64, 64 * 12 * 12 * 128, 128 * 10)
+    return Job("cnn-32-64", batch, (1, 28, 28), 10, products, network)
+
+
+def lstm(batch: int) -> Job:
+    """``lstm-32-128``: 50 steps of 32 numbers through an LSTM, the last output classified."""
+    steps, inputs, hidden, classes = 50, 32, 128, 10
+
+    def network(nn):
+        class Reader(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layer = nn.LSTM(inputs, hidden, batch_first=True)
+                self.head = nn.Linear(hidden, classes)
+
+            def forward(self, x):
+                return self.head(self.layer(x)[0][:, -1])
+
+        return Reader()
+
+    gates = 4 * hidden
+    products = (steps * inputs * gates, steps * hidden * gates, hidden * classes)
+    return Job("lstm-32-128", batch, (steps, inputs), classes, products, network)
 
 
 JOBS = (
-    Job((784, 256, 128, 10), 128),
-    Job((64, 256, 128, 10), 32),
-    Job((64, 256, 128, 10), 128),
-    Job((64, 256, 128, 10), 512),
+    mlp((784, 256, 128, 10), 128),
+    mlp((64, 256, 128, 10), 32),
+    mlp((64, 256, 128, 10), 128),
+    mlp((64, 256, 128, 10), 512),
+    cnn(64),
+    lstm(64),
 )
 
 
 def data(job: Job, batches: int = 16) -> tuple[np.ndarray, np.ndarray]:
     """Random batches with labels that a network can learn: inputs and labels."""
-    rng = np.random.default_rng(7)
-    x = rng.standard_normal((batches, job.batch, job.layers[0]), dtype=np.float32)
-    teacher = rng.standard_normal((job.layers[0], job.layers[-1]), dtype=np.float32)
-    return x, (x @ teacher).argmax(-1).astype(np.int64)
+    rng, size = np.random.default_rng(7), math.prod(job.input_shape)
+    x = rng.standard_normal((batches, job.batch, size), dtype=np.float32)
+    teacher = rng.standard_normal((size, job.classes), dtype=np.float32)
+    labels = (x @ teacher).argmax(-1).astype(np.int64)
+    return x.reshape(batches, job.batch, *job.input_shape), labels
 
 
 def digits(batch: int = 128) -> tuple[np.ndarray, np.ndarray] | None:
@@ -63,21 +120,14 @@ def digits(batch: int = 128) -> tuple[np.ndarray, np.ndarray] | None:
     return (x[:whole] / 16).reshape(-1, batch, x.shape[1]), y[:whole].reshape(-1, batch)
 
 
-def initial_weights(job: Job) -> list[np.ndarray]:
-    """Weight and bias of each layer, drawn as PyTorch draws them."""
-    rng, weights = np.random.default_rng(11), []
-    for fan_in, fan_out in zip(job.layers, job.layers[1:], strict=False):
-        bound = fan_in**-0.5
-        weights.append(rng.uniform(-bound, bound, (fan_out, fan_in)).astype(np.float32))
-        weights.append(rng.uniform(-bound, bound, fan_out).astype(np.float32))
-    return weights
+def initial_state(job: Job) -> dict[str, np.ndarray]:
+    """The state dict that both libraries begin with, drawn by our layers on the CPU."""
+    import gpunn
+    from gpunn import nn
 
-
-def _network(nn, layers: Sequence[int]):
-    parts = []
-    for fan_in, fan_out in zip(layers, layers[1:], strict=False):
-        parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-    return nn.Sequential(*parts[:-1])
+    gpunn.manual_seed(11)
+    model = job.network(nn).to("cpu")
+    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
 
 
 def our_step(job: Job, device: Device, batches=None) -> Callable[[int], Any]:
@@ -86,12 +136,8 @@ def our_step(job: Job, device: Device, batches=None) -> Callable[[int], Any]:
     import gpunn.nn.functional as F
     from gpunn import nn, optim
 
-    model = _network(nn, job.layers).to(device)
-    names = list(model.state_dict())
-    model.load_state_dict(
-        {name: gpunn.tensor(value, device=device)
-         for name, value in zip(names, initial_weights(job), strict=True)}
-    )  # fmt: skip
+    model = job.network(nn).to(device)
+    model.load_state_dict(initial_state(job))
     optimizer = optim.AdamW(model.parameters(), lr=1e-3)
     pairs = [
         (gpunn.tensor(x, device=device), gpunn.tensor(y, device=device))
@@ -115,10 +161,9 @@ def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
     import torch.nn.functional as F
 
     where = torch.device(str(device))
-    model = _network(torch.nn, job.layers).to(where)
-    with torch.no_grad():
-        for parameter, value in zip(model.parameters(), initial_weights(job), strict=True):
-            parameter.copy_(torch.from_numpy(value))
+    model = job.network(torch.nn).to(where)
+    state = initial_state(job)
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=kind != "torch")
     pairs = [
         (torch.from_numpy(x).to(where), torch.from_numpy(y).to(where))
@@ -246,7 +291,7 @@ def check(name: str, device: Device, steps: int) -> dict[str, Any]:
 
     `name` is "digits" (real digits where scikit-learn is there, else random data) or "mlp".
     """
-    job = Job((64, 256, 128, 10), 128) if name == "digits" else JOBS[0]
+    job = mlp((64, 256, 128, 10), 128) if name == "digits" else JOBS[0]
     batches = (digits(job.batch) if name == "digits" else None) or data(job)
     expected = losses(our_step(job, Device("cpu"), batches), steps)
     got = losses(our_step(job, device, batches), steps)

@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from gpunn.device import arguments, probe
+from gpunn.device import arguments, probe, sources
 from gpunn.device.arrays import empty
 from gpunn.device.device import Device
 from gpunn.device.launch import DEFAULT_SHARED, Launcher, device_properties
@@ -30,6 +30,7 @@ class CupyDriver:
     ----------
     launch : ``cuLaunchKernel``: function, grid and block as three numbers each, bytes of dynamic
         shared memory, stream, address of the pointers to the arguments, 0
+    launch_together : the same by ``cuLaunchCooperativeKernel``: all blocks exist at once
     stream : function(device index) -> CuPy's current stream of this thread there
     properties : function(device index) -> what `device_properties` gives
     current : function() -> the number of the GPU that is current in this thread
@@ -39,8 +40,13 @@ class CupyDriver:
     def __init__(self):
         cuda = probe.import_cupy().cuda
         self.launch, self.stream = cuda.driver.launchKernel, cuda.get_current_stream
+        self._together = cuda.driver.launchCooperativeKernel
         self.properties = device_properties
         self.current, self.Error = cuda.runtime.getDevice, cuda.driver.CUDADriverError
+
+    def launch_together(self, *arguments) -> None:
+        """As `launch`; the driver's function does not take the 0 at the end."""
+        self._together(*arguments[:-1])
 
     def load(self, cubin: bytes, symbol: str):
         """CuPy's kernel of some machine code, on the current device."""
@@ -94,7 +100,9 @@ class CudaLauncher(Launcher):
         self.arch = properties["arch"]
         self.multiprocessors = properties["multiProcessorCount"]
         self.shared_limit = properties["sharedMemPerBlockOptin"]
-        self._launch, self._stream = self._driver.launch, self._driver.stream
+        together = source in sources.COOPERATIVE
+        self._launch = self._driver.launch_together if together else self._driver.launch
+        self._stream = self._driver.stream
         self._current = self._driver.current
         self._index = device.index
         self._kernels: dict[str, _Kernel] = {}

@@ -123,8 +123,9 @@ class EmulatedSource:
             from gpunn import emulator  # not on the path of `import gpunn`
 
             self._modules[batch] = emulator.RawModule(
-                path=self.path, name_expressions=batch, default_check=False
-            )
+                path=self.path, name_expressions=batch, default_check=False,
+                enable_cooperative_groups=self.path.name in sources.COOPERATIVE,
+            )  # fmt: skip
         return self._modules[batch]
 
     def plan(self, expressions: Iterable[str]) -> list[tuple[str, ...]]:

@@ -8,6 +8,9 @@ import re
 from pathlib import Path
 from types import ModuleType
 
+# Files of kernels whose blocks wait for each other: launched so that all of a grid exist at once.
+COOPERATIVE = frozenset({"recurrent_grid.cu"})
+
 
 @functools.cache
 def kernels_folder() -> Path:

@@ -6,12 +6,23 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
-from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn.activation import FUSABLE
+from gpunn.nn.convolution import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from gpunn.nn.linear import Linear
 from gpunn.nn.module import Module
 
+# The exact classes that can have an activation in their kernel; a subclass could do something else.
+_FUSING = frozenset(
+    {Linear, Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d}
+)
 _EXACT = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -78,9 +89,10 @@ def _checked(container: Module, module: Module) -> Module:
 class Sequential(_Indexed):
     """Modules run one after the other: ``Sequential(a, b)`` or ``Sequential({"name": a, …})``.
 
-    A Linear directly followed by an activation (the classes in `gpunn.nn.activation.FUSABLE`) runs
-    as one kernel, which saves a pass over memory. This is done only where the result is the same:
-    for float32 and float64, for exactly these classes, and where neither has a forward hook.
+    A Linear or a convolution directly followed by an activation (the classes in
+    `gpunn.nn.activation.FUSABLE`) runs as one kernel, which saves a pass over memory. This is done
+    only where the result is the same: for float32 and float64, for exactly these classes, and
+    where neither has a forward hook.
     Set `fuse` to False to run every module by itself.
     """
 
@@ -104,11 +116,10 @@ class Sequential(_Indexed):
         last, position = len(modules) - 1, 0
         while position <= last:
             module = modules[position]
-            if type(module) is Linear and position < last and self.fuse:
+            if type(module) in _FUSING and position < last and self.fuse:
                 following = modules[position + 1]
                 if _fusable(module, following):
-                    own = module._parameters
-                    input = linear(input, own["weight"], own["bias"], *following.kernel)
+                    input = module.forward_activated(input, *following.kernel)
                     position += 2
                     continue
             input = module(input)
@@ -116,7 +127,7 @@ class Sequential(_Indexed):
         return input
 
 
-def _fusable(module: Linear, following: Module) -> bool:
+def _fusable(module: Module, following: Module) -> bool:
     return (
         type(following) in FUSABLE
         and not module._forward_hooks

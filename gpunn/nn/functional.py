@@ -14,6 +14,23 @@ from gpunn.autograd.functions.activation import (
     tanh,
 )
 from gpunn.autograd.functions.arithmetic import maximum, where
+from gpunn.autograd.functions.attention import packed_attention, scaled_dot_product_attention
+from gpunn.autograd.functions.channel_norm import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    local_response_norm,
+)
+from gpunn.autograd.functions.convolution import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+)
+from gpunn.autograd.functions.ctc import ctc_loss
+from gpunn.autograd.functions.embedding import embedding, embedding_bag, rotary_embedding
 from gpunn.autograd.functions.indexing import one_hot
 from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.functions.linear_cross_entropy import linear_cross_entropy
@@ -27,34 +44,100 @@ from gpunn.autograd.functions.loss import (
     nll_loss,
     smooth_l1_loss,
 )
+from gpunn.autograd.functions.padding import pad
+from gpunn.autograd.functions.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
 from gpunn.autograd.functions.reduction import norm
+from gpunn.autograd.functions.resizing import interpolate
+from gpunn.autograd.functions.row_norm import (
+    add_layer_norm,
+    add_rms_norm,
+    layer_norm,
+    rms_norm,
+)
+from gpunn.autograd.functions.sequence import masked_mse_loss, sequence_cross_entropy, sequence_mask
 from gpunn.autograd.functions.shape import flatten
 from gpunn.autograd.tensor import Tensor
 
 __all__ = [
     "activate",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "add_layer_norm",
+    "add_rms_norm",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "batch_norm",
     "binary_cross_entropy",
     "binary_cross_entropy_with_logits",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cross_entropy",
+    "ctc_loss",
     "dropout",
     "elu",
+    "embedding",
+    "embedding_bag",
     "flatten",
     "gelu",
+    "group_norm",
     "hardswish",
     "huber_loss",
+    "instance_norm",
+    "interpolate",
     "l1_loss",
+    "layer_norm",
     "leaky_relu",
     "linear",
     "linear_cross_entropy",
+    "local_response_norm",
     "log_softmax",
     "logsigmoid",
+    "masked_mse_loss",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
     "mish",
     "mse_loss",
     "nll_loss",
     "normalize",
     "one_hot",
+    "packed_attention",
+    "pad",
     "relu",
+    "rms_norm",
+    "rotary_embedding",
+    "scaled_dot_product_attention",
     "selu",
+    "sequence_cross_entropy",
+    "sequence_mask",
     "sigmoid",
     "silu",
     "smooth_l1_loss",

@@ -51,6 +51,11 @@ class Linear(Module):
         parameters = self._parameters
         return linear(input, parameters["weight"], parameters["bias"])
 
+    def forward_activated(self, input: Tensor, activation: str, alpha: float | None) -> Tensor:
+        """The layer with an activation behind it, in one kernel."""
+        parameters = self._parameters
+        return linear(input, parameters["weight"], parameters["bias"], activation, alpha)
+
     def extra_repr(self) -> str:
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gpunn.autograd.dtypes import bfloat16, float16, float32, float64, is_float
+from gpunn.autograd.functions.layout import moved
 from gpunn.autograd.functions.moving import parse_to
 from gpunn.autograd.tensor import Tensor, raw_array
 from gpunn.device import to_device
@@ -309,6 +310,8 @@ class Module:
         before keeps working.
         """
         kwargs.pop("non_blocking", None)
+        # The weights of convolutions always lie channels-last, whatever is asked for.
+        kwargs.pop("memory_format", None)
         device, dtype = parse_to(args, **kwargs)
         if dtype is not None and not is_float(dtype):
             raise TypeError(f"Module.to: dtype {dtype} is not floating; parameters need gradients")
@@ -317,7 +320,7 @@ class Module:
             array = tensor._array
             if dtype is not None and is_float(array.dtype):
                 array = array.astype(dtype, copy=False)
-            tensor._array = array if device is None else to_device(array, device)
+            tensor._array = array if device is None else moved(array, device)
 
         for module in self.modules():
             for register in (module._parameters, module._buffers):

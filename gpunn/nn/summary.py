@@ -77,6 +77,8 @@ def summarize(module, input_shape, dtype=None) -> Summary:
     outputs: dict[int, tuple] = {}
 
     def note(layer, args, output):
+        if isinstance(output, tuple) and output:
+            output = output[0]  # of a layer that also gives states or weights
         if isinstance(output, Tensor):
             outputs[id(layer)] = output.shape
 

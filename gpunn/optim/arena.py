@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.functions.layout import in_axes, is_channels_last, memory_order
 from gpunn.device import Device, device_of, empty, to_device
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -54,6 +55,7 @@ class Arena:
     tensors : the parameters, in their order in the arena
     indices : the place of each in its parameter group
     parameters, gradients : flat arrays of their dtype
+    orders : of the axes in memory, for each parameter; None for their own order
     state : name -> flat array of float32 (float64 for float64)
     views, slots : the part of `parameters` and of `gradients` that belongs to each parameter
     cohorts : see `Cohort`
@@ -65,6 +67,11 @@ class Arena:
         self.tensors, self.indices = tensors, indices
         step = ALIGNMENT // self.dtype.itemsize
         self.shapes = [tensor._array.shape for tensor in tensors]
+        # The weight of a convolution, whose memory is channels-last, keeps that order.
+        self.orders = [
+            memory_order(array) if array.ndim > 2 and is_channels_last(array) else None
+            for array in (tensor._array for tensor in tensors)
+        ]
         self.sizes = [tensor._array.size for tensor in tensors]
         self.offsets = [0]
         for size in self.sizes:
@@ -81,7 +88,11 @@ class Arena:
 
     def part(self, flat, i: int):
         """The part of a flat array of this arena that belongs to parameter `i`, in its shape."""
-        return flat[self.offsets[i] : self.offsets[i] + self.sizes[i]].reshape(self.shapes[i])
+        shape, order = self.shapes[i], self.orders[i]
+        part = flat[self.offsets[i] : self.offsets[i] + self.sizes[i]]
+        if order is None:
+            return part.reshape(shape)
+        return in_axes(part.reshape([shape[axis] for axis in order]), order)
 
     # ---- parameters and gradients ---------------------------------------------------------------
 

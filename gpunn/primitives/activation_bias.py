@@ -19,6 +19,7 @@ from gpunn.primitives.activation import (
     _struct,
     resolve_alpha,
 )
+from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOAT32, FLOATING, Sample, accumulator_dtype
 
@@ -75,14 +76,37 @@ def activation_bias_backward(
 # ---- reference -----------------------------------------------------------------------------------
 
 
+_RUN = 1 << 14  # elements at a time: what is computed in between stays in the first cache
+_PARTS = 32  # at most so many sums are begun side by side
+
+
 @activation_bias_backward.reference
 def _(grad_output, x, out, bias_gradient, activation, alpha):
+    cols = bias_gradient.size
+    rows = x.size // cols if cols else 0
+    if rows == 0:
+        bias_gradient[...] = 0
+        return
     accumulator = accumulator_dtype(x.dtype)
+    grad_output, x, out = (array.reshape(rows, cols) for array in (grad_output, x, out))
+    step = max(1, _RUN // cols)
+    starts = range(0, rows, step)
+    each = -(-len(starts) // _PARTS)
+    sums = np.zeros((-(-len(starts) // each), cols), accumulator)
+    ones = np.ones(min(step, rows), accumulator)
+
+    def work(part: int) -> None:
+        for start in starts[part * each : (part + 1) * each]:
+            some = slice(start, start + step)
+            slope = _DERIVATIVE[activation](x[some].astype(accumulator, copy=False), alpha)
+            slope = slope.astype(accumulator, copy=False)  # faster than to multiply by a mask
+            value = np.multiply(grad_output[some].astype(accumulator, copy=False), slope, slope)
+            out[some] = value
+            sums[part] += ones[: len(value)] @ value
+
+    for_each(work, range(len(sums)))
     with np.errstate(all="ignore"):
-        slope = _DERIVATIVE[activation](x.astype(accumulator, copy=False), alpha)
-        value = grad_output.astype(accumulator, copy=False) * slope
-        out[...] = value
-        bias_gradient[...] = np.add.reduce(value, axis=tuple(range(value.ndim - 1)))
+        bias_gradient[...] = np.add.reduce(sums, axis=0)
 
 
 # ---- launch --------------------------------------------------------------------------------------

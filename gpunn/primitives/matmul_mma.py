@@ -122,7 +122,7 @@ def options(problem: Problem, chip, mode: str) -> list[Option]:
     """
     dtype = problem.out.dtype
     purpose, loads = _kernel_of(problem, chip)
-    rate = _RATES.get(int("".join(c for c in chip.arch if c.isdigit())), 1024)
+    rate = rate_of(chip.arch)
     again = None
     if mode == "split":
         again = min(matmul_simt.options(problem, chip), key=lambda option: option.seconds).run
@@ -174,25 +174,40 @@ def _choices(
     two small kernels besides.
     """
     found = []
-    besides = 2 * LAUNCH if mode == "split" else 0.0
     for tile in TILES[mode] if packs else (STRIDED[mode],):
         if tile.shared + 1024 > shared_limit:
             continue
-        depth = tile.depth // itemsize
-        blocks = -(-M // tile.rows) * -(-N // tile.columns) * batch
-        products = tile.rows * tile.columns * depth * _SHARE[mode] / (rate * tile.rate)
-        step = max(products, (tile.rows + tile.columns) * tile.depth / _L2_BYTES)
-        resident = max(1, min(tile.resident, (shared_limit + 1024) // (tile.shared + 1024)))
-        best, least = (tile, 1, K), math.inf
-        for parts, length, extra in parts_of(M, N, K, batch, depth, blocks, processors):
-            each = -(-blocks * parts // processors)  # blocks of a multiprocessor
-            waves, steps = -(-each // resident), -(-length // depth)
-            waiting = _LATENCY + steps * _LATENCY / (tile.stages - 1)
-            cycles = waves * _BLOCK + max(each * steps * step, waves * waiting)
-            if cycles * _CYCLE + extra < least:
-                best, least = (tile, parts, length), cycles * _CYCLE + extra
-        found.append((*best, least + besides))
+        best = best_parts(
+            tile, M, N, K, batch, itemsize, mode, rate, processors, shared_limit
+        )
+        found.append((tile, *best))
     return found
+
+
+def best_parts(
+    tile: Tile, M, N, K, batch, itemsize, mode, rate, processors, shared_limit
+) -> tuple[int, int, float]:
+    """(parts of K, length of a part, seconds) of a tile that fits, as `_choices` estimates it."""
+    besides = 2 * LAUNCH if mode == "split" else 0.0
+    depth = tile.depth // itemsize
+    blocks = -(-M // tile.rows) * -(-N // tile.columns) * batch
+    products = tile.rows * tile.columns * depth * _SHARE[mode] / (rate * tile.rate)
+    step = max(products, (tile.rows + tile.columns) * tile.depth / _L2_BYTES)
+    resident = max(1, min(tile.resident, (shared_limit + 1024) // (tile.shared + 1024)))
+    best, least = (1, K), math.inf
+    for parts, length, extra in parts_of(M, N, K, batch, depth, blocks, processors):
+        each = -(-blocks * parts // processors)  # blocks of a multiprocessor
+        waves, steps = -(-each // resident), -(-length // depth)
+        waiting = _LATENCY + steps * _LATENCY / (tile.stages - 1)
+        cycles = waves * _BLOCK + max(each * steps * step, waves * waiting)
+        if cycles * _CYCLE + extra < least:
+            best, least = (parts, length), cycles * _CYCLE + extra
+    return *best, least + besides
+
+
+def rate_of(arch: str) -> int:
+    """Multiply-adds of 16-bit numbers that a multiprocessor makes in one cycle by mma.sync."""
+    return _RATES.get(int("".join(c for c in arch if c.isdigit())), 1024)
 
 
 # ---- launch --------------------------------------------------------------------------------------

@@ -168,6 +168,16 @@ CASES = {
         lambda x, w, b: F.linear_cross_entropy(x, w, b, labels, class_weight, chunk_rows=2),
         (leaf(3, 5), leaf(4, 5), leaf(4)),
     ),
+    "conv2d": (
+        None,
+        lambda x, w, b: F.conv2d(x, w, b, stride=(1, 2), padding=1, activation="tanh"),
+        (leaf(2, 2, 4, 4), leaf(3, 2, 2, 3), leaf(3)),
+    ),
+    "conv transpose 1d": (
+        None,
+        lambda x, w, b: F.conv_transpose1d(x, w, b, stride=2, padding=1, output_padding=1),
+        (leaf(2, 3, 4), leaf(3, 2, 3), leaf(2)),
+    ),
     "nll": (None, lambda a: F.nll_loss(F.log_softmax(a, 1), labels, class_weight), (A,)),
 }
 for name in ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish"):

@@ -55,6 +55,9 @@ KERNELS = [
     ("reduce.cu", "reduce_rows<SumOf<float>>", 4, 0),
     ("reduce.cu", "reduce_rows<SumOf<__nv_bfloat16>>", 4, 0),
     ("reduce.cu", "reduce_columns<SumOf<float>>", 4, 0),
+    ("embedding.cu", "embedding_forward<uint4>", 4, 4),
+    ("embedding.cu", "embedding_clear<uint4>", 0, 4),
+    ("pooling.cu", "max_pool_forward<__half, 8>", 4, 3),  # values, and two of indices
 ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gpunn.autograd import random
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, as_float, normal_dim
+from gpunn.autograd.functions.layout import in_axes, memory_order
 from gpunn.autograd.functions.shape import moveaxis
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives import activation as primitives
@@ -21,14 +22,21 @@ class Activation(Function):
     """One of the thirteen functions of `gpunn.kernels.ACTIVATIONS`"""
 
     def forward(self, x, name, alpha):
-        self.activation, self.alpha = name, alpha
-        out = primitives.activation_forward(x, activation=name, alpha=alpha)
+        self.how, self.order = {"activation": name, "alpha": alpha}, memory_order(x)
+        if self.order is None:
+            out = primitives.activation_forward(x, **self.how)
+        else:
+            out = primitives.activation_forward(x.transpose(self.order), **self.how)
+            out = in_axes(out, self.order)
         self.save(out if needs_only_output(name, alpha) else x)
         return out
 
     def backward(self, grad):
         (x,) = self.saved
-        return primitives.activation_backward(grad, x, activation=self.activation, alpha=self.alpha)
+        if self.order is None:
+            return primitives.activation_backward(grad, x, **self.how)
+        grad, x = grad.transpose(self.order), x.transpose(self.order)
+        return in_axes(primitives.activation_backward(grad, x, **self.how), self.order)
 
 
 class Softmax(Function):
@@ -58,16 +66,23 @@ class LogSoftmax(Function):
 class Dropout(Function):
     """Zeros with probability p, the rest divided by 1 - p
 
-    No mask is stored: the same seed and offset give the same mask on the way back.
+    No mask is stored: the same seed and offset give the same mask on the way back. It is counted
+    along the memory of the input, whatever the order of its axes there.
     """
 
     def forward(self, x, p):
-        self.p = p
+        self.p, self.order = p, memory_order(x)
         self.seed, self.offset = random.default_generator.take()
-        return random_primitives.dropout(x, p=p, seed=self.seed, offset=self.offset)
+        return self._dropped(x)
 
     def backward(self, grad):
-        return random_primitives.dropout(grad, p=self.p, seed=self.seed, offset=self.offset)
+        return self._dropped(grad)
+
+    def _dropped(self, x):
+        how = {"p": self.p, "seed": self.seed, "offset": self.offset}
+        if self.order is None:
+            return random_primitives.dropout(x, **how)
+        return in_axes(random_primitives.dropout(x.transpose(self.order), **how), self.order)
 
 
 def activate(input: Tensor, activation: str, alpha: float | None = None) -> Tensor:

@@ -6,9 +6,10 @@ from gpunn.autograd import dtypes
 from gpunn.autograd.dtypes import as_dtype
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import cast
-from gpunn.autograd.functions.shape import clone
+from gpunn.autograd.functions.layout import MemoryFormat, moved
+from gpunn.autograd.functions.shape import clone, contiguous
 from gpunn.autograd.tensor import Tensor
-from gpunn.device import Device, device_of, to_device
+from gpunn.device import Device, device_of
 from gpunn.device.device import KINDS
 
 
@@ -17,10 +18,10 @@ class Move(Function):
 
     def forward(self, x, device):
         self.device = device_of(x)
-        return to_device(x, device)
+        return moved(x, device)
 
     def backward(self, grad):
-        return to_device(grad, self.device)
+        return moved(grad, self.device)
 
 
 def parse_to(args, device=None, dtype=None):
@@ -47,9 +48,16 @@ def parse_to(args, device=None, dtype=None):
 
 
 def to(
-    input: Tensor, *args, device=None, dtype=None, non_blocking: bool = False, copy: bool = False
+    input: Tensor,
+    *args,
+    device=None,
+    dtype=None,
+    non_blocking: bool = False,
+    copy: bool = False,
+    memory_format: MemoryFormat = MemoryFormat.preserve_format,
 ) -> Tensor:
-    """``x.to("cuda")``, ``x.to(gpunn.float16)``, ``x.to("cpu", gpunn.float64)``, ``x.to(other)``.
+    """``x.to("cuda")``, ``x.to(gpunn.float16)``, ``x.to("cpu", gpunn.float64)``, ``x.to(other)``,
+    ``x.to(memory_format=gpunn.channels_last)``.
 
     Returns itself if nothing changes, unless `copy`. `non_blocking` is accepted and ignored.
     """
@@ -59,6 +67,7 @@ def to(
         result = Move.apply(result, device)
     if dtype is not None:
         result = cast(result, dtype)
+    result = contiguous(result, memory_format)
     return clone(result) if copy and result is input else result
 
 

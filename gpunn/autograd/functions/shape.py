@@ -10,6 +10,12 @@ import numpy as np
 from gpunn.autograd.dtypes import promote
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp, cast, normal_dim, sizes, sum_to
+from gpunn.autograd.functions.layout import (
+    MemoryFormat,
+    channels_first_view,
+    channels_last_view,
+    lies,
+)
 from gpunn.autograd.tensor import Tensor, numel
 
 
@@ -53,10 +59,10 @@ class Expand(Function):
 
 
 class Clone(Function):
-    """A copy"""
+    """A copy in C order, or with the channels innermost"""
 
-    def forward(self, x):
-        return x.copy()
+    def forward(self, x, channels_last=False):
+        return channels_first_view(channels_last_view(x).copy()) if channels_last else x.copy()
 
     def backward(self, grad):
         return grad
@@ -242,9 +248,15 @@ def unflatten(input: Tensor, dim: int, shape) -> Tensor:
     return reshape(input, *input.shape[:dim], *shape, *input.shape[dim + 1 :])
 
 
-def contiguous(input: Tensor) -> Tensor:
-    """Itself if its memory is in C order, else a copy that is."""
-    return input if input._array.flags.c_contiguous else clone(input)
+def contiguous(input: Tensor, memory_format=MemoryFormat.contiguous_format) -> Tensor:
+    """Itself if its memory lies so, else a copy that does.
+
+    `memory_format` is `gpunn.contiguous_format` (C order) or `gpunn.channels_last`, in which the
+    layers of images compute and give their results: a tensor that comes so is not copied there.
+    """
+    if lies(input._array, memory_format):
+        return input
+    return Clone.apply(input, memory_format is MemoryFormat.channels_last)
 
 
 def clone(input: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Helpers over the parameters of a model: clipping gradients, parameters as one vector."""
+"""Helpers over the parameters of a model: clipping gradients, parameters as one vector.
+
+`rnn` holds what turns sequences of several lengths into a batch.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,14 @@ from collections.abc import Iterable
 from gpunn.autograd.functions.shape import cat, reshape
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor
+from gpunn.nn.utils import rnn
 from gpunn.optim.clip import clip_grad_norm_, clip_grad_value_
 
 __all__ = [
     "clip_grad_norm_",
     "clip_grad_value_",
     "parameters_to_vector",
+    "rnn",
     "vector_to_parameters",
 ]
 
