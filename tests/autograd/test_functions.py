@@ -190,6 +190,58 @@ for name in ("sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "si
 CASES["hardswish"] = (None, F.hardswish, (A,))
 CASES["gelu tanh"] = (None, lambda a: F.gelu(a, approximate="tanh"), (A,))
 
+# Layers, one case for each Function of theirs; their own tests go through the options.
+image, weights4 = leaf(2, 4, 4, 3), (leaf(4), leaf(4))
+tokens = g.tensor([[1, 0, 1], [2, 1, 1]], device="cpu")
+heads = (leaf(1, 2, 3, 4), leaf(1, 2, 5, 4), leaf(1, 2, 5, 4))
+turns = [g.tensor(f(rng.normal(size=(3, 2))), device="cpu") for f in (np.cos, np.sin)]
+spelled = (g.tensor([[1, 2], [3, 0]], device="cpu"), [4, 3], [2, 1])
+
+
+def unpooled(x):
+    y, places = F.max_pool2d(x, 2, return_indices=True)
+    return F.max_unpool2d(y, places, 2, output_size=x.shape[2:])
+
+
+def lstm(x, w, r, h, c):
+    from gpunn.autograd.functions.recurrent import recurrent
+
+    output, last, cell = recurrent(x, w, r, h0=h, c0=c, mode="lstm")
+    return g.cat([output.reshape(-1), (last * 2).reshape(-1), (cell * 3).reshape(-1)])
+
+
+def rows_moved(x):
+    from gpunn.autograd.functions.recurrent import pick_rows, place_rows
+
+    return place_rows(pick_rows(x, np.array([2, 0])), np.array([3, 1]), 5)
+
+
+LAYERS = {
+    "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), (A, *weights4)),
+    "rms_norm": (lambda x, w: F.rms_norm(x, (4,), w), (A, weights4[0])),
+    "add_layer_norm": (
+        lambda x, r, w, b: g.cat(F.add_layer_norm(x, r, (4,), w, b), 1), (A, B, *weights4)
+    ),
+    "batch_norm": (
+        lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), (image, *weights4)
+    ),
+    "group_norm": (lambda x, w, b: F.group_norm(x, 2, w, b), (image, *weights4)),
+    "max_pool": (lambda x: F.max_pool2d(x, 2, 1), (image,)),
+    "max_unpool": (unpooled, (image,)),
+    "avg_pool": (lambda x: F.avg_pool2d(x, 2, 1, 1), (image,)),
+    "resize": (lambda x: F.interpolate(x, (5, 2), mode="bilinear"), (image,)),
+    "pad": (lambda x: F.pad(x, (1, 2, 0, 1), mode="reflect"), (image,)),
+    "embedding": (lambda w: F.embedding(tokens, w), (A,)),
+    "embedding bag": (lambda w: F.embedding_bag(tokens, w, mode="sum"), (A,)),
+    "rotary": (lambda x: F.rotary_embedding(x, *turns), (leaf(2, 3, 4),)),
+    "ctc": (lambda x: F.ctc_loss(F.log_softmax(x, -1), *spelled), (leaf(4, 2, 4),)),
+    "attention": (F.scaled_dot_product_attention, heads),
+    "packed attention": (F.packed_attention, (leaf(1, 3, 3, 2, 2),)),
+    "lstm": (lstm, (leaf(3, 2, 3), leaf(8, 3), leaf(8, 2), leaf(2, 2), leaf(2, 2))),
+    "rows": (rows_moved, (A,)),
+}
+CASES |= {name: (None, *case) for name, case in LAYERS.items()}
+
 # Slopes do not exist everywhere; these are compared with closed forms elsewhere in this file.
 NOT_BY_DIFFERENCES = {"Dropout", "Move"}
 visited: set[str] = set()
