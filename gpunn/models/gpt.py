@@ -74,7 +74,10 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x))"""
+    """x + attention(norm(x)), then x + feed-forward(norm(x))
+
+    The first sum is made by the kernel that normalises it.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -84,8 +87,8 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, x: Tensor, cache: nn.KeyValueCache | None = None) -> Tensor:
-        x = x + self.attn(self.ln_1(x), cache)
-        return x + self.mlp(self.ln_2(x))
+        normal, x = self.ln_2(self.attn(self.ln_1(x), cache), residual=x)
+        return x + self.mlp(normal)
 
 
 class GPT(nn.Module):

@@ -14,9 +14,9 @@ from gpunn.autograd.tensor import Tensor
 def _twice(in_channels: int, channels: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(in_channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels), nn.ReLU(),
+        nn.BatchNorm2d(channels, activation="relu"),
         nn.Conv2d(channels, channels, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels), nn.ReLU(),
+        nn.BatchNorm2d(channels, activation="relu"),
     )  # fmt: skip
 
 

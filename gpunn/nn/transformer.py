@@ -43,9 +43,21 @@ class _Layer(Module):
             x = self.activation(first(x))
         return self.linear2(self.dropout(x))
 
-    def _residual(self, x: Tensor, norm: LayerNorm, part: Callable[[Tensor], Tensor]) -> Tensor:
-        """x + part(norm(x)), or norm(x + part(x)) as in the first paper."""
-        return x + part(norm(x)) if self.norm_first else norm(x + part(x))
+    def _through(self, x: Tensor, *parts: tuple[LayerNorm, Callable[[Tensor], Tensor]]) -> Tensor:
+        """For each (norm, part): x + part(norm(x)), or norm(x + part(x)) as in the first paper.
+
+        A sum that is normalised next is made by the norm's kernel.
+        """
+        if not self.norm_first:
+            for norm, part in parts:
+                x, _ = norm(part(x), residual=x)
+            return x
+        first, part = parts[0]
+        found = part(first(x))
+        for norm, part in parts[1:]:
+            normal, x = norm(found, residual=x)
+            found = part(normal)
+        return x + found
 
 
 class TransformerEncoderLayer(_Layer):
@@ -90,8 +102,10 @@ class TransformerEncoderLayer(_Layer):
             )  # fmt: skip
             return self.dropout1(out)
 
-        x = self._residual(src, self.norm1, attend)
-        return self._residual(x, self.norm2, lambda x: self.dropout2(self._feed_forward(x)))
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.dropout2(self._feed_forward(x))
+
+        return self._through(src, (self.norm1, attend), (self.norm2, feed_forward))
 
 
 class TransformerDecoderLayer(_Layer):
@@ -142,9 +156,11 @@ class TransformerDecoderLayer(_Layer):
             )  # fmt: skip
             return self.dropout2(out)
 
-        x = self._residual(tgt, self.norm1, attend)
-        x = self._residual(x, self.norm2, look_across)
-        return self._residual(x, self.norm3, lambda x: self.dropout3(self._feed_forward(x)))
+        def feed_forward(x: Tensor) -> Tensor:
+            return self.dropout3(self._feed_forward(x))
+
+        parts = (self.norm1, attend), (self.norm2, look_across), (self.norm3, feed_forward)
+        return self._through(tgt, *parts)
 
 
 class TransformerEncoder(Module):
