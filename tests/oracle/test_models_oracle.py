@@ -40,7 +40,8 @@ class ResNet(torch.nn.Module):
         self.bn1 = torch.nn.BatchNorm2d(64)
         for stage, (before, channels) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)]):
             first = Block(before, channels, 1 + (stage > 0))
-            setattr(self, f"layer{stage + 1}", torch.nn.Sequential(first, Block(channels, channels)))
+            both = torch.nn.Sequential(first, Block(channels, channels))
+            setattr(self, f"layer{stage + 1}", both)
         self.fc = torch.nn.Linear(512, 5)
 
     def forward(self, x):
@@ -68,4 +69,4 @@ def test_resnet18():
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-11 * np.abs(want).max(), err_msg=name)
     for name, buffer in theirs.named_buffers():
         got = ours.state_dict()[name].numpy()
-        np.testing.assert_allclose(got, buffer.numpy(), rtol=1e-12, err_msg=name)
+        np.testing.assert_allclose(got, buffer.numpy(), rtol=1e-12, atol=1e-15, err_msg=name)
