@@ -5,8 +5,9 @@
 >>> import gpunn.nn.functional as F
 
 Tensors, layers and optimizers bear PyTorch's names. `gpunn.kernels` are the kernels as plain
-functions on arrays, `gpunn.train` the Trainer, `gpunn.data` datasets and loaders, `gpunn.io` model
-files. Nothing here imports CuPy, Numba, matplotlib or scikit-learn before they are needed.
+functions on arrays, `gpunn.models` well-known networks, `gpunn.train` the Trainer, `gpunn.data`
+datasets and loaders, `gpunn.io` model files. Nothing here imports CuPy, Numba, matplotlib or
+scikit-learn before they are needed.
 """
 
 import builtins as _builtins
@@ -37,7 +38,7 @@ __all__ = [  # noqa: PLE0604
     "synchronize",
 ]
 
-_LAZY = ("bench", "cuda", "data", "io", "nn", "optim", "train")
+_LAZY = ("bench", "cuda", "data", "io", "models", "nn", "optim", "train")
 
 
 def __getattr__(name: str):

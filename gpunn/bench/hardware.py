@@ -35,7 +35,7 @@ BUDGET_SECONDS = 450.0
 COMPILED = {
     "activation_forward", "activation_backward", "softmax_forward", "softmax_backward",
     "log_softmax_forward", "cross_entropy_forward", "cross_entropy_backward", "mse_forward",
-    "adam_update", "reduce_sum", "dropout",
+    "adam_update", "reduce_sum", "dropout", "layer_norm_forward", "rms_norm_forward",
 }  # fmt: skip
 
 

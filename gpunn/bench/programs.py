@@ -96,7 +96,9 @@ def sanitizer(run: Run, seconds: float) -> str:
         run.left_out["compute-sanitizer"] = "the program is not there"
         return "there is no compute-sanitizer"
     chosen = ("activation_forward", "softmax_forward", "cross_entropy_forward", "matmul",
-              "adam_update", "reduce_sum", "bias_gradient")  # fmt: skip
+              "adam_update", "reduce_sum", "bias_gradient", "convolution_forward",
+              "layer_norm_backward", "recurrent_forward", "attention_forward",
+              "embedding_backward")  # fmt: skip
     for check in ("memcheck", "racecheck"):
         items = [
             {"id": f"{check} {name}", "primitive": name, "implementation": "cuda"}

@@ -42,7 +42,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        if config.n_embd % config.n_head:
+        if config.n_head < 1 or config.n_embd % config.n_head:
             raise ValueError(
                 f"GPT: n_embd {config.n_embd} is not a multiple of n_head {config.n_head}"
             )
@@ -121,6 +121,8 @@ class GPT(nn.Module):
 
     def features(self, tokens: Tensor, caches: list[nn.KeyValueCache] | None = None) -> Tensor:
         """What the last layer sees: (B, T, n_embd). Raises ValueError for too long a text."""
+        if tokens.ndim != 2 or tokens.shape[1] < 1:
+            raise ValueError(f"GPT: tokens have shape {tokens.shape}; expected (B, T) with T >= 1")
         start = 0 if caches is None else caches[0].length
         steps = tokens.shape[1]
         if start + steps > self.config.block_size:
@@ -146,7 +148,7 @@ class GPT(nn.Module):
         if x.device.type == "cpu":
             return cross_entropy(self.lm_head(x), targets.reshape(-1), ignore_index=-1)
         return nn.functional.linear_cross_entropy(
-            x, self.lm_head.weight, targets.reshape(-1), ignore_index=-1
+            x, self.lm_head.weight, None, targets.reshape(-1), ignore_index=-1
         )
 
     def caches(self, batch: int, length: int | None = None) -> list[nn.KeyValueCache]:
@@ -166,8 +168,10 @@ class GPT(nn.Module):
 
         `temperature` 0 takes the likeliest; `top_k` draws among so many. Earlier keys and values
         are kept, so a token costs one position; where the text outgrows block_size, its last half
-        is read again.
+        is read again. Call `eval` first, or dropout takes part.
         """
+        if tokens.ndim != 2:
+            raise ValueError(f"GPT: tokens have shape {tokens.shape}; expected (B, T)")
         caches = self.caches(tokens.shape[0])
         fresh = tokens[:, -self.config.block_size :]
         for _ in range(count):

@@ -21,6 +21,7 @@ class LeNet(nn.Module):
         super().__init__()
         if image_size < 16:
             raise ValueError(f"LeNet: image_size is {image_size}; expected 16 or more")
+        self.shape = (in_channels, image_size, image_size)
         padding = 2 if image_size == 28 else 0
         side = ((image_size + 2 * padding - 4) // 2 - 4) // 2
         self.features = nn.Sequential(
@@ -35,4 +36,7 @@ class LeNet(nn.Module):
         )  # fmt: skip
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"LeNet: images have shape {images.shape}; expected (B, {expected})")
         return self.classifier(self.features(images))

@@ -108,6 +108,8 @@ def draw(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> 
     """One token (B, 1) for each row of logits (B, V), among the `top_k` likeliest if given."""
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; expected 0 or more")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k is {top_k}; expected 1 or more, or None for all tokens")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     logits = logits.float() / temperature

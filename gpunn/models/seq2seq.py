@@ -34,8 +34,10 @@ class Seq2Seq(nn.Module):
         hidden_size: int = 256, dropout: float = 0.0, padding_idx: int = 0,
     ):  # fmt: skip
         super().__init__()
-        if hidden_size % 2:
-            raise ValueError(f"Seq2Seq: hidden_size is {hidden_size}; expected an even number")
+        if hidden_size % 2 or not 2 <= hidden_size <= 256:
+            raise ValueError(
+                f"Seq2Seq: hidden_size is {hidden_size}; expected an even number from 2 to 256"
+            )
         self.source = nn.Embedding(source_vocabulary, embedding_size, padding_idx)
         self.target = nn.Embedding(target_vocabulary, embedding_size, padding_idx)
         self.encoder = nn.GRU(

@@ -28,6 +28,7 @@ class ViT(nn.Module):
             raise ValueError(
                 f"ViT: image_size {image_size} is not a multiple of patch_size {patch_size}"
             )
+        self.shape = (in_channels, image_size, image_size)
         self.patches = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         count = (image_size // patch_size) ** 2
         self.class_token = nn.Parameter(zeros(1, 1, dim))
@@ -41,6 +42,9 @@ class ViT(nn.Module):
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1:] != self.shape:
+            expected = ", ".join(map(str, self.shape))
+            raise ValueError(f"ViT: images have shape {images.shape}; expected (B, {expected})")
         x = self.patches(images).flatten(2).transpose(1, 2)  # (B, patches, dim)
         token = self.class_token.expand(x.shape[0], 1, x.shape[2])
         x = self.dropout(cat([token, x], 1) + self.positions)

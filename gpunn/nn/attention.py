@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from gpunn.autograd.creation import empty
+from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.functions.activation import dropout as drop
 from gpunn.autograd.functions.activation import softmax
 from gpunn.autograd.functions.arithmetic import where
@@ -128,7 +129,7 @@ class MultiheadAttention(Module):
         query, key, value, alone = self._batched(query, key, value)
         before = 0 if cache is None else cache.length
         keys = before + key.shape[1]
-        mask = self._mask(attn_mask, key_padding_mask, query.shape[:2], keys)
+        mask = self._mask(attn_mask, key_padding_mask, query, keys)
         causal = is_causal and attn_mask is None
         dropout, weights = self.dropout if self.training else 0.0, None
         if self._one_weight and key is query and value is query and not need_weights:
@@ -200,9 +201,9 @@ class MultiheadAttention(Module):
             parts = [linear(x, w, b) for x, w, b in inputs]
         return [part.reshape(*part.shape[:2], -1, self.head_dim) for part in parts]
 
-    def _mask(self, attn_mask, key_padding_mask, shape, keys: int):
+    def _mask(self, attn_mask, key_padding_mask, query: Tensor, keys: int):
         """Both masks as one for `scaled_dot_product_attention`: True may look, or floats added."""
-        (batch, queries), heads = shape, self.num_heads
+        (batch, queries), heads = query.shape[:2], self.num_heads
         found = []
         if attn_mask is not None:
             if attn_mask.shape == (batch * heads, queries, keys):
@@ -223,12 +224,12 @@ class MultiheadAttention(Module):
                     f"expected ({batch}, {keys})"
                 )
             found.append(mask.reshape(batch, 1, 1, keys))
-        found = [~mask if mask.dtype == np.bool_ else mask for mask in found]
+        found = [_may_look(mask, query.dtype) for mask in found]
         if len(found) < 2:
             return found[0] if found else None
         if all(mask.dtype == np.bool_ for mask in found):
             return found[0] & found[1]
-        first, second = (_added(mask) for mask in found)
+        first, second = (_added(mask, query.dtype) for mask in found)
         return first + second
 
     def _with_weights(self, q, k, v, mask, causal: bool, before: int):
@@ -242,11 +243,12 @@ class MultiheadAttention(Module):
             xp, (rows, columns) = scores._xp, scores.shape[-2:]
             seen = xp.arange(columns)[None, :] <= xp.arange(rows)[:, None] + before
             scores = where(wrap(seen), scores, -math.inf)
-        if mask is not None:
+        if mask is None:
+            weights = softmax(scores, -1)
+        else:
             scores = where(mask, scores, -math.inf) if mask.dtype == np.bool_ else scores + mask
-        weights = softmax(scores, -1)
-        if mask is not None and mask.dtype == np.bool_:
-            weights = where(mask, weights, 0.0)  # a query that may look nowhere gets 0, not NaN
+            nowhere = scores.detach().amax(-1, keepdim=True) == -math.inf  # gets 0, not NaN
+            weights = where(nowhere, 0.0, softmax(where(nowhere, 0.0, scores), -1))
         weights = drop(weights, self.dropout, self.training)
         return matmul(weights, v).transpose(1, 2), weights
 
@@ -291,12 +293,21 @@ def _attend(q, k, v, mask, dropout_p: float, causal: bool, before: int) -> Tenso
     ).transpose(1, 2)  # fmt: skip
 
 
-def _added(mask: Tensor) -> Tensor:
+def _may_look(mask: Tensor, dtype) -> Tensor:
+    """A mask as PyTorch's layers take it (True: must not look) turned round; numbers as `dtype`."""
+    if mask.dtype == np.bool_:
+        return ~mask
+    if not is_float(mask.dtype):
+        raise TypeError(
+            f"MultiheadAttention: a mask has dtype {mask.dtype}; expected bool (True: must not "
+            "look) or a floating one (added to the scores)"
+        )
+    return mask if mask.dtype == dtype else mask.to(dtype)
+
+
+def _added(mask: Tensor, dtype) -> Tensor:
     """A mask of what may be seen as numbers to add: 0 or -inf."""
-    if mask.dtype != np.bool_:
-        return mask
-    xp = mask._xp
-    return wrap(xp.where(mask._array, xp.float32(0), xp.float32(-math.inf)))
+    return where(mask, 0.0, -math.inf).to(dtype) if mask.dtype == np.bool_ else mask
 
 
 def _repeated(tensor: Tensor, group: int) -> Tensor:

@@ -40,11 +40,13 @@ class Hypothesis(NamedTuple):
     log_probability: float
 
 
-def _sequences(name: str, log_probs: Tensor, input_lengths):
+def _sequences(name: str, log_probs: Tensor, input_lengths, blank: int):
     """(T, B) and the length of each sequence."""
     if log_probs.ndim != 3:
         raise ValueError(f"{name}: log_probs has shape {log_probs.shape}; expected (T, B, C)")
-    steps, batch, _ = log_probs.shape
+    steps, batch, classes = log_probs.shape
+    if not 0 <= blank < classes:
+        raise ValueError(f"{name}: blank is {blank}; expected a class, 0 to {classes - 1}")
     if input_lengths is None:
         return steps, batch, [steps] * batch
     lengths = [int(length) for length in input_lengths]
@@ -65,7 +67,7 @@ def ctc_greedy_decode(log_probs: Tensor, input_lengths=None, blank: int = 0) -> 
 
     The largest of each step is found on the device; only those are read back.
     """
-    steps, batch, lengths = _sequences("ctc_greedy_decode", log_probs, input_lengths)
+    steps, batch, lengths = _sequences("ctc_greedy_decode", log_probs, input_lengths, blank)
     if steps == 0:
         return [[] for _ in range(batch)]
     best = to_numpy(log_probs.detach().argmax(-1)._array)
@@ -95,7 +97,7 @@ def ctc_beam_decode(
             f"ctc_beam_decode: beam_width is {beam_width}, top {top}, classes {classes}; expected "
             "1 or more"
         )
-    _, batch, lengths = _sequences("ctc_beam_decode", log_probs, input_lengths)
+    _, batch, lengths = _sequences("ctc_beam_decode", log_probs, input_lengths, blank)
     values = wide(to_numpy(log_probs.detach()._array)).astype(np.float64)
     return [
         _search(values[: lengths[b], b], blank, beam_width, classes)[:top] for b in range(batch)

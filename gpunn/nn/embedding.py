@@ -53,8 +53,7 @@ class _Table(Module):
                 self.weight[self.padding_idx] = 0
 
     @classmethod
-    def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, **options):
-        """A layer on given rows (V, D), which are not trained if `freeze`; options of the layer."""
+    def _on_rows(cls, embeddings: Tensor, freeze: bool, **options):
         if embeddings.ndim != 2:
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: embeddings has shape {tuple(embeddings.shape)}; "
@@ -109,6 +108,18 @@ class Embedding(_Table):
             sparse, _weight, device, dtype,
         )  # fmt: skip
 
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None,
+        max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+    ):  # fmt: skip
+        """A layer on given rows (V, D), which are not trained if `freeze`."""
+        return cls._on_rows(
+            embeddings, freeze, padding_idx=padding_idx, max_norm=max_norm, norm_type=norm_type,
+            scale_grad_by_freq=scale_grad_by_freq, sparse=sparse,
+        )  # fmt: skip
+
     def forward(self, input: Tensor) -> Tensor:
         """Integers of any shape -> (*shape, embedding_dim)"""
         return F.embedding(
@@ -150,6 +161,19 @@ class EmbeddingBag(_Table):
         if mode not in ("sum", "mean", "max"):
             raise ValueError(f"EmbeddingBag: mode is {mode!r}; expected 'sum', 'mean' or 'max'")
         self.mode, self.include_last_offset = mode, include_last_offset
+
+    @classmethod
+    def from_pretrained(
+        cls, embeddings: Tensor, freeze: bool = True, max_norm: float | None = None,
+        norm_type: float = 2.0, scale_grad_by_freq: bool = False, mode: str = "mean",
+        sparse: bool = False, include_last_offset: bool = False, padding_idx: int | None = None,
+    ):  # fmt: skip
+        """A layer on given rows (V, D), which are not trained if `freeze`."""
+        return cls._on_rows(
+            embeddings, freeze, max_norm=max_norm, norm_type=norm_type, mode=mode,
+            scale_grad_by_freq=scale_grad_by_freq, sparse=sparse,
+            include_last_offset=include_last_offset, padding_idx=padding_idx,
+        )  # fmt: skip
 
     def forward(
         self,

@@ -41,6 +41,12 @@ class KeyValueCache:
                 f"KeyValueCache: keys have shape {keys.shape} and values {values.shape}; this "
                 f"cache takes ({batch}, T, {heads}, {size})"
             )
+        for new in (keys, values):
+            if new.dtype != self.keys.dtype or new.device != self.keys.device:
+                raise ValueError(
+                    f"KeyValueCache: keys or values have dtype {new.dtype} on {new.device}; this "
+                    f"cache was made for {self.keys.dtype} on {self.keys.device}"
+                )
         end = self.length + steps
         if end > capacity:
             raise ValueError(

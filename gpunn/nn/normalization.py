@@ -20,6 +20,13 @@ def _positive(layer: Module, name: str, size) -> int:
     return int(size)
 
 
+def _options(layer: Module) -> str:
+    """For `extra_repr`: what PyTorch's layers do not have, where it is not as usual."""
+    fused = getattr(layer, "activation", "identity")
+    text = "" if fused == "identity" else f", activation={fused!r}"
+    return text + (", channels_last=True" if layer.channels_last else "")
+
+
 class _Affine(Module):
     """A layer with `weight` and `bias` of one shape, ones and zeros at first, or neither."""
 
@@ -47,8 +54,8 @@ class _StatisticsNorm(_Affine):
     image = ""  # the letters of its spatial dimensions
 
     def __init__(
-        self, num_features, eps, momentum, affine, track_running_stats, device, dtype, activation,
-        channels_last,
+        self, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
+        activation, channels_last,
     ):  # fmt: skip
         super().__init__()
         self.num_features = _positive(self, "num_features", num_features)
@@ -61,7 +68,7 @@ class _StatisticsNorm(_Affine):
         self.register_buffer("running_var", ones(size, **place) if keep else None)
         count = zeros((), dtype="int64", device=device) if keep else None
         self.register_buffer("num_batches_tracked", count)
-        self._make_weights((size,), affine, affine, device, dtype)
+        self._make_weights((size,), affine, affine and bias, device, dtype)
 
     def reset_running_stats(self) -> None:
         """Means of 0, variances of 1 and a count of 0."""
@@ -92,11 +99,9 @@ class _StatisticsNorm(_Affine):
         return 1
 
     def extra_repr(self) -> str:
-        fused = "" if self.activation == "identity" else f", activation={self.activation!r}"
-        last = ", channels_last=True" if self.channels_last else ""
         return (
             f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
-            f"track_running_stats={self.track_running_stats}{fused}{last}"
+            f"track_running_stats={self.track_running_stats}{_options(self)}"
         )
 
 
@@ -109,7 +114,8 @@ class _BatchNorm(_StatisticsNorm):
 
     Attributes
     ----------
-    weight, bias : (num_features,), ones and zeros at first; None without `affine`
+    weight, bias : (num_features,), ones and zeros at first; None without `affine`, and the bias
+        without `bias`
     running_mean, running_var : buffers (num_features,), zeros and ones at first; None without
         `track_running_stats`: then evaluation, too, uses the statistics of its input
     num_batches_tracked : an integer buffer. With ``momentum=None`` the running statistics are the
@@ -119,11 +125,11 @@ class _BatchNorm(_StatisticsNorm):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
         affine: bool = True, track_running_stats: bool = True, device=None, dtype=None, *,
-        activation: str = "identity", channels_last: bool = False,
+        bias: bool = True, activation: str = "identity", channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, activation,
-            channels_last,
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
+            activation, channels_last,
         )  # fmt: skip
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -131,10 +137,13 @@ class _BatchNorm(_StatisticsNorm):
         self._check(input)
         buffers, parameters = self._buffers, self._parameters
         training = self.training or buffers["running_mean"] is None
+        if training and not self.track_running_stats:
+            buffers = dict.fromkeys(buffers)  # switched off since they were made: they stay
+        momentum = 0.0 if buffers["running_mean"] is None else self.momentum
         return channel_norm.batch_norm(
             input, buffers["running_mean"], buffers["running_var"], parameters["weight"],
-            parameters["bias"], training, self.momentum if self.track_running_stats else 0.0,
-            self.eps, num_batches_tracked=buffers["num_batches_tracked"], residual=residual,
+            parameters["bias"], training, momentum, self.eps,
+            num_batches_tracked=buffers["num_batches_tracked"], residual=residual,
             activation=self.activation, channels_last=self.channels_last,
         )  # fmt: skip
 
@@ -165,11 +174,11 @@ class _InstanceNorm(_StatisticsNorm):
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
         affine: bool = False, track_running_stats: bool = False, device=None, dtype=None, *,
-        activation: str = "identity", channels_last: bool = False,
+        bias: bool = True, activation: str = "identity", channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
-            num_features, eps, momentum, affine, track_running_stats, device, dtype, activation,
-            channels_last,
+            num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
+            activation, channels_last,
         )  # fmt: skip
 
     def _channel_axis(self, input: Tensor) -> int:
@@ -258,7 +267,8 @@ class LayerNorm(_LastDimensions):
 class RMSNorm(_LastDimensions):
     """``x / sqrt(mean of x^2 + eps) * weight`` over the last dimensions.
 
-    As `LayerNorm` without a mean and a bias; `eps` None is the resolution of the input's dtype.
+    As `LayerNorm` without a mean and a bias; `eps` None is the resolution of float32 (of float64
+    for such inputs).
     """
 
     def __init__(
@@ -289,12 +299,14 @@ class GroupNorm(_Affine):
 
     Attributes
     ----------
-    weight, bias : (num_channels,), ones and zeros at first; None without `affine`
+    weight, bias : (num_channels,), ones and zeros at first; None without `affine`, and the bias
+        without `bias`
     """
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
-        device=None, dtype=None, *, activation: str = "identity", channels_last: bool = False,
+        device=None, dtype=None, *, bias: bool = True, activation: str = "identity",
+        channels_last: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.num_groups = _positive(self, "num_groups", num_groups)
@@ -306,7 +318,7 @@ class GroupNorm(_Affine):
             )
         self.eps, self.affine = eps, affine
         self.activation, self.channels_last = activation, channels_last
-        self._make_weights((self.num_channels,), affine, affine, device, dtype)
+        self._make_weights((self.num_channels,), affine, affine and bias, device, dtype)
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normalised input, in its shape and layout; with a residual, plus that."""
@@ -323,28 +335,32 @@ class GroupNorm(_Affine):
         )  # fmt: skip
 
     def extra_repr(self) -> str:
-        fused = "" if self.activation == "identity" else f", activation={self.activation!r}"
-        last = ", channels_last=True" if self.channels_last else ""
         return (
             f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
-            f"{fused}{last}"
+            f"{_options(self)}"
         )
 
 
 class LocalResponseNorm(Module):
     """``x / (k + alpha / size * sum of x^2 over size neighbouring channels)^beta``.
 
-    As PyTorch's; Krizhevsky, Sutskever & Hinton, 2012. Input (N, C, …).
+    As PyTorch's; Krizhevsky, Sutskever & Hinton, 2012. Input (N, C, …), or (N, …, C) with
+    `channels_last`.
     """
 
-    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0):
+    def __init__(
+        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+        channels_last: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.size = _positive(self, "size", size)
-        self.alpha, self.beta, self.k = alpha, beta, k
+        self.alpha, self.beta, self.k, self.channels_last = alpha, beta, k, channels_last
 
     def forward(self, input: Tensor) -> Tensor:
         """The normalised input, in its shape."""
-        return channel_norm.local_response_norm(input, self.size, self.alpha, self.beta, self.k)
+        return channel_norm.local_response_norm(
+            input, self.size, self.alpha, self.beta, self.k, channels_last=self.channels_last
+        )
 
     def extra_repr(self) -> str:
-        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}{_options(self)}"

@@ -49,6 +49,7 @@ from gpunn.primitives.attention_problem import (
     heads_array,
     heads_output,
 )
+from gpunn.primitives.matmul_checks import refuse_overlap
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -56,7 +57,10 @@ _FILES = {
     "family": "attention",
     "cuda": "attention.cu",
     "numba": "attention.py",
-    "siblings": ("attention_mma.cu", "attention_mma_backward.cu"),
+    "siblings": (
+        "attention_backward.cu", "attention_mma.cu", "attention_mma_backward.cu",
+        "attention_wgmma.cu",
+    ),
 }
 
 
@@ -112,7 +116,8 @@ def attention_forward(
     ------
     TypeError, ValueError : dtypes or shapes that do not suit each other, a head dimension above
         256, H no multiple of Hkv, a mask that does not broadcast, a length beyond the sequence, a
-        window or an offset without causal, a probability outside [0, 1]
+        window or an offset without causal, a probability outside [0, 1], an `out` that overlaps an
+        input
     """
     q, k, v = check_inputs(call, q, k, v)
     problem = check_options(
@@ -120,7 +125,9 @@ def attention_forward(
         scale=scale, dropout_p=dropout_p, seed=seed, offset=offset, q_lengths=q_lengths,
         kv_lengths=kv_lengths,
     )  # fmt: skip
-    out = heads_output(call, "out", out, q.shape, q.dtype)
+    given, out = out, heads_output(call, "out", out, q.shape, q.dtype)
+    if given is not None:
+        refuse_overlap(call, "out", out, q=q, k=k, v=v, mask=problem.mask)
     log_sum_exp = None
     if keep:
         shape = (q.shape[0], q.shape[2], q.shape[1])
@@ -164,7 +171,8 @@ def attention_backward(
         for log_sum_exp. Of grad_out, q, k, v and out only the last dimension must be contiguous.
     mask … kv_lengths : what the forward was given
     grad_q, grad_k, grad_v : arrays to write, of the shapes and dtype of q, k and v; only their last
-        dimension must be contiguous, so that they may be slices of one array
+        dimension must be contiguous, so that they may be slices of one array. They share no memory
+        with the inputs.
 
     Returns
     -------

@@ -3,10 +3,14 @@
 The rule (`choose`), by what the arrays are:
 
 ==================  ================================================================================
-attention_mma.cu    16-bit types from sm_80 on; where rows of heads are no whole runs of 16 bytes (D
-                    or a stride no multiple of 8, arrays not aligned), on padded copies
-attention.cu        everything else: float32, float64, older GPUs
+attention_wgmma.cu  forward on sm_90a: 16-bit types, D up to 128, no mask, no dropout, no array that
+                    repeats itself by strides of 0, at least 64 rows of a table
+attention_mma.cu    other 16-bit types from sm_80 on
+attention.cu        everything else: float32, float64, older GPUs; attention_backward.cu
 ==================  ================================================================================
+
+The kernels for tensor cores work on padded copies where rows of heads are no whole runs of 16 bytes
+(D or a stride no multiple of 8, arrays not aligned).
 
 Where there are fewer blocks than multiprocessors, as when decoding (few queries, many keys), the
 forward cuts the keys into parts, which a second kernel joins.
@@ -18,6 +22,7 @@ import re
 
 import numpy as np
 
+from gpunn.primitives import attention_wgmma
 from gpunn.primitives.attention_problem import BOOL, Problem, mask_strides, strides_of
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -36,7 +41,7 @@ STRUCT = np.dtype(
     align=True,
 )  # fmt: skip
 
-THREADS, TILE, DEPTH = 256, 64, 32  # as in attention.cu
+THREADS, TILE, DEPTH = 256, 64, 32  # as in attention_simt.cuh
 MMA_THREADS, MMA_ROWS = 128, 64  # as in attention_mma.cuh
 
 
@@ -139,11 +144,20 @@ def forward(launch, q, k, v, out, log_sum_exp, p: Problem) -> None:
         return
     if choose(launch, q.dtype) == "mma":
         made = _Aligned(launch, q, k, v, out)
-        inputs = map(made.input, (q, k, v))
-        _mma_forward(launch, *inputs, made.output(out), log_sum_exp, p)
+        inputs = tuple(map(made.input, (q, k, v)))
+        run = _wgmma_forward if attention_wgmma.takes(launch, *inputs, p) else _mma_forward
+        run(launch, *inputs, made.output(out), log_sum_exp, p)
         made.finish()
     else:
         _simt_forward(launch, q, k, v, out, log_sum_exp, p)
+
+
+def _wgmma_forward(launch, q, k, v, out, log_sum_exp, p: Problem) -> None:
+    made, parts = structure(p, q, k, v=v, out=out), attention_wgmma.parts(launch, p, q, k)
+    partial, logs = _parts_of(launch, parts, q) if parts > 1 else (None, log_sum_exp)
+    attention_wgmma.forward(launch, (q, k, v), out, logs, partial, p, made.copy(), parts)
+    if parts > 1:
+        _combine(launch, partial, logs, out, log_sum_exp, made)
 
 
 def head_dim(dim: int) -> int:
@@ -193,25 +207,24 @@ def _combine(launch, partial, part_logs, out, log_sum_exp, made) -> None:
 
 
 def _simt_tiles(q, k, rows: int, real):
-    """(chunks, groups of columns, tiles, shared bytes) of a kernel that walks over `rows`."""
-    chunks = 2 if q.dtype == np.float32 and q.shape[3] > TILE else 1
-    groups = -(-q.shape[3] // (chunks * TILE))
+    """(groups of columns, tiles, shared bytes) of a kernel whose blocks own TILE of `rows`."""
+    groups = -(-q.shape[3] // (8 // real.itemsize * TILE))
     lanes = 16 // real.itemsize
     shared = (2 * TILE * (DEPTH + lanes) + TILE * (TILE + lanes)) * real.itemsize
-    return chunks, groups, -(-rows // TILE), shared
+    return groups, -(-rows // TILE), shared
 
 
 def _simt_forward(launch, q, k, v, out, log_sum_exp, p: Problem) -> None:
     real = accumulator_dtype(q.dtype)
     made = structure(p, q, k, v=v, out=out)
     tables = q.shape[0] * k.shape[2]
-    chunks, groups, tiles, shared = _simt_tiles(q, k, q.shape[1] * int(made["group"]), real)
+    groups, tiles, shared = _simt_tiles(q, k, q.shape[1] * int(made["group"]), real)
     blocks = tables * groups * tiles
     parts = key_parts(launch, p, blocks, k.shape[1], TILE)
     partial, logs = _parts_of(launch, parts, q) if parts > 1 else (None, log_sum_exp)
     vector = rows_aligned(launch, 16 // real.itemsize, q, k, v, out)
     launch.sibling("attention.cu")(
-        f"attention_forward<{launch.ctype(q.dtype)}, {chunks}>",
+        f"attention_forward<{launch.ctype(q.dtype)}>",
         grid=(blocks * parts,),
         block=(THREADS,),
         args=(
@@ -252,7 +265,7 @@ def backward(launch, grad_out, q, k, v, out, log_sum_exp, grad_q, grad_k, grad_v
 def _mma_backward(launch, inputs, grad_q, grad_k, grad_v, made) -> None:
     _, q, k, *_ = inputs
     dim, tables, ctype = head_dim(q.shape[3]), q.shape[0] * k.shape[2], launch.ctype(q.dtype)
-    others, stages = 32 if dim > 64 else 64, 1 if dim > 128 else 2
+    others, stages = 32, 1 if dim > 128 else 2
     panels, info = 2 * MMA_ROWS * dim * 2, 32 * others  # bytes that stay, and of RowInfo
     changing = 2 * others * dim * 2
     launch = launch.sibling("attention_mma_backward.cu")
@@ -298,14 +311,14 @@ def _simt_backward(launch, inputs, grad_q, grad_k, grad_v, made) -> None:
     real = accumulator_dtype(q.dtype)
     tables, ctype = q.shape[0] * k.shape[2], launch.ctype(q.dtype)
     vector = rows_aligned(launch, 16 // real.itemsize, *inputs[:4], grad_q, grad_k, grad_v)
-    launch = launch.sibling("attention.cu")
+    launch = launch.sibling("attention_backward.cu")
     for name, rows, outputs in (
         ("attention_grad_kv", k.shape[1], (grad_k, grad_v)),
         ("attention_grad_q", q.shape[1] * int(made["group"]), (grad_q,)),
     ):
-        chunks, groups, tiles, shared = _simt_tiles(q, k, rows, real)
+        groups, tiles, shared = _simt_tiles(q, k, rows, real)
         launch(
-            f"{name}<{ctype}, {chunks}>",
+            f"{name}<{ctype}>",
             grid=(tables * groups * tiles,),
             block=(THREADS,),
             args=(*inputs, *outputs, made, np.int32(tiles), np.int32(groups), np.bool_(vector)),

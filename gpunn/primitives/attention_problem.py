@@ -54,12 +54,17 @@ class Problem:
     seed: int
     offset: int
 
+    def shift_of(self, offset: int, queries: int, keys: int) -> int:
+        """An offset without what changes nothing: the last key of query i is i + shift."""
+        window = self.window if self.window < UNLIMITED else 0
+        return max(min(offset, keys + window), -queries)
+
     def pairs(self, q, k) -> float:
         """How many (query, key) pairs of one head are seen, lengths and mask left aside."""
         tq, tk = q.shape[1], k.shape[1]
         if not self.causal:
             return float(tq * tk)
-        position = np.arange(tq) + self.causal_offset
+        position = np.arange(tq) + self.shift_of(self.causal_offset, tq, tk)
         end = np.clip(position + 1, 0, tk)
         return float((end - np.clip(position + 1 - self.window, 0, end)).sum())
 
@@ -184,13 +189,20 @@ def _causal_offset(call, causal, value, batch: int):
         call.require(
             causal, "causal_offset", "is given and causal is False", "it goes with causal=True"
         )
-        return 0, value.astype(INT32) if value.dtype != INT32 else value
+        return 0, _int32(call, value)
     number = _integer(call, "causal_offset", value, -UNLIMITED, UNLIMITED)
     call.require(
         causal or number == 0, "causal_offset", f"is {number} and causal is False",
         "it goes with causal=True",
     )  # fmt: skip
     return number, None
+
+
+def _int32(call, value):
+    """As int32, without turning a number too large into another one."""
+    if value.dtype == INT32:
+        return value
+    return call.xp.clip(value, -UNLIMITED, UNLIMITED).astype(INT32)
 
 
 def _lengths(call, name: str, value, array):
@@ -205,7 +217,7 @@ def _lengths(call, name: str, value, array):
             0 <= low and high <= longest, name, f"holds {low if low < 0 else high}",
             f"expected lengths from 0 to {longest}",
         )  # fmt: skip
-    return value.astype(INT32) if value.dtype != INT32 else value
+    return _int32(call, value)
 
 
 def _mask(call, mask, q, k):

@@ -10,7 +10,6 @@ from gpunn.primitives.samples import (
     FLOAT16,
     FLOAT32,
     FLOAT64,
-    FLOATING,
     Accumulator,
     Fixed,
     Sample,
@@ -31,7 +30,11 @@ def _qkv(rng, batch, queries, keys, heads, kv_heads, dim):
 
 
 def _cases(rng):
-    """(name, (B, Tq, Tk, H, Hkv, D), options, further arguments of Sample)"""
+    """(name, (B, Tq, Tk, H, Hkv, D), options, further arguments of Sample)
+
+    Of the sizes of a head on tensor cores float16 has only the first and bfloat16 the others, so
+    that fewer kernels are compiled; what differs by size and by type is reached all the same.
+    """
     lengths = {
         "q_lengths": Fixed(np.array([3, 0, 2], np.int32)),
         "kv_lengths": Fixed(np.array([5, 2, 0], np.int32)),
@@ -39,35 +42,44 @@ def _cases(rng):
     hidden = rng.random((2, 1, 3, 5)) < 0.6
     hidden[0, 0, 2] = False  # a query that sees nothing
     added = np.where(rng.random((2, 3, 6)) < 0.2, -np.inf, rng.normal(size=(2, 3, 6)))
-    causal, every, some = {"causal": True}, {"dtypes": FLOATING}, {"dtypes": (BFLOAT16, FLOAT32)}
+    drop = {"dropout_p": 0.3, "seed": (7 << 40) + 3, "offset": 5}
+    causal, every = {"causal": True}, {"dtypes": (FLOAT16, *_WIDE)}
+    some = {"dtypes": (FLOAT16, FLOAT32), "numba": False}
+    shifts = {"causal": True, "causal_offset": Fixed(np.array([2, 7], np.int32)), "window": 6}
+    at_once = {"mask": rng.random((2, 1, 3, 5)) < 0.8, **shifts, **drop}
+    at_once["kv_lengths"] = Fixed(np.array([5, 4], np.int32))
     yield "one", (1, 1, 1, 1, 1, 1), {}, every
     yield "no batch", (0, 3, 4, 2, 2, 8), {}, {}
-    yield "no keys", (2, 3, 0, 2, 1, 8), {}, {}
-    yield "no queries", (1, 0, 3, 2, 1, 8), {}, {}
+    yield "no keys", (2, 3, 0, 2, 1, 8), {}, {"dtypes": (FLOAT16, FLOAT32)}
+    yield "no queries", (1, 0, 3, 2, 1, 8), {}, {"dtypes": (FLOAT16, FLOAT32)}
     yield "odd", (1, 4, 5, 2, 1, 5), causal, every
     yield "lengths", (3, 3, 5, 2, 1, 8), lengths, some
     yield "mask", (2, 3, 5, 2, 1, 8), {"mask": hidden}, some
-    yield "added mask", (1, 3, 6, 2, 2, 8), {"mask": added, "scale": 0.7}, some
-    drop = {"dropout_p": 0.3, "seed": (7 << 40) + 3, "offset": 5, **causal}
-    yield "dropout", (2, 3, 6, 1, 1, 8), drop, every
+    yield "added mask", (1, 3, 6, 2, 2, 8), {"mask": added, "scale": 0.7}, {**some, "numba": True}
+    yield "dropout", (2, 3, 6, 1, 1, 8), {**drop, **causal}, {**every, "numba": False}
     yield "all dropped", (1, 2, 3, 1, 1, 8), {"dropout_p": 1.0}, {}
-    # Several tiles, heads that fill the registers, and what is skipped. Of the sizes of a head on
-    # tensor cores float16 has only the first, so that fewer kernels are compiled.
+    yield "at once", (2, 3, 5, 2, 1, 3), at_once, {"dtypes": (FLOAT16, FLOAT32)}
+    # Several tiles, heads that fill the registers, and what is skipped.
     big = {"numba": False}
-    yield "tiles", (1, 130, 131, 2, 1, 64), causal, {**big, "dtypes": FLOATING}
+    yield "tiles", (1, 130, 131, 2, 1, 64), causal, {**big, **every}
     window = {"causal": True, "causal_offset": 70, "window": 40}
     yield "window", (1, 70, 150, 1, 1, 33), window, {**big, "dtypes": (FLOAT32, FLOAT16)}
-    shifts = {"causal": True, "causal_offset": Fixed(np.array([-3, 60], np.int32))}
-    yield "shifts", (2, 40, 90, 2, 2, 96), shifts, {**big, "dtypes": (FLOAT32, BFLOAT16)}
-    wide = (BFLOAT16, *_WIDE)
-    yield "large heads", (1, 40, 70, 1, 1, 256), {}, {**big, "dtypes": wide}
+    low = {**big, "dtypes": (BFLOAT16, FLOAT32)}
+    # A shift beyond the keys: a window that begins within them, and one that lies behind them.
+    shifts = {"causal": True, "causal_offset": Fixed(np.array([-3, 95, 300], np.int32))}
+    yield "shifts", (3, 40, 90, 1, 1, 96), {**shifts, "window": 70}, low
+    yield "large heads", (1, 40, 70, 1, 1, 256), {}, {**big, "dtypes": (BFLOAT16, *_WIDE)}
     drop = {"dropout_p": 0.4, "seed": 3, "kv_lengths": Fixed(np.array([61], np.int32))}
-    yield "dropout in tiles", (1, 33, 70, 4, 2, 64), drop, {**big, "dtypes": (BFLOAT16, FLOAT32)}
+    yield "dropout in tiles", (1, 33, 70, 4, 2, 72), drop, low
+    few = {**big, "dtypes": (BFLOAT16,)}
+    yield "hidden in tiles", (1, 20, 40, 2, 1, 72), {"mask": rng.random((20, 40)) < 0.6}, few
 
 
 def _decoding():
     """Few queries and many keys: the keys in parts."""
-    yield "decoding", (1, 1, 600, 4, 1, 64), {}, {"numba": False, "dtypes": FLOATING}
+    sizes = (1, 1, 600, 4, 1)
+    yield "decoding", (*sizes, 64), {}, {"numba": False, "dtypes": (FLOAT16, *_WIDE)}
+    yield "decoding, 16 bits", (*sizes, 128), {}, {"numba": False, "dtypes": (BFLOAT16,)}
 
 
 def forward_samples(rng):
@@ -77,9 +89,17 @@ def forward_samples(rng):
     yield Sample("not kept", _qkv(rng, 1, 3, 4, 1, 1, 8), {"keep": False}, tolerance=_TOLERANCE)
     q, k, v = _qkv(rng, 1, 4, 6, 1, 1, 8)
     q[0, 1, 0, 2], q[0, 2, 0, 0] = np.nan, np.inf
-    yield Sample("not a number", (q, k, v), dtypes=FLOATING, tolerance=_TOLERANCE)
+    yield Sample("not a number", (q, k, v), dtypes=(FLOAT16, *_WIDE), tolerance=_TOLERANCE)
     q, k, v = _qkv(rng, 1, 5, 6, 1, 1, 8)
     yield Sample("large scores", (30 * q, 30 * k, v), dtypes=_WIDE, tolerance=_TOLERANCE)
+    lengths = {
+        "q_lengths": Fixed(np.array([69], np.int32)), "kv_lengths": Fixed(np.array([133], np.int32))
+    }  # fmt: skip
+    yield Sample(
+        "lengths in tiles", _qkv(rng, 1, 70, 140, 1, 1, 120),
+        {"causal": True, "causal_offset": 75, **lengths},
+        dtypes=(BFLOAT16,), numba=False, tolerance=_TOLERANCE,
+    )  # fmt: skip
 
 
 def _backward_arguments(rng, sizes, options):

@@ -19,7 +19,7 @@ from gpunn.primitives import channel_norm, channel_norm_reference
 from gpunn.primitives import channel_norm_samples as samples
 from gpunn.primitives.activation import resolve_alpha
 from gpunn.primitives.channel_norm import FUSED, Problem
-from gpunn.primitives.layer_norm import gradient_output, nbytes, weights
+from gpunn.primitives.layer_norm import gradient_output, nbytes, same_or_wide, weights
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOATING, accumulator_dtype
 
@@ -48,7 +48,7 @@ def running_statistics(call, dtype, channels, running_mean, running_var):
         (running_mean is None) == (running_var is None), "running_var",
         "and running_mean must be given together", "give both or neither",
     )  # fmt: skip
-    allowed, checked = (dtype, accumulator_dtype(dtype)), []
+    allowed, checked = same_or_wide(dtype), []
     for name, value in (("running_mean", running_mean), ("running_var", running_var)):
         if value is not None:
             value = call.inplace(name, value, dtypes=allowed, shape=(channels,))
@@ -188,8 +188,7 @@ def batch_norm_backward(
     problem = _problem(
         call, "x", x, channels_last, bool(training), eps, activation, alpha
     )  # fmt: skip
-    accumulator = accumulator_dtype(x.dtype)
-    allowed = (accumulator,) if training else (x.dtype, accumulator)
+    allowed = (accumulator_dtype(x.dtype),) if training else same_or_wide(x.dtype)
     mean = call.array("mean", mean, dtypes=allowed, shape=(problem.channels,))
     spread = call.array("spread", spread, dtypes=(mean.dtype,), shape=(problem.channels,))
     return run_backward(

@@ -1,13 +1,15 @@
 """Batch, group and instance norm in NumPy: the reference, and what runs on the CPU.
 
 The arrays are gone through in pieces that stay in the cache, each with the coefficients of its
-channels laid out to match. Sums go into float64 totals, so that they do not lose their end.
+channels laid out to match. Sums go into float64 totals, so that they do not lose their end. What is
+large and has its channels last goes through compiled loops instead, if they are there.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from gpunn.primitives import norm_compiled
 from gpunn.primitives.activation import _DERIVATIVE, _VALUE
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -142,9 +144,10 @@ def _coefficients(problem, weight, bias, mean, spread, dtype):
 def forward_reference(x, residual, weight, bias, out, mean, spread, running, batches, problem):
     dtype = accumulator_dtype(x.dtype)
     x, residual, out = (problem.view(array) for array in (x, residual, out))
+    columns = norm_compiled.columns(problem, x)
     with np.errstate(all="ignore"):
         if problem.computed and x.size:
-            middle, variance = _statistics(problem, x, dtype)
+            middle, variance = columns.statistics(x) if columns else _statistics(problem, x, dtype)
             mean.reshape(-1)[...] = middle
             spread.reshape(-1)[...] = 1 / np.sqrt(variance + problem.eps)
             if running[0] is not None:
@@ -152,6 +155,9 @@ def forward_reference(x, residual, weight, bias, out, mean, spread, running, bat
         if batches is not None:
             batches[...] += 1
         middle, _, scale, shift = _coefficients(problem, weight, bias, mean, spread, dtype)
+        if columns:
+            columns.apply(x, residual, middle, scale, shift, out)
+            return
         for piece in _pieces(problem):
             target = piece.place(out)
             work = target if out.dtype == dtype else np.empty(target.shape, dtype)
@@ -191,10 +197,15 @@ def backward_reference(
         problem.view(array) for array in (grad, x, residual, grad_z, out)
     )
     first, second = np.zeros((2, problem.outer, problem.channels))
+    plain = problem.activation in ("identity", "relu")
+    columns = norm_compiled.columns(problem, x) if plain else None
     with np.errstate(all="ignore"):
         known = _coefficients(problem, weight, bias, mean, spread, dtype)
         middle, reciprocal, scale, shift = known
-        for piece in _pieces(problem):
+        if columns:
+            made = columns.backward_sums(grad, x, residual, middle, scale, shift, grad_z)
+            first, second = made
+        for piece in () if columns else _pieces(problem):
             difference = piece.of(x, dtype) - piece.spread(middle)
             d = _through_activation(
                 problem, piece, piece.of(grad, dtype), difference, residual, scale, shift, dtype
@@ -210,11 +221,12 @@ def backward_reference(
                 target[...] = total.sum(0)
         if grad_z is not None:
             grad, problem = grad_z, problem._replace(activation="identity")
-        _apply_backward(problem, grad, x, out, weight, first, second, known, dtype)
+        _apply_backward(problem, columns, grad, x, out, weight, first, second, known, dtype)
 
 
-def _apply_backward(problem, grad, x, out, weight, first, second, known, dtype):
+def _apply_backward(problem, columns, grad, x, out, weight, first, second, known, dtype):
     middle, reciprocal, scale, shift = known
+    slope = constant = None
     if problem.computed and x.size:
         w = 1 if weight is None else weight.astype(np.float64)
         constant, slope = (
@@ -223,6 +235,10 @@ def _apply_backward(problem, grad, x, out, weight, first, second, known, dtype):
         )
         constant = (constant * reciprocal).astype(dtype)
         slope = (slope * reciprocal * reciprocal).astype(dtype)
+    if columns:
+        relu = problem.activation == "relu"
+        columns.backward_apply(grad, x, middle, scale, shift, relu, slope, constant, out)
+        return
     for piece in _pieces(problem):
         difference = None
         if problem.computed or problem.activation != "identity":

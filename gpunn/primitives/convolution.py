@@ -51,8 +51,8 @@ SOURCES = {
     "cuda": "convolution.cu",
     "numba": "convolution.py",
     "siblings": (
-        "convolution_mma.cu", "convolution_depthwise.cu", "matmul.cu", "matmul_wgmma.cu",
-        "matmul_mma.cu", "matmul_prepare.cu",
+        "convolution_wgmma.cu", "convolution_mma.cu", "convolution_depthwise.cu", "matmul.cu",
+        "matmul_wgmma.cu", "matmul_mma.cu", "matmul_prepare.cu",
     ),
 }  # fmt: skip
 

@@ -14,12 +14,17 @@ from gpunn.primitives.samples import accumulator_dtype
 
 THREADS, STRIP, RUN = 256, 4, 3  # as in the kernels
 SHARED = 32 * 1024  # bytes of weights that a block may keep
+MOST_CHUNKS = 65535  # blocks along the second dimension of a grid
 
 
 def options(p: Pass, chip) -> list[Option]:
     """The direct kernel, if the pass is a depthwise one whose weights a block can keep."""
-    if not p.shape.depthwise or (p.made != WEIGHT and _lanes(p, chip) == 0):
+    if not p.shape.depthwise:
         return []
+    if p.made != WEIGHT:
+        lanes = _lanes(p, chip)
+        if lanes == 0 or max(p.shape.channels, p.shape.outputs) > MOST_CHUNKS * lanes:
+            return []
     return [Option("depthwise", 0.0, run)]  # nothing else comes near: products waste their tiles
 
 
@@ -85,17 +90,18 @@ def _run_weight(launch, p: Pass) -> None:
     parts = max(1, min(-(-positions // (8 * rows)), 4 * launch.multiprocessors // blocks, 65535))
     part = -(-positions // parts)
     parts = max(1, -(-positions // max(1, part)))
-    target = out if parts == 1 else launch.empty((parts, *out.shape), accumulator)
+    partial = launch.empty((parts, *out.shape), accumulator) if parts > 1 else None
     launch(
-        f"depthwise_weight<{launch.ctype(out.dtype)}, {launch.ctype(target.dtype)}, {width}>",
+        f"depthwise_weight<{launch.ctype(out.dtype)}, {width}>",
         grid=(blocks, parts),
         block=(THREADS,),
         args=(
-            p.a, p.b, structure(shape), np.int32(lanes), np.int32(groups), np.int64(part), target,
+            p.a, p.b, structure(shape), np.int32(lanes), np.int32(groups), np.int64(part), out,
+            partial,
         ),
     )  # fmt: skip
     if parts > 1:
-        matmul_simt.combine(launch.sibling("matmul.cu"), p.finish, target)
+        matmul_simt.combine(launch.sibling("matmul.cu"), p.finish, partial)
 
 
 @functools.lru_cache(maxsize=256)

@@ -75,7 +75,7 @@ def sizes(made: str, shape: Geometry) -> tuple[int, int, int, int]:
     steps = [s // math.gcd(s, d) for s, d in zip(shape.stride, shape.dilation, strict=True)]
     rows = math.prod(-(-n // s) for n, s in zip(shape.size, shape.stride, strict=True))
     taps = math.prod(-(-k // s) for k, s in zip(shape.kernel, steps, strict=True))
-    phases = math.prod(shape.stride)
+    phases = math.prod(map(min, shape.stride, shape.size))
     depth = taps * shape.group_outputs
     return shape.batch * rows, shape.group_channels, depth, shape.groups * phases
 

@@ -6,6 +6,7 @@ dtype    precision architecture          candidates
 float64  any       any                   simt
 float32  highest   sm_80 and later       simt; mma on three bfloat16 parts each
 float32  other     sm_80 and later       mma in TF32
+16 bits  any       sm_90a                mma; wgmma where tensor copies can read the operands
 16 bits  any       sm_80 and later       mma
 any      any       older than sm_80      simt
 ======== ========= ===================== =========================================================
@@ -29,6 +30,7 @@ from gpunn.primitives import (
     convolution_depthwise,
     convolution_mma,
     convolution_simt,
+    convolution_wgmma,
     matmul_precision,
 )
 from gpunn.primitives.convolution_pass import INPUT, OUTPUT, WEIGHT, Pass
@@ -48,7 +50,7 @@ def options(p: Pass, chip) -> list[Option]:
     if itemsize == 8 or generation(chip.arch) < 80:
         return convolution_simt.options(p, chip)
     if itemsize == 2:
-        found = convolution_mma.options(p, chip, "native")
+        found = convolution_wgmma.options(p, chip) + convolution_mma.options(p, chip, "native")
     elif matmul_precision.get_matmul_precision() == "highest":
         found = convolution_simt.options(p, chip) + convolution_mma.options(p, chip, "split")
     else:

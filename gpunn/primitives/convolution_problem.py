@@ -165,6 +165,10 @@ def geometry_of(
             "use a smaller kernel or dilation, or more padding",
         )  # fmt: skip
         out.append((padded - reach) // strides[i] + 1)
+    # A stride that leads behind the input and the dilation of a single tap say nothing; the kernels
+    # have no room for their size, and no phases for such strides.
+    strides = tuple(map(min, strides, map(sum, zip(size, low, high, strict=True))))
+    dilations = tuple(d if k > 1 else 1 for d, k in zip(dilations, kernel, strict=True))
     return Geometry(
         batch, channels, outputs, tuple(size), tuple(kernel), tuple(out), strides, low, high,
         dilations, groups,

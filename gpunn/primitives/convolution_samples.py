@@ -6,17 +6,17 @@ import math
 
 import numpy as np
 
-from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, FLOATING, Sample
+from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Sample
 
-# Single elements, and packs, in one 16-bit type each where both would be the same lines.
-_ELEMENTS, _PACKS = (BFLOAT16, FLOAT32, FLOAT64), (BFLOAT16, FLOAT32)
-_SINGLE = (FLOAT16, FLOAT32, FLOAT64)
+# Single elements and packs. Of the 16-bit types, whose kernels are the same lines, the weight's
+# gradient takes float16 in place of bfloat16.
+_ELEMENTS, _PACKS, _WIDE = (BFLOAT16, FLOAT32, FLOAT64), (BFLOAT16, FLOAT32), (FLOAT32, FLOAT64)
 
 # name: (x, weight, stride, padding, dilation, groups, dtypes). Sizes are the smallest that show it.
 _SHAPES = {
     "one element": ((1, 1, 1, 1), (1, 1, 1, 1), 1, 0, 1, 1, (FLOAT32,)),
     "odd channels": ((2, 5, 6, 3), (5, 3, 2, 3), (2, 1), (1, 0), 1, 1, _ELEMENTS),
-    "channels of 8, dilated": ((2, 6, 5, 16), (24, 3, 2, 16), 1, (2, 1), 2, 1, FLOATING),
+    "channels of 8, dilated": ((2, 6, 5, 16), (24, 3, 2, 16), 1, (2, 1), 2, 1, _PACKS),
     "asymmetric, strided": ((1, 7, 8, 8), (16, 3, 3, 8), 2, ((0, 1), (2, 1)), 1, 1, (FLOAT32,)),
     "one dimension": ((3, 20, 6), (4, 5, 6), 3, 2, 2, 1, (FLOAT32,)),
     "three dimensions": ((1, 3, 4, 5, 2), (3, 2, 3, 2, 2), (1, 2, 3), 1, (2, 1, 1), 1, (FLOAT32,)),
@@ -24,7 +24,7 @@ _SHAPES = {
     "odd groups": ((2, 9, 6), (9, 3, 2), 2, 1, 1, 3, (FLOAT32,)),
     "pointwise": ((2, 3, 4, 8), (16, 1, 1, 8), 1, 0, 1, 1, (FLOAT32,)),
     "depthwise": ((2, 5, 6, 16), (16, 3, 3, 1), 1, 1, 1, 16, _PACKS),
-    "two outputs a channel": ((2, 6, 9, 3), (6, 2, 4, 1), (2, 3), (0, 2), (1, 2), 3, _SINGLE),
+    "two outputs a channel": ((2, 6, 9, 3), (6, 2, 4, 1), (2, 3), (0, 2), (1, 2), 3, _WIDE),
     "empty batch": ((0, 4, 4, 3), (2, 3, 3, 3), 1, 1, 1, 1, (FLOAT32,)),
     "strides beyond the kernel": ((1, 7, 9, 3), (4, 2, 1, 3), (3, 4), 0, 1, 1, (FLOAT32,)),
 }  # fmt: skip
@@ -77,6 +77,12 @@ def forward_samples(rng):
     yield Sample("not finite", args, {"bias": rng.normal(size=8), "activation": "relu"}, _PACKS)
     args = rng.normal(size=(1, 6, 6, 8)), rng.normal(size=(8, 3, 3, 8))
     yield Sample("unaligned", args, {"padding": 1}, _PACKS, unaligned=True, numba=False)
+    # As small as wgmma is chosen for.
+    args = rng.normal(size=(2, 48, 64, 64)), rng.normal(size=(136, 1, 3, 64))
+    padded = {"padding": (0, 1)}
+    yield Sample("large", args, padded | {"bias": rng.normal(size=136)}, (BFLOAT16,), numba=False)
+    more = {"residual": rng.normal(size=(2, 48, 64, 136)), "activation": "silu"}
+    yield Sample("large, residual", args, padded | more, (FLOAT16,), numba=False)
     args = rng.normal(size=(1, 4, 8, 40)).swapaxes(1, 2), rng.normal(size=(8, 5, 3, 40))
     yield Sample("parts of K, a view", args, {}, _PACKS, _tolerance(600), numba=False)
 
@@ -91,6 +97,9 @@ def input_gradient_samples(rng):
     args = rng.normal(size=_output_shape(name)), rng.normal(size=_SHAPES[name][1])
     kwargs = _options(name) | {"input_shape": _SHAPES[name][0], "bias": rng.normal(size=8)}
     yield Sample("transposed, leaky_relu", args, kwargs | {"activation": "leaky_relu"}, _PACKS)
+    args = rng.normal(size=(2, 24, 24, 256)), rng.normal(size=(256, 3, 3, 72))
+    kwargs = {"input_shape": (2, 24, 24, 72), "padding": 1}
+    yield Sample("large", args, kwargs, (BFLOAT16,), numba=False)
 
 
 def weight_gradient_samples(rng):
@@ -98,13 +107,18 @@ def weight_gradient_samples(rng):
     for name, (x, weight, *_, dtypes) in _SHAPES.items():
         args = rng.normal(size=_output_shape(name)), rng.normal(size=x)
         kwargs = _options(name) | {"kernel_size": weight[1:-1], "keep_bias_gradient": True}
+        dtypes = tuple(FLOAT16 if dtype is BFLOAT16 else dtype for dtype in dtypes)
         yield Sample(name, args, kwargs, dtypes, _tolerance(args[0].size), numba=_small(name))
     args = rng.normal(size=(3, 20, 20, 8)), rng.normal(size=(3, 20, 20, 8))
     kwargs = {"kernel_size": 3, "padding": 1}
-    yield Sample("parts of K", args, kwargs, _PACKS, _tolerance(1200), numba=False)
+    packs = FLOAT16, FLOAT32
+    yield Sample("parts of K", args, kwargs, packs, _tolerance(1200), numba=False)
     args = rng.normal(size=(2, 20, 20, 16)), rng.normal(size=(2, 20, 20, 16))
-    kwargs = kwargs | {"groups": 16}
-    yield Sample("parts of K, depthwise", args, kwargs, _PACKS, _tolerance(800), numba=False)
+    depthwise = kwargs | {"groups": 16}
+    yield Sample("parts of K, depthwise", args, depthwise, packs, _tolerance(800), numba=False)
+    args = rng.normal(size=(2, 32, 48, 72)), rng.normal(size=(2, 32, 48, 192))
+    kwargs = {"kernel_size": (1, 3), "padding": (0, 1)}
+    yield Sample("large", args, kwargs, (BFLOAT16,), numba=False)
 
 
 # ---- benchmarks ----------------------------------------------------------------------------------

@@ -22,8 +22,8 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _forced: bool | None = None  # by `forced`: always or never, whatever the size
 
 
-def helpers(family: str, dtype, elements: int) -> ModuleType | None:
-    """The helpers in ``compiled/<family>.py``, or None where NumPy is to do the work."""
+def loops(family: str, dtype, elements: int) -> ModuleType | None:
+    """The functions of ``compiled/<family>.py``, or None where NumPy is to do the work."""
     wanted = elements >= LARGE if _forced is None else _forced
     if not wanted or dtype not in DTYPES or os.environ.get("GPUNN_CPU_COMPILED") == "0":
         return None

@@ -20,7 +20,7 @@ from gpunn.primitives.indices import check_range
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOATING, INTEGERS, Sample
 
-_MOST_ROWS, _MOST_COLUMNS, _MOST_INDICES = 2**30, 2**30, 2**31
+_MOST_ROWS, _MOST_COLUMNS, _MOST_INDICES = 2**30, 2**30, 2**30
 
 # ---- specification -------------------------------------------------------------------------------
 
@@ -72,7 +72,7 @@ def embedding_backward(
     Parameters
     ----------
     grad_output : array (\\*indices.shape, D), float16, bfloat16, float32 or float64
-    indices : int32 or int64 array, fewer than 2^31 numbers from 0 to num_embeddings - 1. Another
+    indices : int32 or int64 array, fewer than 2^30 numbers from 0 to num_embeddings - 1. Another
         number is an error on the CPU and is passed over on a GPU.
     num_embeddings : V, the rows of `out`
     padding_idx : a number whose rows count nothing; negative ones count from V. None for none.
@@ -96,7 +96,7 @@ def embedding_backward(
     _require_size(call, rows, columns)
     call.require(
         indices.size < _MOST_INDICES, "indices", f"holds {indices.size} numbers",
-        "give fewer than 2^31 and accumulate",
+        "give fewer than 2^30 and accumulate",
     )  # fmt: skip
     padding = -1 if padding_idx is None else operator.index(padding_idx)
     if padding_idx is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.primitives.cpu_compiled import loops
+from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.rows import WARP
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -20,6 +22,7 @@ _ROUNDS = 8
 # Rows, and elements, that are added one by one sooner than they are sorted.
 _FEW, _SMALL = 256, 1 << 13
 _TREE = 128  # rows that are added one after the other, in a longer sum
+_COLUMNS = 128  # that a thread adds
 
 
 def forward_reference(weight, indices, out):
@@ -30,6 +33,10 @@ def forward_reference(weight, indices, out):
 def backward_reference(grad_output, indices, padding, by_frequency, accumulate, out):
     if not accumulate:
         out[...] = 0
+    compiled = loops("embedding", out.dtype, grad_output.size)
+    if compiled and not by_frequency:
+        _add_rows(compiled, grad_output, indices, padding, out)
+        return
     if padding >= 0:
         kept = np.flatnonzero(indices != padding)
     if padding >= 0 and kept.size < indices.size:
@@ -56,6 +63,16 @@ def backward_reference(grad_output, indices, padding, by_frequency, accumulate, 
         if accumulate:
             sums += out[rows]
         out[rows] = sums
+
+
+def _add_rows(compiled, grad, indices, padding, out) -> None:
+    """The sums by a compiled loop that need not sort; each thread has some of the columns."""
+
+    def work(begin: int) -> None:
+        end = min(begin + _COLUMNS, out.shape[1])
+        compiled.add_rows(grad, indices, padding, _TREE, begin, end, out)
+
+    for_each(work, range(0, out.shape[1], _COLUMNS))
 
 
 def _sums(grad, order, starts, counts, dtype) -> np.ndarray:

@@ -38,9 +38,15 @@ def _rows(call, name, x, dtypes=FLOATING):
     return x
 
 
+def same_or_wide(dtype) -> tuple:
+    """`dtype` and, where it is another, that of its accumulator."""
+    wide = accumulator_dtype(dtype)
+    return (dtype,) if wide == dtype else (dtype, wide)
+
+
 def weights(call, dtype, size, **named):
     """Vectors of `size` weights, all of `dtype` or all of its accumulator's; None stays None."""
-    allowed, checked = (dtype, accumulator_dtype(dtype)), []
+    allowed, checked = same_or_wide(dtype), []
     for name, value in named.items():
         if value is not None:
             value = call.array(name, value, dtypes=allowed, shape=(size,))

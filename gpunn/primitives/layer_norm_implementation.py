@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.primitives import norm_compiled
 from gpunn.primitives.rows import numba_rows, row_plan
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -35,9 +36,12 @@ def forward_reference(x, residual, weight, bias, out, summed, mean, reciprocal, 
     x, residual, out, summed = (
         None if array is None else array.reshape(-1, cols) for array in (x, residual, out, summed)
     )
+    mean, reciprocal = (None if a is None else a.reshape(-1) for a in (mean, reciprocal))
+    statistics = mean, reciprocal
+    if norm_compiled.rows_forward(x, residual, weight, bias, out, summed, *statistics, eps, centred):
+        return
     weight, bias = _wide(weight, dtype), _wide(bias, dtype)
     share = np.full(cols, 1 / cols, dtype)
-    mean, reciprocal = (None if a is None else a.reshape(-1) for a in (mean, reciprocal))
     with np.errstate(all="ignore"):
         for some in _chunks(len(x), cols):
             value = x[some]
@@ -71,10 +75,13 @@ def backward_reference(
     cols, dtype = x.shape[-1], accumulator_dtype(x.dtype)
     grad, x, out = (array.reshape(-1, cols) for array in (grad_output, x, out))
     extra = None if grad_residual is None else grad_residual.reshape(-1, cols)
+    mean, reciprocal = None if mean is None else mean.reshape(-1), reciprocal.reshape(-1)
+    statistics, outputs = (mean, reciprocal), (out, dweight, dbias)
+    if norm_compiled.rows_backward(grad, x, *statistics, weight, extra, *outputs):
+        return
     weight = np.ones(cols, dtype) if weight is None else _wide(weight, dtype)
     share = weight / dtype.type(cols)
-    reciprocal = reciprocal.reshape(-1, 1)
-    mean = None if mean is None else mean.reshape(-1, 1)
+    mean, reciprocal = None if mean is None else mean[:, None], reciprocal[:, None]
     sums = np.zeros((2, cols), dtype)
     ones = np.ones(max(1, _CHUNK // cols), dtype)
     work, other = np.empty((2, max(1, _CHUNK // cols), cols), dtype)
@@ -175,11 +182,7 @@ def backward_cuda(
         kernel = f"row_norm_backward<{real}, {plan.packs}>"
         launch(kernel, (blocks,), (plan.block,), (*args, *flags))
     else:
-        args = (*inputs, weight, grad_residual, out, *sizes)
-        flags = (launch.int32(plan.kept), np.bool_(aligned), wide)
-        kernel = f"row_norm_backward_held<{real}, {plan.cluster}>"
-        launch(kernel, (plan.grid,), (plan.block,), (*args, *flags), plan.shared)
-        if wanted:
+        if wanted:  # before `out` is written, which may be one of the inputs
             tiles = -(-cols // (32 * (16 // size)))
             runs = max(1, min(_RUN_BLOCKS * launch.multiprocessors // tiles, -(-rows // 32)))
             each = max(1, -(-rows // runs))
@@ -187,6 +190,10 @@ def backward_cuda(
             partial = launch.empty((blocks, 2, cols), accumulator_dtype(x.dtype))
             args = (*inputs, partial, launch.int64(rows), launch.int64(cols), launch.int64(each))
             launch(f"row_norm_column_sums<{real}>", (tiles, blocks), (256,), (*args, whole))
+        args = (*inputs, weight, grad_residual, out, *sizes)
+        flags = (launch.int32(plan.kept), np.bool_(aligned), wide)
+        kernel = f"row_norm_backward_held<{real}, {plan.cluster}>"
+        launch(kernel, (plan.grid,), (plan.block,), (*args, *flags), plan.shared)
     if wanted:
         args = (partial, dweight, dbias, launch.int32(blocks), launch.int64(cols), wide)
         warps = min(32, 1 << (blocks - 1).bit_length())
@@ -220,13 +227,13 @@ def backward_numba(
     grad, x, out = (array.reshape(-1, cols) for array in (grad_output, x, out))
     reciprocal = reciprocal.reshape(-1)
     mean = launch.empty((0,), dtype) if mean is None else mean.reshape(-1)
+    if dweight is not None or dbias is not None:  # before `out`, which may be one of the inputs
+        sums = [_or_nothing(launch, a, dtype) for a in (dweight, dbias)]
+        args = (grad, x, mean, reciprocal, *sums)
+        launch(f"row_norm_sums_{dtype.name}", (-(-cols // 32),), (32, 8), args)
     if x.size:
         extra = grad_residual
         extra = launch.empty((0, 0), dtype) if extra is None else extra.reshape(-1, cols)
         weight = _or_nothing(launch, weight, dtype)
         args = (grad, x, mean, reciprocal, weight, extra, out, dtype.type(1 / cols))
         launch(f"row_norm_backward_{dtype.name}", *numba_rows(len(x), cols), args)
-    if dweight is not None or dbias is not None:
-        sums = [_or_nothing(launch, a, dtype) for a in (dweight, dbias)]
-        args = (grad, x, mean, reciprocal, *sums)
-        launch(f"row_norm_sums_{dtype.name}", (-(-cols // 32),), (32, 8), args)

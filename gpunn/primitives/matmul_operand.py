@@ -140,11 +140,15 @@ def tensor_map(array, shape, strides, box, swizzle: int):
     """The TensorMap of a view of an array, strides in elements."""
     from gpunn.emulator.tensor_map import TensorMap  # not on the path of `import gpunn`
 
+    return TensorMap(mapped(array, shape, strides), box, swizzle=swizzle)
+
+
+def mapped(array, shape, strides):
+    """A view of an array for a TensorMap, strides in elements."""
     bytes_ = tuple(stride * array.itemsize for stride in strides)
     if isinstance(array, np.ndarray):
-        view = np.lib.stride_tricks.as_strided(array, shape, bytes_)
-        return TensorMap(view, box, swizzle=swizzle)
-    return TensorMap(_Place(array.data.ptr, array.dtype, shape, bytes_), box, swizzle=swizzle)
+        return np.lib.stride_tricks.as_strided(array, shape, bytes_)
+    return _Place(array.data.ptr, array.dtype, shape, bytes_)
 
 
 class _Place:

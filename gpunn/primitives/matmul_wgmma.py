@@ -23,7 +23,7 @@ import numpy as np
 from gpunn.primitives import matmul_simt
 from gpunn.primitives.matmul_operand import MODES, addressable, operand_of, ready, tensor_map
 from gpunn.primitives.matmul_option import LAUNCH, Option, parts_of
-from gpunn.primitives.matmul_problem import Problem
+from gpunn.primitives.matmul_problem import Finish, Problem
 
 
 @dataclass(frozen=True)
@@ -167,14 +167,18 @@ def takes_direct(tile: Tile, problem: Problem, chip) -> bool:
 
 def is_direct(problem: Problem, chip) -> bool:
     """Whether results may leave by tensor copies: 16 bits, nothing but bias and relu."""
-    finish = problem.finish
+    return leaves_directly(problem.finish, problem.N, chip)
+
+
+def leaves_directly(finish: Finish, columns: int, chip) -> bool:
+    """The same of what becomes of the sums and of the result's columns."""
     return (
-        problem.out.dtype.itemsize == 2
+        finish.out.dtype.itemsize == 2
         and not finish.backward
         and finish.preactivation is None
         and finish.residual is None
         and finish.activation in ("identity", "relu")
-        and problem.N * 2 % 16 == 0
+        and columns * 2 % 16 == 0
         and chip.aligned(16, finish.out, finish.bias)
     )
 
@@ -182,11 +186,12 @@ def is_direct(problem: Problem, chip) -> bool:
 def _estimate(problem: Problem, chip, tile: Tile, mode: str) -> tuple[int, int, float]:
     """(parts of K, k blocks of a part, seconds) of the fastest way to use a tile."""
     key = (problem.M, problem.N, problem.K, problem.batch, problem.out.dtype.itemsize)
-    parts, blocks, seconds = _timed(key, chip.multiprocessors, tile, mode)
     dtype, planes = MODES[mode]
+    width = dtype.itemsize if dtype is not None else problem.out.dtype.itemsize
+    elements = problem.batch * problem.K * (problem.M + problem.N)
+    parts, blocks, seconds = timed(key, elements * width * planes, chip.multiprocessors, tile, mode)
     copied = planes * (4 if mode == "tf32" else 2) + problem.a.itemsize
     if mode != "native":
-        elements = problem.batch * problem.K * (problem.M + problem.N)
         seconds += 2 * LAUNCH + elements * copied / _MEMORY
         seconds += 2 * LAUNCH if planes > 1 else 0.0
     else:
@@ -199,8 +204,11 @@ def _estimate(problem: Problem, chip, tile: Tile, mode: str) -> tuple[int, int, 
 
 
 @functools.lru_cache(maxsize=16384)
-def _timed(key, processors: int, tile: Tile, mode: str) -> tuple[int, int, float]:
+def timed(key, read: int, processors: int, tile: Tile, mode: str) -> tuple[int, int, float]:
     """(parts of K, k blocks of a part, seconds) without the preparation of operands.
+
+    key : M, N, K, matrices, bytes of an element
+    read : bytes of the operands in memory
 
     A wave of blocks takes the time of the multiply-adds of one tile, or of its loads from L2 if
     that is longer, but for the start and the way out, which the next tile hides.
@@ -230,7 +238,7 @@ def _timed(key, processors: int, tile: Tile, mode: str) -> tuple[int, int, float
         a_block = max(cycles_a_block * _CYCLE, active * loaded / _L2)
         cycles = _START + _STORE * waves / tile.resident(planes)
         seconds = waves * math.ceil(blocks_of_unit) * a_block + cycles * _CYCLE + extra
-        seconds = max(seconds, batch * (M * K + K * N) * width * planes / _MEMORY)
+        seconds = max(seconds, read / _MEMORY)
         seconds += _EXCHANGE if tile.split else 0.0
         if seconds < least:
             best, least = (parts, length // depth), seconds
@@ -278,9 +286,9 @@ def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -
     flags_of = (tile.split, tile.swapped, a.rows_contiguous, b.rows_contiguous)
     launch.sibling("matmul_wgmma.cu")(
         f"matmul_wgmma<{operand_type}, {launch.ctype(p.out.dtype)}, {planes}, "
-        f"{', '.join(map(str, sizes))}, {_word(tile.pingpong)}, {stages}, {tile.cluster}, "
-        f"{', '.join(map(_word, flags_of))}, {ending}>",
-        grid=(_blocks(tile, planes, units(p, tile, parts), launch.multiprocessors),),
+        f"{', '.join(map(str, sizes))}, {word(tile.pingpong)}, {stages}, {tile.cluster}, "
+        f"{', '.join(map(word, flags_of))}, {ending}>",
+        grid=(blocks_of_grid(tile, planes, units(p, tile, parts), launch.multiprocessors),),
         block=(128 * (1 + tile.consumers),),
         args=(
             a.map, b.map, map_out, np.int32(first.size), np.int32(second.size), np.int32(p.K),
@@ -299,7 +307,8 @@ def run(launch, p: Problem, *, tile: Tile, mode: str, parts: int, blocks: int) -
     matmul_simt.finish_sums(launch, p, sums, sums is None, row_sums is None)
 
 
-def _word(value: bool) -> str:
+def word(value: bool) -> str:
+    """As C++ writes it."""
     return "true" if value else "false"
 
 
@@ -310,7 +319,7 @@ def units(p: Problem, tile: Tile, parts: int) -> int:
     return -(-M // (tile.rows * share)) * -(-N // tile.columns) * p.batch * parts
 
 
-def _blocks(tile: Tile, planes: int, count: int, processors: int) -> int:
+def blocks_of_grid(tile: Tile, planes: int, count: int, processors: int) -> int:
     """The grid: a cluster for each unit, but where they can walk over units no more than run at
     once. The processors of a GPU stand in groups of 16 or 18: of each, 4 clusters of 4 fit."""
     if tile.split:

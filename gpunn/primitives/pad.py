@@ -326,8 +326,8 @@ def _(grad, out, pairs, mode):
 def _cases():
     """(name, unpadded shape, padding, mode, dtypes): every mode, packs and single elements."""
     f32 = FLOATING[2:3]
-    yield "reflect, packs", (2, 5, 4, 8), ((2, 1), (3, 2)), "reflect", FLOATING
-    yield "reflect, a row", (2, 9, 3), ((8, 8),), "reflect", FLOATING
+    yield "reflect, packs", (2, 5, 4, 8), ((2, 1), (3, 2)), "reflect", FLOATING[1:3]
+    yield "reflect, a row", (2, 9, 3), ((8, 8),), "reflect", FLOATING[2:]
     yield "replicate", (1, 3, 2, 4, 4), ((1, 2), (0, 3), (2, 0)), "replicate", f32
     yield "replicate one pixel", (2, 1, 1, 1), ((3, 0), (2, 5)), "replicate", f32
     yield "circular", (1, 4, 5, 3), ((4, 0), (5, 5)), "circular", f32
@@ -347,7 +347,7 @@ def _(rng):
     x[0, :2, :3] = [[np.nan, np.inf, -0.0], [-np.inf, 6e4, 1e-7]]
     options = {"padding": ((2, 3),), "value": np.nan}
     yield Sample("NaN", (x,), options, FLOATING, exact=True)
-    yield Sample("unaligned", (x,), options, FLOATING[2:3], exact=True, unaligned=True)
+    yield Sample("unaligned", (x,), options, FLOATING[::2], exact=True, unaligned=True)
     yield Sample("nothing inside", (np.zeros((1, 0, 3)),), {"padding": ((1, 1),)}, exact=True)
     mask = rng.normal(size=(2, 4, 3)) > 0
     yield Sample("mask", (mask,), {"padding": ((1, 2),), "value": 1}, exact=True)

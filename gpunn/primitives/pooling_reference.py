@@ -1,6 +1,7 @@
 """Pooling in NumPy: a pass over strided views for each place in the window, a few images at a time.
 
-All of these take (N, D, H, W, C) and `Windows`; they compute in float32 for 16-bit arrays.
+All of these take (N, D, H, W, C) and `Windows`; they compute in float32 for 16-bit arrays. Large
+ones are left to compiled loops (`images_compiled`) where there are some.
 """
 
 from __future__ import annotations
@@ -9,7 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpunn.primitives import images_compiled
+from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
+from gpunn.primitives.images_compiled import some_images
 from gpunn.primitives.pooling_windows import (
     Tap,
     Windows,
@@ -24,13 +28,8 @@ from gpunn.primitives.pooling_windows import (
 )
 from gpunn.primitives.samples import accumulator_dtype
 
-_AT_ONCE = 1 << 18  # elements of the images worked on: what is made in between stays in the cache
-
-
-def _some_images(x):
-    """Slices of the batch that are small enough."""
-    each = max(1, _AT_ONCE // max(1, x[:1].size))
-    return [slice(start, start + each) for start in range(0, len(x), each)]
+# Compiled loops look for the largest in vectors over the channels: with less, NumPy is as fast.
+_CHANNELS = 6
 
 
 def max_forward(x, y, indices, windows: Windows) -> None:
@@ -39,6 +38,14 @@ def max_forward(x, y, indices, windows: Windows) -> None:
     One dimension after the other. Values alone begin with D and H, whose rows are long. With
     indices W comes first: the best of each row, then of the rows, and of equal ones the earlier.
     """
+
+    if indices is None:
+        if compiled := loops("axis", x.dtype, x.size):
+            images_compiled.max_values(compiled, x, y, windows)
+            return
+    elif x.shape[-1] >= _CHANNELS and (compiled := loops("pooling", x.dtype, x.size)):
+        images_compiled.max_places(compiled, x, y, indices, windows)
+        return
 
     def work(some: slice) -> None:
         value = x[some].astype(accumulator_dtype(x.dtype), copy=False)
@@ -53,7 +60,7 @@ def max_forward(x, y, indices, windows: Windows) -> None:
             if value.size and np.isnan(value.max()):
                 _find_nan(x[some], indices[some], windows)
 
-    for_each(work, _some_images(x))
+    for_each(work, some_images(x))
 
 
 def _largest(x, axis: int, windows: Windows, asked: bool, before: list, into):
@@ -170,6 +177,9 @@ def _find_nan(x, indices, windows: Windows) -> None:
 
 def max_backward(grad, indices, out, windows: Windows) -> None:
     """Each gradient goes to the pixel that was the largest."""
+    if compiled := loops("pooling", out.dtype, out.size):
+        images_compiled.max_backward(compiled, grad, indices, out, windows)
+        return
     taps, start = taps_of(windows), first_places(windows)
     regular = not windows.adaptive  # then a place is as far from the first one in all windows
     ways = ways_of(windows)
@@ -195,7 +205,7 @@ def max_backward(grad, indices, out, windows: Windows) -> None:
         if not direct:
             out[some] = total
 
-    for_each(work, _some_images(out))
+    for_each(work, some_images(out))
 
 
 def _at(axis: int, place) -> tuple:
@@ -213,6 +223,9 @@ def _scale(windows: Windows, count_include_pad: bool, divisor: int, dtype):
 def average_forward(x, y, windows: Windows, count_include_pad: bool, divisor: int) -> None:
     """Window sums, one dimension after the other, over what each is divided by."""
     scale = _scale(windows, count_include_pad, divisor, accumulator_dtype(x.dtype))
+    if compiled := loops("axis", x.dtype, x.size):
+        images_compiled.average_forward(compiled, x, y, windows, scale)
+        return
 
     def work(some: slice) -> None:
         total = x[some].astype(accumulator_dtype(x.dtype), copy=False)
@@ -223,7 +236,7 @@ def average_forward(x, y, windows: Windows, count_include_pad: bool, divisor: in
             total = _window_sums(total, axis, taps, windows.counts[axis - 1])
         y[some] = total / scale
 
-    for_each(work, _some_images(x))
+    for_each(work, some_images(x))
 
 
 def _window_sums(x, axis: int, taps, count: int):
@@ -241,6 +254,9 @@ def _window_sums(x, axis: int, taps, count: int):
 def average_backward(grad, out, windows: Windows, count_include_pad: bool, divisor: int) -> None:
     """Each gradient, divided, goes to every pixel of its window."""
     scale = _scale(windows, count_include_pad, divisor, accumulator_dtype(grad.dtype))
+    if compiled := loops("axis", out.dtype, out.size):
+        images_compiled.average_backward(compiled, grad, out, windows, scale)
+        return
 
     def work(some: slice) -> None:
         part = grad[some].astype(accumulator_dtype(grad.dtype), copy=False) / scale
@@ -259,4 +275,4 @@ def average_backward(grad, out, windows: Windows, count_include_pad: bool, divis
             part = total
         out[some] = part
 
-    for_each(work, _some_images(out))
+    for_each(work, some_images(out))

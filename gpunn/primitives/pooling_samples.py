@@ -10,16 +10,19 @@ from gpunn.primitives.call import Call
 from gpunn.primitives.images import volumes
 from gpunn.primitives.pooling_reference import max_forward
 from gpunn.primitives.pooling_windows import windows_of
-from gpunn.primitives.samples import FLOAT32, FLOATING, Fixed, Sample
+from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOAT64, Fixed, Sample
 
-_ONE = (FLOAT32,)
+# Packs and single elements. Of the 16-bit types, whose kernels are the same lines, the forward
+# takes bfloat16 and the backward float16.
+_ONE, _PACKS, _ELEMENTS = (FLOAT32,), (BFLOAT16, FLOAT32), (FLOAT32, FLOAT64)
 _PLACES = ("kernel_size", "stride", "padding", "ceil_mode", "output_size")
 
 
 def _windows():
     """(name, shape, options without dilation, dtypes): for max and mean."""
-    yield "2x2", (2, 4, 6, 8), {"kernel_size": 2}, FLOATING
-    yield "3x3, odd channels", (1, 5, 4, 3), {"kernel_size": 3, "stride": 2, "padding": 1}, FLOATING
+    yield "2x2", (2, 4, 6, 8), {"kernel_size": 2}, _PACKS
+    options = {"kernel_size": 3, "stride": 2, "padding": 1}
+    yield "3x3, odd channels", (1, 5, 4, 3), options, _ELEMENTS
     yield "a row, no overlap", (2, 11, 1), {"kernel_size": 3, "stride": 4}, _ONE
     yield "same size", (1, 3, 4, 4), {"kernel_size": 3, "stride": 1, "padding": 1}, _ONE
     options = {"kernel_size": (2, 3, 2), "stride": (2, 1, 1), "padding": (1, 1, 0)}
@@ -53,7 +56,7 @@ def max_forward_samples(rng):
     """Windows of every kind, values at the edge, and views."""
     for name, shape, options, dtypes in _max_windows():
         yield Sample(name, (rng.normal(size=shape),), options, dtypes)
-    yield Sample("at the edge", (_at_the_edge(rng),), {"kernel_size": 2}, FLOATING)
+    yield Sample("at the edge", (_at_the_edge(rng),), {"kernel_size": 2}, _ELEMENTS)
     large = np.round(rng.normal(size=(1, 12, 17, 1)))
     for name, value in (("ties, large", 0.0), ("NaN, large", np.nan)):
         x = np.where(large > 1, value, large)
@@ -78,12 +81,16 @@ def _indices(made, x, *, kernel_size=None, stride=None, padding=0, dilation=1, c
     return indices.reshape(len(x), *windows.counts[3 - len(spatial) :], shape[-1])
 
 
+def _backward(dtypes: tuple) -> tuple:
+    return tuple(FLOAT16 if dtype is BFLOAT16 else dtype for dtype in dtypes)
+
+
 def max_backward_samples(made, rng):
     """What comes back through the same windows; ties put several gradients on one pixel."""
     for name, shape, options, dtypes in _max_windows():
         indices = _indices(made, np.round(rng.normal(size=shape)), **options)
         args = (rng.normal(size=indices.shape), Fixed(indices))
-        yield Sample(name, args, {"spatial": shape[1:-1], **options}, dtypes)
+        yield Sample(name, args, {"spatial": shape[1:-1], **options}, _backward(dtypes))
     indices = _indices(made, rng.normal(size=(1, 4, 4, 8)), kernel_size=2)
     grad = rng.normal(size=indices.shape)
     grad[0, 0, 0, :2] = np.nan, np.inf
@@ -117,7 +124,7 @@ def average_backward_samples(made, rng):
     for name, shape, options, dtypes in _average_options():
         kept = {name: options[name] for name in options if name in _PLACES}
         grad = rng.normal(size=_indices(made, np.zeros(shape), **kept).shape)
-        yield Sample(name, (grad,), {"spatial": shape[1:-1], **options}, dtypes)
+        yield Sample(name, (grad,), {"spatial": shape[1:-1], **options}, _backward(dtypes))
     grad = rng.normal(size=(1, 2, 2, 8))
     grad[0, 0, 0, :2] = np.nan, np.inf
     yield Sample("NaN, unaligned", (grad,), {"spatial": (4, 4), "kernel_size": 2}, unaligned=True)

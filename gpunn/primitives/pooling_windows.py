@@ -69,9 +69,13 @@ def windows_of(
         _count(call, *each, bool(ceil_mode))
         for each in zip(sizes, kernel, stride, padding, dilation, strict=True)
     )
-    call.require(
-        max(*stride, *dilation, *kernel) < 1 << 30, "stride", f"is {stride}", "give less than 2^30"
-    )
+    for size, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True):
+        places = size + p + max((k - 1) * d + 1, s, d)
+        call.require(
+            places < 1 << 31, "kernel_size",
+            f"is {k} with stride {s}, padding {p} and dilation {d}: {places} places, with the "
+            f"{size} pixels", "the kernels count fewer than 2^31",
+        )  # fmt: skip
     three = images.leading
     return Windows(
         three(tuple(sizes), 1), three(counts, 1), three(kernel, 1), three(stride, 1),
@@ -112,6 +116,20 @@ def _adaptive(sizes, counts) -> Windows:
         for n, m in zip(sizes, counts, strict=True)
     )
     return Windows(sizes, counts, longest, (0, 0, 0), (0, 0, 0), (1, 1, 1), True)
+
+
+@functools.lru_cache(256)
+def spans_along(windows: Windows, dim: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(first, end, step): output o sees the pixels ``range(first[o], end[o], step)``."""
+    size, count = windows.sizes[dim], windows.counts[dim]
+    o = np.arange(count)
+    if windows.adaptive:
+        return o * size // count, -(-(o + 1) * size // count), 1
+    step = windows.dilation[dim]
+    start = o * windows.stride[dim] - windows.padding[dim]
+    first = start + np.maximum(0, -(start // step)) * step
+    end = np.minimum(start + (windows.kernel[dim] - 1) * step + 1, size)
+    return first, np.maximum(first, end), step
 
 
 # ---- for the reference: taps as index expressions ------------------------------------------------

@@ -4,13 +4,15 @@ A larger batch is cut into pieces that go through all their steps side by side, 
 sequences are worked on from the longest to the shortest, so that those which are still running are
 always the first rows, and rows that have ended cost nothing. A step's arrays are small and stay in
 the cache. The logistic function is made as ``(1 + tanh(x / 2)) / 2``, which one vectorised pass
-over all gates computes; halving is exact.
+over all gates computes; halving is exact. What an LSTM does between that and its product is left to
+compiled loops where there are some: in NumPy it is ten passes, which cost as much as they compute.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import blas_on_one_thread, for_each
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -37,7 +39,7 @@ def forward(gates, weight_hh, work) -> None:
         return
     results = ("output", "h_n", "c_n", "activated", "inner")
     made = _sorted(work, order, results)
-    _in_pieces(_Forward, gates[:, order], weight, made)
+    _in_pieces(_Forward, np.take(gates, order, 1), weight, made)
     _put_back(work, made, order, results)
 
 
@@ -50,7 +52,7 @@ def backward(output, weight_hh, work) -> None:
         return
     results = ("grad_gates", "grad_hidden", "grad_h0", "grad_c0")
     made = _sorted(work, order, results)
-    _in_pieces(_Backward, output[:, order], weight, made)
+    _in_pieces(_Backward, np.take(output, order, 1), weight, made)
     _put_back(work, made, order, results)
 
 
@@ -129,6 +131,11 @@ def _half(mode: str, hidden: int, dtype):
     return factor, summand
 
 
+def _loops(mode: str, gates):
+    """Compiled loops for the steps of a larger LSTM; the results have the same bits."""
+    return loops("recurrent", gates.dtype, gates.size) if mode == "lstm" else None
+
+
 class _Forward:
     """One run over sequences that are sorted by length, the longest first."""
 
@@ -142,6 +149,11 @@ class _Forward:
         half = _half(work.mode, self.hidden, dtype)
         if work.mode == "lstm" and self.bias is not None:
             self.bias = self.bias * half[0]
+        self.loops = _loops(work.mode, gates)
+        if self.loops:  # which add the bias
+            none = self.bias is None
+            self.row = np.zeros_like(half[0]) if none else self.bias, half[0]
+            self.bias = None
         # Whole arrays: adding a row to each row takes NumPy twice as long.
         self.half = [np.tile(row, (self.batch, 1)) for row in half]
         self.product = np.empty((self.batch, columns), dtype)
@@ -213,8 +225,16 @@ class _Forward:
             np.maximum(h, 0, out=h)
 
     def _lstm(self, t, rows, product, h):
-        hidden, (factor, summand) = self.hidden, (half[:rows] for half in self.half)
         gate, c, spare = self._kept(t, rows), self.c[:rows], self.spare[:rows]
+        if self.loops:
+            copy = spare if self.work.inner is None else self.work.inner[t, :rows]
+            self.loops.lstm_gates(self.gates[t, :rows], product, *self.row, gate)
+            np.tanh(gate, out=gate)
+            self.loops.lstm_state(gate, c, copy)
+            np.tanh(copy, out=spare)
+            self.loops.lstm_output(gate, spare, h)
+            return
+        hidden, (factor, summand) = self.hidden, (half[:rows] for half in self.half)
         np.multiply(self.gates[t, :rows], factor, out=gate, dtype=self.dtype)
         np.add(gate, product, out=gate)
         np.tanh(gate, out=gate)
@@ -266,6 +286,7 @@ class _Backward:
         self.running = _running(work.lengths, self.steps, self.batch)
         self.grad, self.way, self.slope = np.empty((3, self.batch, len(weight)), dtype)
         self.spare = np.empty((2, self.batch, self.hidden), dtype)
+        self.loops = _loops(work.mode, work.grad_gates)
         if work.mode == "lstm":
             # The derivative of each gate's value y is (a - y) y + b: a, b = 1, 0 for the logistic
             # function, 0, 1 for tanh.
@@ -333,13 +354,19 @@ class _Backward:
         self._through_weight(self.work.grad_gates, t, rows, grad, grad_h)
 
     def _lstm(self, t, rows, grad, grad_h):
-        hidden, gate = self.hidden, self._wide(self.work.activated, t, rows)
-        i, f, g, o = (gate[:, at : at + hidden] for at in range(0, 4 * hidden, hidden))
-        way, slope, grad_c = self.way[:rows], self.slope[:rows], self.grad_c[:rows]
+        hidden, work = self.hidden, self.work
+        gate = self._wide(work.activated, t, rows)
+        grad_c, (one, two) = self.grad_c[:rows], self.spare[:, :rows]
+        if self.loops:
+            np.tanh(work.inner[t, :rows], out=one)
+            self.loops.lstm_backward(gate, one, self._cell_before(t, rows), grad_h, grad_c, grad)
+            self._through_weight(work.grad_gates, t, rows, grad, grad_h)
+            return
+        way, slope = self.way[:rows], self.slope[:rows]
         to_i, to_f, to_g, to_o = (way[:, at : at + hidden] for at in range(0, 4 * hidden, hidden))
-        one, two = self.spare[:, :rows]
+        i, f, g, o = (gate[:, at : at + hidden] for at in range(0, 4 * hidden, hidden))
         # The gradients by the activated gates …
-        np.tanh(self._wide(self.work.inner, t, rows), out=one)
+        np.tanh(self._wide(work.inner, t, rows), out=one)
         np.multiply(grad_h, one, out=to_o)
         np.multiply(one, one, out=one)
         np.subtract(1, one, out=one)
@@ -355,7 +382,7 @@ class _Backward:
         np.multiply(slope, gate, out=slope)
         np.add(slope, self.offset[1, :rows], out=slope)
         np.multiply(slope, way, out=grad)
-        self._through_weight(self.work.grad_gates, t, rows, grad, grad_h)
+        self._through_weight(work.grad_gates, t, rows, grad, grad_h)
 
     def _cell_before(self, t: int, rows: int):
         """c before step t: past a sequence's length the state stays, so no cases are needed."""

@@ -9,7 +9,8 @@ steps      for each step a matrix product of the whole chip and the kernel of th
 =========  =========================================================================================
 
 `choose` is the rule: whatever fits is estimated in clock cycles, and the least estimate wins. The
-numbers behind the estimates are from data sheets: not yet run on hardware.
+numbers behind the estimates are from data sheets: not yet run on hardware. double goes step by
+step: too few of its weights fit a block to be worth kernels of their own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MAX_GRID = 1 << 16
 _LAUNCH, _LOAD = 4500, 10_000
 _MEET, _MEMBER = {"block": 500, "cluster": 1500, "grid": 3000}, 10
 _COPY = 48  # bytes a cycle from the second-level cache into a multiprocessor
-_RATE = {2: 512, 4: 77, 8: 38}  # multiplications a cycle of a multiprocessor
+_RATE = {2: 512, 4: 77}  # multiplications a cycle of a multiprocessor
 
 
 class Plan(NamedTuple):
@@ -54,6 +55,8 @@ def choose(launch, shape, itemsize: int, mode: str, back: bool) -> Plan | None:
 
     `shape` is (steps, batch, hidden); `back` says whether it is the way back.
     """
+    if itemsize == 8:
+        return None
     chip = Chip(launch.arch, launch.multiprocessors, launch.shared_limit)
     return _choose(chip, *shape, itemsize, GATES[mode], back)
 
@@ -83,7 +86,7 @@ def _choose(chip, steps, batch, hidden, itemsize, gates, back) -> Plan | None:
 
 def _plans(chip, batch, hidden, itemsize, gates, back):
     """Every plan that fits the chip."""
-    largest = 1 if itemsize == 8 else largest_cluster(chip)  # double has kernels of one block only
+    largest = largest_cluster(chip)
     for tiles in range(1, MOST_TILES + 1):
         teams = -(-batch // (COLUMNS * tiles))
         for members in (1, 8):
@@ -93,7 +96,7 @@ def _plans(chip, batch, hidden, itemsize, gates, back):
                 yield Plan(members, units, tiles, teams, found[0])
         for units in range(8, MOST_UNITS + 1, 8):
             members = -(-hidden // units)
-            if itemsize == 8 or members == 1 or members * teams > chip.multiprocessors:
+            if members == 1 or members * teams > chip.multiprocessors:
                 continue
             found = block_bytes(units, members, tiles, itemsize, gates, back, True)
             if _fits(found, chip):
@@ -131,5 +134,5 @@ def block_bytes(units, members, tiles, itemsize, gates, back, grid) -> tuple[int
         sums = splits * COLUMNS * 4 * quarter * itemsize
         weights = steps * 4 * quarter * splits * itemsize
         vectors = tiles * COLUMNS * steps * splits * itemsize
-    state = tiles * COLUMNS * units * max(4, itemsize)
+    state = tiles * COLUMNS * units * 4
     return sums + weights + (1 if grid else 2) * vectors + (2 if back else 1) * state, vectors

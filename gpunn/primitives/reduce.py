@@ -140,16 +140,25 @@ def reduce_argmax(call, x, *, axis: int | None = None, keepdims: bool = False, o
 # NumPy adds along any but the last axis one by one; blocks of so many keep the error small.
 _BLOCK = 128
 
+# NumPy is slow at short rows: of shorter ones than this, several are taken for one row.
+_ROW = 512
+
 
 def _sum_middle(x):
     """The sum over axis 1 of an (outer, n, inner) array."""
-    n = x.shape[1]
-    if x.shape[2] == 1:
+    outer, n, inner = x.shape
+    if inner == 1:
         return np.add.reduce(x[:, :, 0], axis=1)  # pairwise
+    fold = _ROW // max(1, inner)
+    if fold > 1 and n >= 4 * fold:
+        whole = n // fold * fold
+        parts = _sum_middle(x[:, :whole].reshape(outer, n // fold, fold * inner))
+        total = np.add.reduce(parts.reshape(outer, fold, inner), axis=1)
+        return total + np.add.reduce(x[:, whole:], axis=1) if whole < n else total
     if n <= _BLOCK:
         return np.add.reduce(x, axis=1)
     whole = n // _BLOCK * _BLOCK
-    blocks = x[:, :whole].reshape(x.shape[0], -1, _BLOCK, x.shape[2])
+    blocks = x[:, :whole].reshape(outer, n // _BLOCK, _BLOCK, inner)
     total = _sum_middle(np.add.reduce(blocks, axis=2))
     return total + np.add.reduce(x[:, whole:], axis=1) if whole < n else total
 

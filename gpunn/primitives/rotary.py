@@ -113,8 +113,8 @@ def _check_positions(call, positions, offset: int, known: int) -> None:
     """Where they are looked at, each must be in the tables."""
     if call.device is CPU or CHECK_EVERYWHERE:
         moved = positions + positions.dtype.type(offset) if offset else positions
-        plus = f" with offset {offset}" if offset else ""
-        check_range(call, "positions", moved, known, f"{plus}, the rows of cos and sin".lstrip())
+        plus = f", with the offset {offset}" if offset else ""
+        check_range(call, "positions", moved, known, f"for the {known} rows of cos and sin{plus}")
 
 
 # ---- reference -----------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def _(x, cos, sin, positions, offset, interleaved, inverse, out):
     groups, outer, time, inner, columns = x.shape
     half = cos.shape[1]
     at = slice(offset, offset + time) if positions is None else positions + offset
-    # (groups, 1, time, 1, half), or without groups
-    c, s = (table[at].reshape(-1, 1, time, 1, half) for table in (cos, sin))
+    own = groups if positions is not None and positions.ndim == 2 else 1
+    c, s = (table[at].reshape(own, 1, time, 1, half) for table in (cos, sin))
     s = -s if inverse else s
     times = max(1, min(time, _CHUNK // (groups * inner * columns)))
     outers = max(1, _CHUNK // (groups * inner * columns * times))

@@ -9,6 +9,8 @@
 #include "random.cuh"
 #include "row.cuh"
 
+constexpr int UNLIMITED = 1 << 30;  // the window of a causal query that has none
+
 enum MaskKind { NO_MASK, BOOL_MASK, ADDED_MASK };
 
 // The same structure as STRUCT in gpunn/primitives/attention_launch.py. Strides count elements from one batch,
@@ -41,8 +43,9 @@ struct Sequence {
         : batch(index / p.kv_heads), kv_head(index % p.kv_heads), causal(p.causal != 0), window(p.window) {
         queries = lengths.queries ? min(max(lengths.queries[batch], 0), p.queries) : p.queries;
         keys = lengths.keys ? min(max(lengths.keys[batch], 0), p.keys) : p.keys;
-        const int offset = p.causal_offset + (lengths.offsets ? lengths.offsets[batch] : 0);
-        shift = max(min(offset, p.keys), -(1 << 30));
+        // As `Problem.shift_of`: beyond these bounds an offset changes nothing, and within them nothing overflows.
+        const int offset = lengths.offsets ? lengths.offsets[batch] : p.causal_offset;
+        shift = max(min(offset, p.keys + (p.window < UNLIMITED ? p.window : 0)), -p.queries);
     }
     // Of a query that counts: the first key that it sees, and one past the last.
     __device__ __forceinline__ int first_key(int query) const {
@@ -62,7 +65,7 @@ struct Sequence {
         key_end = min(key_end, keys);
         int query = 0, query_end = key < key_end ? queries : 0;
         if (causal) {
-            query = max(key - shift, 0);
+            query = min(max(key - shift, 0), query_end);
             query_end = static_cast<int>(
                 min(static_cast<int64>(query_end), static_cast<int64>(key_end) + window - 1 - shift));
         }

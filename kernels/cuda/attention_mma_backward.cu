@@ -12,14 +12,14 @@
 // They make Q K^T and dO V^T each: seven products, where one kernel with atomics needs five.
 // Shared memory: two panels of 64 lines that stay, and two that change, in two stages (one for DIM = 256, whose copies
 // then wait for the products):
-//   grad_kv   48 KB for DIM = 64, 64 KB for 128, 96 KB for 256; and what is to be known of each row
-//   grad_q    48 KB, 64 KB, 96 KB
+//   32 KB for DIM = 64, 64 KB for 128, 96 KB for 256; in grad_kv also what is to be known of each row
 // Registers: grad_kv DIM for its two sums, of no more than 128 columns: a head of 256 is shared by two blocks.
 // Spills: attention_grad_kv_mma<__nv_bfloat16, 256>: up to three registers of the 255 that a thread can have.
 // Assumes: rows that begin at multiples of 16 bytes, dim a multiple of 8.
 #include "attention_mma.cuh"
 
-template <int DIM> constexpr int OTHERS = DIM > 64 ? 32 : 64;  // lines of the panels that change
+constexpr int OTHERS = 32;  // lines of the panels that change
+template <int DIM> constexpr int BLOCKS = DIM > 128 ? 1 : DIM > 64 ? 2 : 3;  // on a multiprocessor
 template <int DIM> constexpr int STAGES = DIM > 128 ? 1 : 2;
 template <int DIM> constexpr int COLUMNS = DIM > 128 ? 128 : DIM;
 
@@ -43,11 +43,11 @@ template <int ROWS> struct RowInfo {
 };
 
 template <typename T, int DIM>
-__global__ void __launch_bounds__(MMA_THREADS, DIM > 128 ? 1 : 2)
+__global__ void __launch_bounds__(MMA_THREADS, BLOCKS<DIM>)
 attention_grad_kv_mma(const T* grad_out, const T* q, const T* k, const T* v, const float* log_sum_exp,
                       const float* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
                       const int* causal_offsets, T* grad_k, T* grad_v, Attention p, int tiles, int groups) {
-    constexpr int ROWS = OTHERS<DIM>, N = COLUMNS<DIM>;
+    constexpr int ROWS = OTHERS, N = COLUMNS<DIM>;
     typedef HeadPanel<T, OWN, DIM> Keys;
     typedef HeadPanel<T, ROWS, DIM> Rows;
     typedef RowInfo<ROWS> Info;
@@ -149,11 +149,11 @@ attention_grad_kv_mma(const T* grad_out, const T* q, const T* k, const T* v, con
 // ---- by queries ---------------------------------------------------------------------------------------------------
 
 template <typename T, int DIM>
-__global__ void __launch_bounds__(MMA_THREADS, DIM > 128 ? 1 : 2)
+__global__ void __launch_bounds__(MMA_THREADS, BLOCKS<DIM>)
 attention_grad_q_mma(const T* grad_out, const T* q, const T* k, const T* v, const float* log_sum_exp,
                      const float* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
                      const int* causal_offsets, T* grad_q, Attention p, int tiles) {
-    constexpr int KEYS = OTHERS<DIM>;
+    constexpr int KEYS = OTHERS;
     typedef HeadPanel<T, OWN, DIM> Rows;
     typedef HeadPanel<T, KEYS, DIM> Keys;
     constexpr int STAGE = 2 * Keys::BYTES;

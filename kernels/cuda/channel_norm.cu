@@ -21,7 +21,8 @@
 // cache are read from memory once. About 12 operations an element, more with an activation.
 // Squares are of differences from each thread's own shift, so nothing cancels where the mean is large. A set
 // with NaN or inf has NaN statistics. Deterministic: all is joined in an order that the launch fixes.
-// Assumes: contiguous arrays. VECTOR only if the pointers are multiples of 16 and, for columns, channels one of WIDTH; rows of at most 2^30 elements.
+// Assumes: contiguous arrays; rows of at most 2^30 elements. VECTOR only if the pointers are multiples of 16 and,
+// for columns, channels one of WIDTH.
 #include "channel_norm.cuh"
 
 // ---- moments ------------------------------------------------------------------------------------------
@@ -180,6 +181,11 @@ __device__ __forceinline__ void update_running(
     put_weight<T>(running, at, wide, (Accumulator<T>(1) - factor) * weight_at<T>(running, at, wide) + factor * value);
 }
 
+// The mean of a set, NaN if a value is NaN or infinite.
+template <typename A> __device__ __forceinline__ A known_mean(const Moments<A>& state) {
+    return state.squares == state.squares ? state.mean : state.squares;
+}
+
 // A negative momentum stands for the average of all batches; `batches` counts those before this one.
 template <typename A> __device__ __forceinline__ A running_factor(A momentum, const int64* batches) {
     return momentum >= A(0) ? momentum : A(1) / static_cast<A>(*batches + 1);
@@ -202,6 +208,7 @@ channel_finish(const Accumulator<T>* states, Accumulator<T>* mean, Accumulator<T
         }
         state = group_reduce<MergeMoments>(state, threads, scratch);
         if (at.rank > 0 || !at.active()) continue;
+        state.mean = known_mean(state);
         mean[at.row()] = state.mean;
         reciprocal[at.row()] = A(1) / square_root(state.squares / state.count + eps);
         if (running_mean != nullptr) {
@@ -228,7 +235,7 @@ channel_running(const Accumulator<T>* states, void* running_mean, void* running_
                 const A* own = states + 3 * (o * high + at.row() * low + p * part);
                 state = MergeMoments::apply(state, Moments<A>{own[0], own[1], own[2]});
             }
-            total = SumTwo::apply(total, Two<A>{state.mean, state.squares / (state.count - A(1))});
+            total = SumTwo::apply(total, Two<A>{known_mean(state), state.squares / (state.count - A(1))});
         }
         total = group_reduce<SumTwo>(total, threads, scratch);
         if (at.rank > 0 || !at.active()) continue;

@@ -17,7 +17,8 @@
 // The limit: memory. grad and x are read twice and out is written. About 20 operations an element, more with an
 // activation. Statistics that were given and not computed (evaluation) have no part in the gradient: totals are null.
 // Deterministic: all sums are taken in an order that the launch fixes.
-// Assumes: contiguous arrays. VECTOR only if the pointers are multiples of 16 and, for columns, channels one of WIDTH; rows of at most 2^30 elements.
+// Assumes: contiguous arrays; rows of at most 2^30 elements. VECTOR only if the pointers are multiples of 16 and,
+// for columns, channels one of WIDTH.
 #include "channel_norm.cuh"
 
 // sums: (outer, parts, channels, 2)
@@ -244,7 +245,8 @@ channel_backward_columns(const T* grad, const T* x, const void* mean, const void
                     for (int e = 0; e < W; e++) {
                         const A difference = widen(value[u].item[e]) - middle[e];
                         const A d = widen(g[u].item[e]) * slope<T>(act, difference * scale[e] + shift[e], alpha);
-                        g[u].item[e] = narrow<T>(scale[e] * d - first[e] - difference * second[e]);
+                        const A own = scale[e] * d;  // all there is in evaluation, where x may be infinite
+                        g[u].item[e] = narrow<T>(means == nullptr ? own : own - first[e] - difference * second[e]);
                     }
             });
 #pragma unroll
@@ -285,7 +287,8 @@ channel_backward_rows(const T* grad, const T* x, const void* mean, const void* s
                 for (int i = 0; i < U * W; i++) {
                     const A difference = widen(value[i / W].item[i % W]) - middle;
                     const A d = widen(g[i / W].item[i % W]) * slope<T>(act, difference * scale + shift, alpha);
-                    g[i / W].item[i % W] = narrow<T>(scale * d - first - difference * second);
+                    const A own = scale * d;  // all there is in evaluation, where x may be infinite
+                    g[i / W].item[i % W] = narrow<T>(means == nullptr ? own : own - first - difference * second);
                 }
             });
 #pragma unroll

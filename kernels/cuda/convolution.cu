@@ -61,6 +61,45 @@ template <typename T, int ROWS, bool K_INNER, bool PACKED, typename Walk> struct
     }
 };
 
+// The main loop of matmul.cu's Product with one tile in its body instead of two: a gathered operand's body is long, and
+// with the buffers' places in registers it stands there once.
+template <int BK, int BUFFER, int PANEL_A, typename Product, typename A>
+__device__ __forceinline__ void multiply(Product& product, A* shared, int depth) {
+    product.a.load();
+    product.b.load();
+    product.a.store(shared);
+    product.b.store(shared + PANEL_A);
+    __syncthreads();
+    product.load_fragments(0, 0);
+    int step = BUFFER;  // from the buffer that is read to the one that is filled
+    A* next = shared + BUFFER;
+#pragma unroll 1
+    for (; depth > 0; depth -= BK) {
+#pragma unroll
+        for (int k = 0; k < BK; k++) {
+            if (k == BK - 1) {
+                product.a.store(next);
+                product.b.store(next + PANEL_A);
+                __syncthreads();
+                product.rows += step;
+                product.columns += step;
+                next -= step;
+                step = -step;
+            }
+            product.load_fragments((k + 1) % 2, (k + 1) % BK);
+            if (k == 0) {
+                product.a.load();
+                product.b.load();
+            }
+#pragma unroll
+            for (int i = 0; i < TM; i++)
+#pragma unroll
+                for (int j = 0; j < TN; j++)
+                    product.sums[i][j] += product.fragment_a[k % 2][i] * product.fragment_b[k % 2][j];
+        }
+    }
+}
+
 // The result of one pass of a convolution; finish: see matmul_epilogue.cuh, without a scale.
 //
 //   OUTPUT   a = x, b = weight;    INPUT   a = dy, b = weight;    WEIGHT   a = dy, b = x
@@ -115,7 +154,8 @@ convolution(const T* a, const T* b, const Convolution c, uint32 tiles_m, uint32 
                        sizes.rows - first_m, depth);
         PanelB panel_b(b, walk_positions<int64>(c, meeting, group, first_n + PanelB::row(), sizes.columns,
                                                 first_k + PanelB::k(), PanelB::K_STEP, 1), depth);
-        Product<S, BK<T>, TM, TN, PanelA, PanelB, A>(sums, panel_a, panel_b, shared, place).run(depth);
+        Product<S, BK<T>, TM, TN, PanelA, PanelB, A> product(sums, panel_a, panel_b, shared, place);
+        multiply<BK<T>, S::BUFFER, S::PANEL_A>(product, shared, depth);
     } else {
         typedef GatherPanel<T, BM, true, PACKED, Walk<int64, true>> PanelA;
         PanelA panel_a(a, walk_taps<int64, MADE>(c, meeting, group, first_m + PanelA::row(), sizes.rows,
@@ -124,17 +164,20 @@ convolution(const T* a, const T* b, const Convolution c, uint32 tiles_m, uint32 
             typedef typename PanelFor<T, BN, BK<T>, THREADS, PACKED ? ALONG_K : STRIDED>::type PanelB;
             PanelB panel_b(b + (group * sizes.columns + first_n) * sizes.depth + first_k, sizes.depth, 1,
                            sizes.columns - first_n, depth);
-            Product<S, BK<T>, TM, TN, PanelA, PanelB, A>(sums, panel_a, panel_b, shared, place).run(depth);
+            Product<S, BK<T>, TM, TN, PanelA, PanelB, A> product(sums, panel_a, panel_b, shared, place);
+        multiply<BK<T>, S::BUFFER, S::PANEL_A>(product, shared, depth);
         } else {
             typedef GatherPanel<T, BN, false, PACKED, Walk<int64, true, false>> PanelB;
             const int64 column = first_n + PanelB::row();
             PanelB panel_b(b, walk_weight<int64>(c, meeting, group, column < sizes.columns ? column : 0,
                                                  first_k + PanelB::k(), PanelB::K_STEP, 1), depth);
-            Product<S, BK<T>, TM, TN, PanelA, PanelB, A>(sums, panel_a, panel_b, shared, place).run(depth);
+            Product<S, BK<T>, TM, TN, PanelA, PanelB, A> product(sums, panel_a, panel_b, shared, place);
+        multiply<BK<T>, S::BUFFER, S::PANEL_A>(product, shared, depth);
         }
     }
 
     // Out through shared memory, one row of warps after the other.
+    if (MADE == WEIGHT) activation = 0;  // it has none, and the kernel is half as long without
     const Epilogue<T, false> epilogue = {bias, nullptr, residual, out, preactivation, activation, alpha, A(1)};
     constexpr int W = PACK<A>;
 #pragma unroll 1

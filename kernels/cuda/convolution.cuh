@@ -14,7 +14,7 @@
 //
 // INPUT with strides: only taps for which the division leaves no rest meet a place j, and these are the same for all
 // j of the same rest f = j mod s. So the result falls into s phases (in each dimension), j = f + s i, which are
-// products of their own with scale 1: with g = gcd(s, d) their taps are first + (s / g) t, and the place in dy
+// products of their own with scale 1 (no more phases than places): with g = gcd(s, d) their taps are first + (s / g) t, and the place in dy
 // is i - (d / g) t + from. Nothing is multiplied with zeros, and one launch makes all phases. (To gather with a test
 // of divisibility would make s times as many products in each dimension.)
 #pragma once
@@ -58,11 +58,12 @@ struct Counter {
     int digit[4], size[3], step[4];
     __device__ __forceinline__ Counter(int64 start, int by, int first, int second, int third)
         : size{first, second, third} {
-        int64 rest = by;
+        uint32 rest = by;
 #pragma unroll
         for (int i = 0; i < 3; i++) {
             digit[i] = divide(start, size[i]);
-            step[i] = divide(rest, size[i]);
+            step[i] = static_cast<int>(rest % static_cast<uint32>(size[i]));
+            rest /= static_cast<uint32>(size[i]);
         }
         digit[3] = static_cast<int>(start);
         step[3] = static_cast<int>(rest);
@@ -90,14 +91,16 @@ template <Made MADE> struct Meeting {
         for (int d = 2; d >= 0; d--) {
             if constexpr (MADE == INPUT) {
                 const int s = c.stride[d], apart = s / c.common[d];
-                const int f = static_cast<int>(phase % s), meets = f + c.low[d];
-                phase /= s;
+                const uint32 phases = s < c.size[d] ? s : c.size[d];
+                const int f = static_cast<int>(phase % phases), meets = f + c.low[d];
+                phase /= phases;
                 const int rest = meets / c.common[d] % apart;
-                const int tap = static_cast<int>(static_cast<int64>(rest) * c.inverse[d] % apart);
+                int64 turned = static_cast<int64>(rest) * c.inverse[d];
+                const int tap = divide(turned, apart);
                 const bool any = meets % c.common[d] == 0 && tap < c.kernel[d];
                 first[d] = f;
                 step[d] = s;
-                positions[d] = f < c.size[d] ? (c.size[d] - f + s - 1) / s : 0;
+                positions[d] = (c.size[d] - f - 1) / s + 1;
                 first_tap[d] = tap;
                 tap_step[d] = apart;
                 taps[d] = any ? (c.kernel[d] - 1 - tap) / apart + 1 : 0;

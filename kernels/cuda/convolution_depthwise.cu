@@ -122,12 +122,13 @@ depthwise(const T* source, const T* weight, const Convolution c, int lanes, cons
 // The limit: dy and x read once from memory; each run reads them again from the first-level cache, where the threads
 // of one position find them together.
 // Shared memory: 256 x 3 x WIDTH accumulators (24 KiB in 16 bits), static.
-// Splits: parts go to `out` (parts, outputs, taps), accumulators (Out), and matmul_combine adds them; with one part
-// `out` is the result itself.
+// Splits: parts go to `partial` (parts, outputs, taps), and matmul_combine adds them; with one part, and no `partial`,
+// to the result.
 // Assumes: as `depthwise`; lanes x groups <= 256.
-template <typename T, typename Out, int WIDTH>
+template <typename T, int WIDTH>
 __global__ void __launch_bounds__(THREADS)
-depthwise_weight(const T* grad, const T* source, const Convolution c, int lanes, int groups, int64 part, Out* out) {
+depthwise_weight(const T* grad, const T* source, const Convolution c, int lanes, int groups, int64 part, T* out,
+                 Accumulator<T>* partial) {
     typedef Accumulator<T> A;
     __shared__ A shared[THREADS * RUN * WIDTH];
     const int runs = (c.kernel[2] + RUN - 1) / RUN, all = c.kernel[0] * c.kernel[1] * runs;
@@ -181,8 +182,8 @@ depthwise_weight(const T* grad, const T* source, const Convolution c, int lanes,
     __syncthreads();
     if (!exists || row != 0) return;
     const int taps = c.kernel[0] * c.kernel[1] * c.kernel[2];
-    Out* target = out + (static_cast<int64>(blockIdx.y) * c.outputs + output) * taps +
-                  (kz * c.kernel[1] + ky) * c.kernel[2] + kx;
+    const int64 corner = (static_cast<int64>(blockIdx.y) * c.outputs + output) * taps +
+                         (kz * c.kernel[1] + ky) * c.kernel[2] + kx;
 #pragma unroll
     for (int t = 0; t < RUN; t++)
 #pragma unroll
@@ -190,6 +191,11 @@ depthwise_weight(const T* grad, const T* source, const Convolution c, int lanes,
             A total = sum[t][e];
             const A* others = shared + (t * WIDTH + e) * THREADS + threadIdx.x;
             for (int r = 1; r < rows; r++) total += others[r * lanes * groups];
-            if (kx + t < c.kernel[2]) target[static_cast<int64>(e) * taps + t] = narrow<Out>(total);
+            if (kx + t >= c.kernel[2]) continue;
+            const int64 place = corner + static_cast<int64>(e) * taps + t;
+            if (partial != nullptr)
+                partial[place] = total;
+            else
+                out[place] = narrow<T>(total);
         }
 }

@@ -16,8 +16,8 @@
 //
 // Who does what. ctc_forward and ctc_shares: a block for each sequence and a thread for each state (several where
 // there are more than 1024, or 512 of double), one barrier a step; the row before lies in shared memory, and the
-// log-probabilities of the next AHEAD steps are under way while a step is computed. ctc_gradient: a block for each row of classes, all
-// steps at once; then the first state of each class sums the shares of its class in order, along a list made by
+// log-probabilities of the next AHEAD steps are under way while a step is computed. ctc_gradient: a block for each
+// row of classes, all steps at once; then the first state of each class sums the shares of its class in order, along a list made by
 // ctc_shares, and a tree those of the blanks. No atomics: the same bits each time.
 // Shared memory: the first two, dynamic: two rows of states and the labels: 20 bytes a label for float, 36 for
 // double; ctc_gradient 256 bytes. The limit: ctc_forward and ctc_shares the latency of T steps, each a barrier,

@@ -24,7 +24,7 @@
 // The limit: memory. Gradients are read once (a row in 16-byte packs where it can be), touched rows written once,
 // and the table once more for the zeros. The sort moves 16 bytes an index and pass.
 // Shared memory (static): sort_count 2 KB, sort_scan 128 bytes, sort_scatter 16.1 KB; the others none.
-// Assumes: fewer than 2^30 rows, fewer than 2^31 indices; WIDTH divides a row and its address.
+// Assumes: fewer than 2^30 rows, columns and indices; WIDTH divides a row and its address.
 #include "index.cuh"
 
 constexpr int BLOCK = 256, AHEAD = 4;

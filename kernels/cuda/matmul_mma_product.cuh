@@ -71,7 +71,7 @@ struct MmaProduct {
         b.store(shared + buffer + S::PanelA::BYTES);
     }
     __device__ __forceinline__ void begin() {
-#pragma unroll
+#pragma unroll 1
         for (int s = 0; s < STAGES - 1; s++) {
             load(s * S::STAGE);
             ptx::copy_async_commit();

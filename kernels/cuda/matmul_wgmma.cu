@@ -1,5 +1,5 @@
 // matmul_wgmma.cu - matrix products on the tensor cores of sm_90a (H100, H200): TMA and wgmma.
-#include "matmul_wgmma_store.cuh"
+#include "matmul_wgmma_run.cuh"
 
 // C = finish(sum over k of A[m, k] B[k, n]) for each matrix of a batch; `finish` is matmul_epilogue.cuh's.
 //
@@ -40,93 +40,26 @@ matmul_wgmma(const __grid_constant__ ptx::TensorMap map_a, const __grid_constant
     if (needed != nullptr && *needed == 0) return;  // see matmul_prepare.cu
     typedef Shape<T, Out, PLANES, BM, BN, CONSUMERS, PINGPONG, STAGES, CLUSTER, SPLIT, SWAPPED, ROWS_A, ROWS_B, ENDING> S;
     extern __shared__ __align__(1024) unsigned char ring[];
-    uint64* full = reinterpret_cast<uint64*>(ring + S::BARRIERS);
-    uint64* empty = full + STAGES;
+    const Stages<S> stages(ring);
     const Work work = {M, N, K, batch, inner, a_near, a_far, b_near, b_far, part, parts};
     const int rank = CLUSTER > 1 ? ptx::cluster_rank() : 0;
     const uint32 first = blockIdx.x / CLUSTER, step = gridDim.x / CLUSTER;
-
-    if (threadIdx.x == 0) {
-        for (int s = 0; s < STAGES; s++) {
-            ptx::mbarrier_init(&full[s], 1);
-            ptx::mbarrier_init(&empty[s], 4 * (PINGPONG ? 1 : CONSUMERS) * S::SHARE);  // warps that release it
-        }
-        ptx::fence_mbarrier_init();
-    }
-    if (ENDING == ROW_SUMS) {
-        T* ones = reinterpret_cast<T*>(ring + S::ONES);
-        for (int i = threadIdx.x; i < 1024 / static_cast<int>(sizeof(T)); i += blockDim.x) ones[i] = narrow<T>(1.0f);
-        ptx::fence_proxy_async();
-    }
-    if (CLUSTER > 1) ptx::cluster_meet();
-    if (CLUSTER == 1 || ENDING == ROW_SUMS) __syncthreads();
-
+    open_ring<S, T>(ring, stages);
     if (threadIdx.x < WARPGROUP) {
         if (CONSUMERS > 1) ptx::registers_lower<40>();
         if (threadIdx.x == 0) {
             ptx::prefetch_tensor_map(&map_a);
             ptx::prefetch_tensor_map(&map_b);
-            keep_loading<S, PLANES>(ring, full, empty, &map_a, &map_b, work, first, step, rank);
+            keep_loading<S, PLANES>(ring, stages.full, stages.empty, &map_a, &map_b, work, first, step, rank);
         }
         __syncwarp();
         if (SPLIT) ptx::cluster_sync();  // the tiles are in shared memory
     } else {
         if (CONSUMERS > 1) ptx::registers_raise<232>();
-        const int consumer = threadIdx.x / WARPGROUP - 1, barrier = 1 + consumer;
-        const int first_row = PINGPONG ? 0 : consumer * S::M64 * 64;
         const Epilogue<Out, ENDING == BACKWARD> epilogue = {bias,       saved, residual, out, preactivation,
                                                             activation, alpha, scale};
-        const uint32 units = count_units<S>(work);
-        Slot<STAGES> slot;
-        for (uint32 number = first, turn = 0; number < units; number += step, turn++) {
-            const Unit unit = find_unit<S>(work, number, rank);
-            if (PINGPONG && static_cast<int>(turn % 2) != consumer) {
-                slot.skip(unit.count);
-                continue;
-            }
-            // Barrier 3 + c: consumer c may multiply. The first turn is consumer 0's.
-            if (PINGPONG && turn > 0) ptx::barrier_sync(3 + consumer, 2 * WARPGROUP);
-            const int m = unit.m + first_row;
-            const int64 rows = SWAPPED ? N : M, columns = SWAPPED ? M : N, size = rows * columns;
-            const Target<Out, ENDING == BACKWARD> target = {
-                epilogue, partial == nullptr ? nullptr : partial + size * batch * unit.part, size * unit.matrix,
-                rows,     columns,                                                          vector};
-            unsigned char* staging = ring + STAGES * S::STAGE + consumer * S::STAGING;
-            const Slabs<S, Out> slabs(staging, target, m, unit.n);
-            if (!S::IS_DIRECT && !SPLIT) slabs.fetch(0);
-            typename MultiplyFor<S, PLANES>::type product;
-            product.run(ring, full, empty, ring + S::ONES, unit.n == 0, first_row, unit.count, slot);
-            if (PINGPONG && number + step < units) ptx::barrier_arrive(3 + (consumer ^ 1), 2 * WARPGROUP);
-
-            if constexpr (ENDING == ROW_SUMS) {
-                const Fragment at;
-#pragma unroll
-                for (int b = 0; b < S::M64; b++)
-#pragma unroll
-                    for (int half = 0; half < 2; half++) {
-                        const int row = m + b * 64 + at.row + 8 * half;
-                        if (unit.n == 0 && at.column == 0 && row < M)
-                            row_sums[row] = narrow<Out>(product.of_rows[b][2 * half]);
-                    }
-            }
-            if constexpr (S::IS_DIRECT) {
-                store_direct<S, Out>(product.sums, staging, &map_out, epilogue, m, unit.n,
-                                     static_cast<int>(unit.matrix), M, N, barrier);
-            } else if constexpr (SPLIT) {
-                float* whole = reinterpret_cast<float*>(ring);
-                ptx::barrier_sync(3, CONSUMERS * WARPGROUP);  // nobody reads the ring any more
-                stage_whole<S>(product.sums, whole, first_row);
-                ptx::cluster_sync();
-                add_split<S, Out>(whole, target, unit.m, unit.n, rank);
-            } else {
-                constexpr int LINES = SWAPPED ? S::SLAB : 64;
-                float* sums_here = column_sums == nullptr ? nullptr :
-                    column_sums + (rows + LINES - 1) / LINES * columns * unit.matrix;
-                slabs.store(product.sums, sums_here, barrier);
-            }
-        }
-        if (S::IS_DIRECT && threadIdx.x % WARPGROUP == 0) ptx::bulk_wait<0>();
-        __syncwarp();
+        multiply_units<S, PLANES, Out>(ring, stages, work, first, step, rank, &map_out, epilogue, partial, column_sums,
+                                       vector, row_sums);
     }
     // Nobody leaves while another block of the cluster may still write or read here.
     if (CLUSTER > 1) ptx::cluster_meet();

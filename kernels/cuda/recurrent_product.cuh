@@ -7,7 +7,8 @@
 //   vectors, place(column, k)              where element k of a vector lies in a set of vectors: elements
 //   packs(...), pack_place(...)            the 16-byte packs of the elements that the block itself has made
 //   multiply(vectors, tile)                leaves sums in shared memory, a part for each split of `depth`
-//   sum(column, row)                       adds the parts, in a fixed order; a barrier stands between
+//   add(column, row, pitch, count, to)     adds to `to` the parts of `count` rows, in a fixed order; a barrier stands
+//                                          between
 //
 // `matrix` says where elements come from: row(r) is a number for a row, negative for one beyond the end, and
 // at(row, k) is the element, 0 beyond the end.
@@ -40,7 +41,7 @@ template <typename T, int SLOTS> struct TensorCoreProduct {
 
     int groups, splits, steps, line, stride;
     int group, split, used;  // of this warp; `used` slots have rows
-    uint32 held[HELD][SLOTS][4];
+    uint32 held[HELD * SLOTS][4];
     Pack<uint32, 4>* others;
     float* sums;
 
@@ -69,29 +70,36 @@ template <typename T, int SLOTS> struct TensorCoreProduct {
     }
     __device__ __forceinline__ int vector_bytes(int tiles) const { return tiles * COLUMNS * line * 2; }
 
+    // Fragment i SLOTS + q is slot q of step i. Registers have no index at run time, and a loop unrolled for
+    // their sake would be hundreds of loads long: so a turn writes its four fragments to all places that are its own.
     template <typename Matrix> __device__ __forceinline__ void load(const Matrix& matrix) {
-        const int lane = threadIdx.x % WARP, first = split * steps;
-#pragma unroll
-        for (int q = 0; q < SLOTS; q++) {
-            const int row = group * GROUP + q * 16 + lane / 4;
-            const int64 low = matrix.row(row), high = matrix.row(row + 8);
-#pragma unroll
-            for (int i = 0; i < HELD; i++) {
-                const Pack<uint32, 4> a = i < steps && q < used ? fragment(matrix, low, high, first + i) : none();
-#pragma unroll
-                for (int j = 0; j < 4; j++) held[i][q][j] = a.item[j];
-            }
+        constexpr int ALL = HELD * SLOTS, FOUR = 4;
 #pragma unroll 1
-            for (int i = HELD; i < steps; i++)
-                if (q < used) others[((i - HELD) * SLOTS + q) * WARP] = fragment(matrix, low, high, first + i);
+        for (int first = 0; first < ALL || first < steps * SLOTS; first += FOUR) {
+            Pack<uint32, 4> made[FOUR];
+#pragma unroll
+            for (int j = 0; j < FOUR; j++) {
+                const int step = (first + j) / SLOTS, slot = (first + j) % SLOTS;
+                made[j] = {{0, 0, 0, 0}};
+                if (step < steps && slot < used) made[j] = fragment(matrix, slot, split * steps + step);
+            }
+#pragma unroll
+            for (int f = 0; f < ALL; f++)
+                if (f / FOUR == first / FOUR)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) held[f][e] = made[f % FOUR].item[e];
+#pragma unroll
+            for (int j = 0; j < FOUR; j++)
+                if (first >= ALL && (first + j) / SLOTS < steps && (first + j) % SLOTS < used)
+                    others[(first + j - ALL) * WARP] = made[j];
         }
     }
-    static __device__ __forceinline__ Pack<uint32, 4> none() { return {{0, 0, 0, 0}}; }
 
-    // What this lane holds of 16 rows and the 16 columns of step `step`.
+    // What this lane holds of a slot's 16 rows and the 16 columns of step `step`.
     template <typename Matrix>
-    __device__ __forceinline__ Pack<uint32, 4> fragment(const Matrix& matrix, int64 low, int64 high, int step) const {
-        const int k = step * 16 + threadIdx.x % 4 * 2;
+    __device__ __forceinline__ Pack<uint32, 4> fragment(const Matrix& matrix, int slot, int step) const {
+        const int k = step * 16 + threadIdx.x % 4 * 2, row = group * GROUP + slot * 16 + threadIdx.x % WARP / 4;
+        const int64 low = matrix.row(row), high = matrix.row(row + 8);
         return {{both(matrix, low, k), both(matrix, high, k), both(matrix, low, k + 8), both(matrix, high, k + 8)}};
     }
     template <typename Matrix>
@@ -122,7 +130,7 @@ template <typename T, int SLOTS> struct TensorCoreProduct {
             ptx::load_matrix(b, from + i * 16);
 #pragma unroll
             for (int q = 0; q < SLOTS; q++)
-                if (q < used) ptx::mma<KIND>(sum[q], held[i][q], b);
+                if (q < used) ptx::mma<KIND>(sum[q], held[i * SLOTS + q], b);
         }
 #pragma unroll 1
         for (int i = HELD; i < steps; i++) {
@@ -146,26 +154,29 @@ template <typename T, int SLOTS> struct TensorCoreProduct {
         }
     }
 
-    __device__ __forceinline__ float sum(int column, int row) const {
-        float total = 0;
-        for (int s = 0; s < splits; s++) total += sums[(s * COLUMNS + column) * stride + row];
-        return total;
+    template <int N>
+    __device__ __forceinline__ void add(int column, int row, int pitch, int count, float (&to)[N]) const {
+#pragma unroll 4
+        for (int s = 0; s < splits; s++)
+#pragma unroll
+            for (int q = 0; q < N; q++)
+                if (q < count) to[q] += sums[(s * COLUMNS + column) * stride + row + q * pitch];
     }
 };
 
-// ---- float and double -------------------------------------------------------------------------------------
+// ---- float ----------------------------------------------------------------------------------------------
 //
 // A thread owns SLOTS rows, `quarter` apart, and one of `splits` parts of the depth: every `splits`-th element. So
 // the elements that the threads need at one time are neighbours, in the order of the threads. Vectors of
 // a tile lie with their columns inside, and a warp reads few of them at a time: a broadcast.
 // A step of the loop is 4 loads of the matrix, 8 numbers of the vectors and 32 multiplications a thread.
-// Bytes: 4 sizeof(T) for each thread in use and step of the loop; sizeof(T) depth a vector; the sums.
-template <typename T> struct PlainProduct {
+// Bytes: 16 for each thread in use and step of the loop; 4 depth a vector; the sums.
+struct PlainProduct {
     static constexpr int SLOTS = 4;
 
     int quarter, splits, steps, team, stride, depth;
-    T* matrix_at;
-    T* sums;
+    float* matrix_at;
+    float* sums;
 
     template <typename Matrix>
     __device__ __forceinline__ PlainProduct(const Matrix& matrix, int rows, int columns, unsigned char* memory) {
@@ -176,11 +187,11 @@ template <typename T> struct PlainProduct {
         team = quarter * splits;
         stride = SLOTS * quarter;
         depth = steps * splits;
-        sums = reinterpret_cast<T*>(memory);
-        matrix_at = reinterpret_cast<T*>(memory + sum_bytes()) + threadIdx.x;
+        sums = reinterpret_cast<float*>(memory);
+        matrix_at = reinterpret_cast<float*>(memory + sum_bytes()) + threadIdx.x;
         const int thread = threadIdx.x;
         if (thread >= team) return;
-#pragma unroll
+#pragma unroll 1
         for (int q = 0; q < SLOTS; q++) {
             const int row = q * quarter + thread % quarter;
             const int64 from = row < rows ? matrix.row(row) : -1;
@@ -189,63 +200,59 @@ template <typename T> struct PlainProduct {
         }
     }
 
-    __device__ __forceinline__ int sum_bytes() const {
-        return divide_up(splits * COLUMNS * stride * static_cast<int>(sizeof(T)), 16) * 16;
-    }
-    __device__ __forceinline__ int bytes() const {
-        return sum_bytes() + divide_up(steps * SLOTS * team * static_cast<int>(sizeof(T)), 16) * 16;
-    }
-    __device__ __forceinline__ int vector_bytes(int tiles) const {
-        return tiles * depth * COLUMNS * static_cast<int>(sizeof(T));
-    }
+    __device__ __forceinline__ int sum_bytes() const { return splits * COLUMNS * stride * 4; }
+    __device__ __forceinline__ int bytes() const { return sum_bytes() + steps * SLOTS * team * 4; }
+    __device__ __forceinline__ int vector_bytes(int tiles) const { return tiles * depth * COLUMNS * 4; }
 
     __device__ __forceinline__ int place(int column, int k) const {
         return (column / COLUMNS * depth + k) * COLUMNS + column % COLUMNS;
     }
     static __device__ __forceinline__ int packs(int segments, int units, int tiles, int) {
-        return tiles * segments * units * (COLUMNS / PACK<T>);
+        return tiles * segments * units * (COLUMNS / PACK<float>);
     }
     __device__ __forceinline__ int pack_place(int i, int segments, int units, int first, int pitch) const {
-        constexpr int EACH = COLUMNS / PACK<T>;
+        constexpr int EACH = COLUMNS / PACK<float>;
         const int unit = i / EACH % units, rest = i / EACH / units;
-        return place(rest / segments * COLUMNS, rest % segments * pitch + first + unit) + i % EACH * PACK<T>;
+        return place(rest / segments * COLUMNS, rest % segments * pitch + first + unit) + i % EACH * PACK<float>;
     }
 
-    __device__ __forceinline__ void multiply(const T* vectors, int tile) const {
+    __device__ __forceinline__ void multiply(const float* vectors, int tile) const {
         const int thread = threadIdx.x;
         if (thread >= team) return;
-        const T* from = vectors + place(tile * COLUMNS, thread / quarter);
-        T sum[SLOTS][COLUMNS] = {};
-#pragma unroll 1
+        const float* from = vectors + place(tile * COLUMNS, thread / quarter);
+        float sum[SLOTS][COLUMNS] = {};
+#pragma unroll 2
         for (int i = 0; i < steps; i++) {
-            T vector[COLUMNS];
+            float vector[COLUMNS];
 #pragma unroll
-            for (int c = 0; c < COLUMNS; c += PACK<T>) {
-                const Pack<T, PACK<T>> pack = load_pack<T, PACK<T>>(from + i * splits * COLUMNS + c);
+            for (int c = 0; c < COLUMNS; c += PACK<float>) {
+                const Pack<float, PACK<float>> pack = load_pack<float, PACK<float>>(from + i * splits * COLUMNS + c);
 #pragma unroll
-                for (int e = 0; e < PACK<T>; e++) vector[c + e] = pack.item[e];
+                for (int e = 0; e < PACK<float>; e++) vector[c + e] = pack.item[e];
             }
 #pragma unroll
             for (int q = 0; q < SLOTS; q++) {
-                const T a = matrix_at[(i * SLOTS + q) * team];
+                const float a = matrix_at[(i * SLOTS + q) * team];
 #pragma unroll
                 for (int c = 0; c < COLUMNS; c++) sum[q][c] += a * vector[c];
             }
         }
-        T* to = sums + thread / quarter * COLUMNS * stride + thread % quarter;
+        float* to = sums + thread / quarter * COLUMNS * stride + thread % quarter;
 #pragma unroll
         for (int q = 0; q < SLOTS; q++)
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++) to[c * stride + q * quarter] = sum[q][c];
     }
 
-    __device__ __forceinline__ T sum(int column, int row) const {
-        T total = 0;
-        for (int s = 0; s < splits; s++) total += sums[(s * COLUMNS + column) * stride + row];
-        return total;
+    template <int N>
+    __device__ __forceinline__ void add(int column, int row, int pitch, int count, float (&to)[N]) const {
+#pragma unroll 4
+        for (int s = 0; s < splits; s++)
+#pragma unroll
+            for (int q = 0; q < N; q++)
+                if (q < count) to[q] += sums[(s * COLUMNS + column) * stride + row + q * pitch];
     }
 };
 
 template <typename T, int SLOTS> struct ProductFor { typedef TensorCoreProduct<T, SLOTS> type; };
-template <int SLOTS> struct ProductFor<float, SLOTS> { typedef PlainProduct<float> type; };
-template <int SLOTS> struct ProductFor<double, SLOTS> { typedef PlainProduct<double> type; };
+template <int SLOTS> struct ProductFor<float, SLOTS> { typedef PlainProduct type; };

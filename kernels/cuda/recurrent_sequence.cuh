@@ -52,12 +52,6 @@ template <typename T> struct BackwardMatrix {
     }
 };
 
-// Element i of a tile or of a state: units are neighbours.
-struct Element {
-    int column, unit;
-    __device__ __forceinline__ Element(int i, int units) : column(i / units), unit(i % units) {}
-};
-
 constexpr int AHEAD = 2;  // elements of a tile that a thread works on at a time
 
 // The sizes that both directions share.
@@ -66,11 +60,41 @@ struct Sizes {
     int64 batch;
     int hidden, units, mode;
     bool reverse;
+};
 
-    // Elements of a tile that the block makes.
-    template <typename Team> __device__ __forceinline__ int elements(const Team& team, int tile) const {
+// A step goes through its tiles, and through the block's elements of a tile AHEAD for each thread at a time.
+struct Pass {
+    int tile = 0, base = 0;
+
+    template <typename Team>
+    static __device__ __forceinline__ int elements(const Sizes& of, const Team& team, int tile) {
         const int left = team.columns - tile * COLUMNS;
-        return (left < COLUMNS ? left : COLUMNS) * units;
+        return (left < COLUMNS ? left : COLUMNS) * of.units;
+    }
+    template <typename Team> __device__ __forceinline__ void advance(const Sizes& of, const Team& team) {
+        base += AHEAD * THREADS;
+        if (base < elements(of, team, tile)) return;
+        base = 0;
+        tile++;
+    }
+    __device__ __forceinline__ bool first() const { return tile == 0 && base == 0; }
+    template <typename Team> __device__ __forceinline__ bool over(const Team& team) const {
+        return tile * COLUMNS >= team.columns;
+    }
+};
+
+// Element `a` of this thread in a pass: units are neighbours.
+struct Element {
+    int column, own, unit;  // the team's sequence; the block's unit, and its number in the whole state
+    bool real;
+
+    template <typename Team>
+    __device__ __forceinline__ Element(const Sizes& of, const Team& team, const Pass& pass, int a) {
+        const int i = pass.base + a * THREADS + threadIdx.x;
+        own = i % of.units;
+        column = pass.tile * COLUMNS + i / of.units;
+        unit = team.rank * of.units + own;
+        real = i < Pass::elements(of, team, pass.tile) && unit < of.hidden;
     }
 };
 
@@ -89,9 +113,9 @@ __device__ __forceinline__ void sequence_forward(Team& team, const Sizes& of, co
         for (int i = threadIdx.x; i < team.columns * hidden; i += THREADS)
             team.first()[product.place(i / hidden, i % hidden)] = h0[team.start * hidden + i];
     for (int i = threadIdx.x; i < team.columns * units; i += THREADS) {
-        const Element e(i, units);
-        const bool given = c0 != nullptr && first + e.unit < hidden;
-        cell[i] = given ? widen(c0[(team.start + e.column) * hidden + first + e.unit]) : A(0);
+        const int column = i / units, unit = first + i % units;
+        const bool given = c0 != nullptr && unit < hidden;
+        cell[i] = given ? widen(c0[(team.start + column) * hidden + unit]) : A(0);
     }
     __syncthreads();
     team.ready();
@@ -100,74 +124,61 @@ __device__ __forceinline__ void sequence_forward(Team& team, const Sizes& of, co
         const int64 t = of.reverse ? of.steps - 1 - s : s;
         ForwardInput<T> input[AHEAD];
         Stepped<A> made[AHEAD];
-        const auto load = [&](int tile, int base) {
-#pragma unroll
-            for (int a = 0; a < AHEAD; a++) {
-                const int i = base + a * THREADS + threadIdx.x;
-                const Element e(i, units);
-                if (i >= of.elements(team, tile) || first + e.unit >= hidden) continue;
-                const int64 sequence = team.start + tile * COLUMNS + e.column;
-                const Place at(t, sequence, first + e.unit, of.batch, hidden, count);
-                input[a] = load_input(arrays, at, hidden, count, t < ends.of(sequence));
+        for (Pass now, last;; last = now, now.advance(of, team)) {
+            if (now.over(team)) {
+                __syncthreads();
+                team.send(product, 1, units, pitch);
             }
-        };
-        const auto store = [&](int tile, int base) {
-#pragma unroll
-            for (int a = 0; a < AHEAD; a++) {
-                const int i = base + a * THREADS + threadIdx.x;
-                const Element e(i, units);
-                if (i >= of.elements(team, tile) || first + e.unit >= hidden) continue;
-                const Place at(t, team.start + tile * COLUMNS + e.column, first + e.unit, of.batch, hidden, count);
-                store_step(arrays, at, hidden, mode, input[a].active, made[a]);
-            }
-        };
-        const int tiles = divide_up(team.columns, COLUMNS);
-        int last = 0;  // where the elements begin that are stored at the end
-        for (int tile = 0; tile < tiles; tile++) {
-            load(tile, 0);
-            if (tile == 0) team.receive(product, 1, units, pitch);
-            product.multiply(team.now, tile);
-            __syncthreads();
-            for (int base = 0; base < of.elements(team, tile); base += AHEAD * THREADS) {
-                if (base > 0) load(tile, base);
+            if (!now.first()) {
 #pragma unroll
                 for (int a = 0; a < AHEAD; a++) {
-                    const int i = base + a * THREADS + threadIdx.x;
-                    const Element e(i, units);
-                    const int unit = first + e.unit, column = tile * COLUMNS + e.column;
-                    if (i >= of.elements(team, tile) || unit >= hidden) continue;
-                    A x[MOST_GATES], p[MOST_GATES];
-#pragma unroll
-                    for (int q = 0; q < MOST_GATES; q++) {
-                        x[q] = widen(input[a].x[q]);
-                        p[q] = A(0);
-                        if (q >= count) continue;
-                        p[q] = product.sum(e.column, q * units + e.unit);
-                        if (arrays.bias != nullptr) p[q] += widen(arrays.bias[q * hidden + unit]);
-                    }
-                    A& c = cell[column * units + e.unit];
-                    const A before = widen(team.now[product.place(column, unit)]);
-                    made[a] = step_forward<T>(mode, x, p, before, c);
-                    if (!input[a].active && mode == LSTM) made[a].inner = c;
-                    if (mode == LSTM) c = made[a].inner;
-                    team.put(product.place(column, unit), narrow<T>(input[a].active ? made[a].h : before));
+                    const Element e(of, team, last, a);
+                    if (!e.real) continue;
+                    const Place at(t, team.start + e.column, e.unit, of.batch, hidden, count);
+                    store_step(arrays, at, hidden, mode, input[a].active, made[a]);
                 }
-                const bool more = tile + 1 < tiles || base + AHEAD * THREADS < of.elements(team, tile);
-                if (more) store(tile, base);
-                else last = base;
             }
-            __syncthreads();
+            if (now.over(team)) break;
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                const Element e(of, team, now, a);
+                if (!e.real) continue;
+                const Place at(t, team.start + e.column, e.unit, of.batch, hidden, count);
+                input[a] = load_input(arrays, at, hidden, count, t < ends.of(team.start + e.column));
+            }
+            if (now.base == 0) {
+                if (now.first()) team.receive(product, 1, units, pitch);
+                else __syncthreads();
+                product.multiply(team.now, now.tile);
+                __syncthreads();
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                const Element e(of, team, now, a);
+                if (!e.real) continue;
+                A x[MOST_GATES], p[MOST_GATES] = {};
+                product.add(e.column % COLUMNS, e.own, units, count, p);
+#pragma unroll
+                for (int q = 0; q < MOST_GATES; q++) {
+                    x[q] = widen(input[a].x[q]);
+                    if (q < count && arrays.bias != nullptr) p[q] += widen(arrays.bias[q * hidden + e.unit]);
+                }
+                A& c = cell[e.column * units + e.own];
+                const int place = product.place(e.column, e.unit);
+                const A before = widen(team.now[place]);
+                made[a] = step_forward<T>(mode, x, p, before, c);
+                if (!input[a].active && mode == LSTM) made[a].inner = c;
+                if (mode == LSTM) c = made[a].inner;
+                team.put(place, narrow<T>(input[a].active ? made[a].h : before));
+            }
         }
-        team.send(product, 1, units, pitch);
-        store(tiles - 1, last);
     }
     team.receive(product, 1, units, pitch);
     for (int i = threadIdx.x; i < team.columns * units; i += THREADS) {
-        const Element e(i, units);
-        const int unit = first + e.unit;
+        const int column = i / units, unit = first + i % units;
         if (unit >= hidden) continue;
-        h_n[(team.start + e.column) * hidden + unit] = team.now[product.place(e.column, unit)];
-        if (mode == LSTM) c_n[(team.start + e.column) * hidden + unit] = narrow<T>(cell[i]);
+        h_n[(team.start + column) * hidden + unit] = team.now[product.place(column, unit)];
+        if (mode == LSTM) c_n[(team.start + column) * hidden + unit] = narrow<T>(cell[i]);
     }
 }
 
@@ -184,95 +195,75 @@ __device__ __forceinline__ void sequence_backward(Team& team, const Sizes& of, c
     A* grad_h = reinterpret_cast<A*>(team.begin(product, memory + product.bytes(), count, units, pitch));
     A* grad_c = grad_h + team.tiles * COLUMNS * units;
     for (int i = threadIdx.x; i < team.columns * units; i += THREADS) {
-        const Element e(i, units);
-        const int64 from = (team.start + e.column) * hidden + first + e.unit;
-        const bool real = first + e.unit < hidden;
+        const int64 from = (team.start + i / units) * hidden + first + i % units;
+        const bool real = first + i % units < hidden;
         grad_h[i] = real && grad_h_n != nullptr ? widen(grad_h_n[from]) : A(0);
         grad_c[i] = real && grad_c_n != nullptr ? widen(grad_c_n[from]) : A(0);
     }
     __syncthreads();
     team.ready();
 
-    for (int s = 0; s < of.steps; s++) {
+    for (int s = 0;; s++) {  // one more than there are steps: what reaches the initial states
         const int64 t = of.reverse ? s : of.steps - 1 - s;
+        const int64 done = of.reverse ? t - 1 : t + 1;  // the step before, on the way back
+        const bool end = s == of.steps;
         BackwardInput<T> input[AHEAD];
         SteppedBack<A> made[AHEAD];
-        const auto load = [&](int tile, int base) {
-#pragma unroll
-            for (int a = 0; a < AHEAD; a++) {
-                const int i = base + a * THREADS + threadIdx.x;
-                const Element e(i, units);
-                if (i >= of.elements(team, tile) || first + e.unit >= hidden) continue;
-                const int64 sequence = team.start + tile * COLUMNS + e.column;
-                const Place at(t, sequence, first + e.unit, of.batch, hidden, count);
-                input[a] = load_input(arrays, at, t, ends.of(sequence), of.batch, hidden, mode);
+        for (Pass now, last;; last = now, now.advance(of, team)) {
+            if (now.over(team)) {
+                if (end) return;
+                __syncthreads();
+                team.send(product, count, units, pitch);
             }
-        };
-        const auto store = [&](int tile, int base) {
-#pragma unroll
-            for (int a = 0; a < AHEAD; a++) {
-                const int i = base + a * THREADS + threadIdx.x;
-                const Element e(i, units);
-                if (i >= of.elements(team, tile) || first + e.unit >= hidden) continue;
-                const Place at(t, team.start + tile * COLUMNS + e.column, first + e.unit, of.batch, hidden, count);
-                store_gradients(arrays, at, hidden, count, made[a]);
-            }
-        };
-        const int tiles = divide_up(team.columns, COLUMNS);
-        int last = 0;
-        for (int tile = 0; tile < tiles; tile++) {
-            load(tile, 0);
-            if (tile == 0) team.receive(product, count, units, pitch);
-            product.multiply(team.now, tile);
-            __syncthreads();
-            for (int base = 0; base < of.elements(team, tile); base += AHEAD * THREADS) {
-                if (base > 0) load(tile, base);
+            if (!now.first() && !end) {
 #pragma unroll
                 for (int a = 0; a < AHEAD; a++) {
-                    const int i = base + a * THREADS + threadIdx.x;
-                    const Element e(i, units);
-                    const int unit = first + e.unit, column = tile * COLUMNS + e.column;
-                    if (i >= of.elements(team, tile) || unit >= hidden) continue;
-                    const int length = ends.of(team.start + column), own = column * units + e.unit;
-                    const int64 done = of.reverse ? t - 1 : t + 1;  // the step before, on the way back
-                    made[a] = {};
-                    made[a].h = grad_h[own];
-                    made[a].c = grad_c[own];
-                    if (s > 0 && done < length) made[a].h += product.sum(e.column, e.unit);
-                    if (t < length)
-                        made[a] = step_backward<T>(mode, input[a], made[a].h + widen(input[a].grad_output),
-                                                   made[a].c);
-                    grad_h[own] = made[a].h;
-                    grad_c[own] = made[a].c;
-#pragma unroll
-                    for (int q = 0; q < MOST_GATES; q++)
-                        if (q < count)
-                            team.put(product.place(column, q * pitch + unit), narrow<T>(made[a].hidden[q]));
+                    const Element e(of, team, last, a);
+                    if (!e.real) continue;
+                    const Place at(t, team.start + e.column, e.unit, of.batch, hidden, count);
+                    store_gradients(arrays, at, hidden, count, made[a]);
                 }
-                const bool more = tile + 1 < tiles || base + AHEAD * THREADS < of.elements(team, tile);
-                if (more) store(tile, base);
-                else last = base;
             }
-            __syncthreads();
+            if (now.over(team)) break;
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                const Element e(of, team, now, a);
+                if (!e.real || end) continue;
+                const int64 sequence = team.start + e.column;
+                const Place at(t, sequence, e.unit, of.batch, hidden, count);
+                input[a] = load_input(arrays, at, t, ends.of(sequence), of.batch, hidden, mode);
+            }
+            if (now.base == 0) {
+                if (now.first()) team.receive(product, count, units, pitch);
+                else __syncthreads();
+                product.multiply(team.now, now.tile);
+                __syncthreads();
+            }
+#pragma unroll
+            for (int a = 0; a < AHEAD; a++) {
+                const Element e(of, team, now, a);
+                if (!e.real) continue;
+                const int length = ends.of(team.start + e.column), own = e.column * units + e.own;
+                A h[1] = {grad_h[own]};
+                const A c = grad_c[own];
+                if (s > 0 && done < length) product.add(e.column % COLUMNS, e.own, 0, 1, h);
+                if (end) {
+                    const int64 to = (team.start + e.column) * hidden + e.unit;
+                    grad_h0[to] = narrow<T>(h[0]);
+                    if (mode == LSTM) grad_c0[to] = narrow<T>(c);
+                    continue;
+                }
+                made[a] = {};
+                made[a].h = h[0];
+                made[a].c = c;
+                if (t < length) made[a] = step_backward<T>(mode, input[a], h[0] + widen(input[a].grad_output), c);
+                grad_h[own] = made[a].h;
+                grad_c[own] = made[a].c;
+#pragma unroll
+                for (int q = 0; q < MOST_GATES; q++)
+                    if (q < count)
+                        team.put(product.place(e.column, q * pitch + e.unit), narrow<T>(made[a].hidden[q]));
+            }
         }
-        team.send(product, count, units, pitch);
-        store(tiles - 1, last);
-    }
-    team.receive(product, count, units, pitch);
-    for (int tile = 0; tile < divide_up(team.columns, COLUMNS); tile++) {
-        product.multiply(team.now, tile);
-        __syncthreads();
-        for (int i = threadIdx.x; i < of.elements(team, tile); i += THREADS) {
-            const Element e(i, units);
-            const int unit = first + e.unit, column = tile * COLUMNS + e.column;
-            if (unit >= hidden) continue;
-            const int64 to = (team.start + column) * hidden + unit;
-            const int length = ends.of(team.start + column);
-            A h = grad_h[column * units + e.unit];
-            if ((of.reverse ? of.steps - 1 : 0) < length) h += product.sum(e.column, e.unit);
-            grad_h0[to] = narrow<T>(h);
-            if (mode == LSTM) grad_c0[to] = narrow<T>(grad_c[column * units + e.unit]);
-        }
-        __syncthreads();
     }
 }

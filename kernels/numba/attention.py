@@ -19,6 +19,7 @@ from numba import cuda, float32, float64
 
 THREADS = 32  # of a block at most
 COLUMNS = 8  # of a thread: heads up to 256
+UNLIMITED = 1 << 30  # the window of a causal query that has none
 
 
 def _neighbour(name):
@@ -36,6 +37,13 @@ EIGHT = np.uint64(8)
 @cuda.jit(device=True)
 def length_of(lengths, given, b, longest):
     return min(max(lengths[b], 0), longest) if given else longest
+
+
+@cuda.jit(device=True)
+def shift_of(offsets, given, causal_offset, b, queries, keys, window):
+    """The last key of a causal query i is i + this; as `Problem.shift_of`."""
+    offset = offsets[b] if given else causal_offset
+    return max(min(offset, keys + (window if window < UNLIMITED else 0)), -queries)
 
 
 @cuda.jit(device=True)
@@ -101,7 +109,9 @@ def _kernels(real):
         g = h // (heads // k.shape[2])
         queries = length_of(q_lengths, given_q, b, q.shape[1])
         keys = length_of(kv_lengths, given_kv, b, k.shape[1])
-        last = i + causal_offset + (offsets[b] if given_offsets else 0)
+        last = i + shift_of(
+            offsets, given_offsets, causal_offset, b, q.shape[1], k.shape[1], window
+        )  # fmt: skip
         for c in range(COLUMNS):
             sums[c] = zero
         top, total = low, zero
@@ -173,7 +183,9 @@ def _kernels(real):
         g = h // (heads // k.shape[2])
         queries = length_of(q_lengths, given_q, b, q.shape[1])
         keys = length_of(kv_lengths, given_kv, b, k.shape[1])
-        last = i + causal_offset + (offsets[b] if given_offsets else 0)
+        last = i + shift_of(
+            offsets, given_offsets, causal_offset, b, q.shape[1], k.shape[1], window
+        )  # fmt: skip
         for c in range(COLUMNS):
             sums[c] = zero
         for run in range(0, keys, threads):
@@ -211,7 +223,9 @@ def _kernels(real):
         b, group = place // k.shape[1] // k.shape[2], q.shape[2] // k.shape[2]
         queries = length_of(q_lengths, given_q, b, q.shape[1])
         keys = length_of(kv_lengths, given_kv, b, k.shape[1])
-        shift = causal_offset + (offsets[b] if given_offsets else 0)
+        shift = shift_of(
+            offsets, given_offsets, causal_offset, b, q.shape[1], k.shape[1], window
+        )  # fmt: skip
         for c in range(COLUMNS):
             sums_k[c] = zero
             sums_v[c] = zero

@@ -12,7 +12,7 @@ because a literal would be a float64 and all that follows from it, too.
 The recursions: a block for each sequence and a thread for each state, with the row before in global
 memory and a barrier a step; the latency of the steps is the limit. The gradient: a block for each
 row of classes and a thread for each class, which looks through all states for its own, in order:
-the same bits each time.
+the same bits each time. What is not valid, a length or a label out of range, makes NaN.
 """
 
 import math
@@ -42,13 +42,32 @@ def log_sum(a, b, c, zero, never):
     return never if total == zero else top + math.log(total)
 
 
+@cuda.jit(device=True)
+def known_lengths(log_probs, targets, extents, b):
+    steps, labels, start = extents[0, b], extents[1, b], extents[2, b]
+    known = 0 <= steps <= log_probs.shape[0]
+    return known and labels >= 0 and start >= 0 and start + labels <= targets.size
+
+
+@cuda.jit(device=True)
+def known_labels(log_probs, targets, extents, b, blank):
+    """Whether all labels are classes and not the blank, of a sequence with `known_lengths`."""
+    known = True
+    for k in range(extents[2, b], extents[2, b] + extents[1, b]):
+        known = known and 0 <= targets[k] < log_probs.shape[2] and targets[k] != blank
+    return known
+
+
 @cuda.jit
 def ctc_forward(log_probs, targets, extents, blank, zero, never, loss, alpha):
     b = cuda.blockIdx.x
     steps, labels, start = extents[0, b], extents[1, b], extents[2, b]
     states, last = alpha.shape[2], 2 * labels
     fits = last < states
-    if not fits:
+    known = known_lengths(log_probs, targets, extents, b)
+    if known and fits:
+        known = known_labels(log_probs, targets, extents, b, blank)
+    if not fits or not known:
         steps = 0
     for t in range(alpha.shape[1]):
         for s in range(cuda.threadIdx.x, states, cuda.blockDim.x):
@@ -75,6 +94,8 @@ def ctc_forward(log_probs, targets, extents, blank, zero, never, loss, alpha):
             if labels > 0:
                 before = alpha[b, steps - 1, last - 1]
             result = -log_sum(alpha[b, steps - 1, last], before, never, zero, never)
+        if not known:
+            result = never - never
         loss[b] = result
 
 
@@ -83,7 +104,8 @@ def ctc_backward(log_probs, targets, extents, blank, zero, never, beta):
     b = cuda.blockIdx.x
     steps, labels, start = extents[0, b], extents[1, b], extents[2, b]
     last = 2 * labels
-    if last < beta.shape[2]:
+    known = known_lengths(log_probs, targets, extents, b) and last < beta.shape[2]
+    if known and known_labels(log_probs, targets, extents, b, blank):
         for t in range(steps - 1, -1, -1):
             for s in range(cuda.threadIdx.x, last + 1, cuda.blockDim.x):
                 value = never
@@ -112,11 +134,12 @@ def ctc_gradient(
     for row in range(cuda.blockIdx.x, steps * batch, cuda.gridDim.x):
         t, b = row // batch, row % batch
         labels, start, infinite = extents[1, b], extents[2, b], loss[b] == -never
+        known = known_lengths(log_probs, targets, extents, b)
         for c in range(cuda.threadIdx.x, classes, cuda.blockDim.x):
             value = never - never
-            if t >= extents[0, b] or (infinite and zero_infinity):
+            if (known and t >= extents[0, b]) or (infinite and zero_infinity):
                 value = zero
-            elif not infinite:
+            elif loss[b] < -never:  # else it is infinite, or NaN: nothing may be read then
                 share, whole = zero, zero
                 for s in range(2 * labels + 1):
                     part = math.exp(alpha[b, t, s] + beta[b, t, s] + loss[b])

@@ -86,3 +86,39 @@ def test_products_with_wgmma(tmp_path, kernel, in_a_block):
     if "DIRECT" in kernel or "ROW_SUMS" in kernel:
         assert count(found, "UTMASTG") and count(found, "STSM.16.M88.4")
     assert not count(found, "LDG.E.U8", "ATOM", "RED.")
+
+
+@pytest.mark.parametrize(
+    "kernel, in_a_block",
+    [
+        ("128, 256, 2, false, 4, 2, OUTPUT, DIRECT", 4),
+        ("256, 64, 2, false, 5, 2, INPUT, FORWARD", 8),
+        ("128, 256, 2, false, 3, 2, WEIGHT, FORWARD", 4),
+    ],
+)
+def test_convolutions_with_wgmma(tmp_path, kernel, in_a_block):
+    """As products; the gathered operand is copied by the hardware's im2col."""
+    expression = f"convolution_wgmma<{BF16}, {kernel}>"
+    found = instructions(tmp_path, "convolution_wgmma.cu", "sm_90a", expression)
+    assert count(found, "HGMMA") == in_a_block
+    assert max(loops(found, "HGMMA")) <= 40
+    assert count(found, "UTMALDG.4D.IM2COL") == count(found, "UTMALDG.5D.IM2COL") == 1
+    assert count(found, "UTMALDG.4D.MULTICAST") and count(found, "USETMAXREG") == 2
+    assert not count(found, "LDG.E.U8", "ATOM", "RED.")
+
+
+@pytest.mark.parametrize("dtype, dim", [(BF16, 64), ("__half", 128)])
+def test_attention_with_wgmma(tmp_path, dtype, dim):
+    kernel = f"attention_forward_wgmma<{dtype}, {dim}>"
+    found = instructions(tmp_path, "attention_wgmma.cu", "sm_90a", kernel)
+    # Scores: D / 16 steps, for the first tile and in the loop; values: 8 steps, in the loop and for
+    # the last tile.
+    assert count(found, "HGMMA") == 2 * (dim // 16 + 8)
+    places = [i for i, op in enumerate(found) if op.startswith("HGMMA")]
+    begin, end = places[dim // 16], places[-9]  # in the loop
+    assert not count(found[begin:end], "LDS", "STS", "LDG", "STG", "BAR.SYNC")
+    # The exponentials run beside the product by values: behind the wait for the scores, before
+    # the next one.
+    waits = [i for i, op in enumerate(found) if op.startswith("WARPGROUP.DEPBAR") and i > end]
+    assert count(found[waits[0] : waits[1]], "MUFU.EX2") == 128 // 2 + 2
+    assert count(found, "UTMALDG") >= 3 * dim // 64 and count(found, "USETMAXREG") == 2

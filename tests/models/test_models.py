@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import gpunn
 import gpunn.nn.functional as F
 from gpunn import models, nn, optim
+from gpunn.device import probe
 
 
 def images(*shape):
@@ -50,6 +53,8 @@ def test_lenet():
     assert models.LeNet(7, 3, 32)(images(2, 3, 32, 32)).shape == (2, 7)
     with pytest.raises(ValueError, match="image_size is 12"):
         models.LeNet(image_size=12)
+    with pytest.raises(ValueError, match=r"expected \(B, 1, 28, 28\)"):
+        model(images(2, 1, 32, 32))
 
 
 def test_resnet18_has_torchvisions_parameters():
@@ -91,6 +96,8 @@ def test_vit():
     assert last < 0.1 * first
     with pytest.raises(ValueError, match="32 is not a multiple of patch_size 5"):
         models.ViT(patch_size=5)
+    with pytest.raises(ValueError, match=r"images have shape \(6, 3, 8, 8\); .* \(B, 3, 32, 32\)"):
+        models.ViT(depth=1)(x)
 
 
 # ---- sequences -----------------------------------------------------------------------------------
@@ -144,6 +151,8 @@ def test_seq2seq_learns_to_turn_sequences_round():
     assert last < 0.05 * first
     found = model.eval().translate(x, start=1, end=2, max_length=6, lengths=n).numpy()
     np.testing.assert_array_equal(found, np.where(wanted < 0, 2, wanted))
+    with pytest.raises(ValueError, match="hidden_size is 258; .* from 2 to 256"):
+        models.Seq2Seq(6, 6, 8, 258)
 
 
 # ---- GPT -----------------------------------------------------------------------------------------
@@ -183,6 +192,28 @@ def test_gpt_with_a_cache_is_gpt():
     np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=2e-6)
     with pytest.raises(ValueError, match="9 positions, but block_size is 8"):
         model(tokens[:, :1], caches)
+    with pytest.raises(ValueError, match=r"shape \(1, 0\); expected \(B, T\) with T >= 1"):
+        model.generate(tokens[:1, :0], 2)
+    with pytest.raises(ValueError, match="top_k is 0"):
+        model.generate(tokens, 2, top_k=0)
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+def test_gpt_trains_on_a_device_as_on_the_cpu():
+    tokens = gpunn.tensor(np.random.default_rng(2).integers(0, 11, (2, 9)))
+    found = []
+    for device in ("cpu", "emulator"):
+        gpunn.manual_seed(0)
+        config = dataclasses.replace(TINY, n_layer=1, dropout=0.1)
+        model, text = models.GPT(config).to(device), tokens.to(device)
+        gpunn.manual_seed(5)
+        loss = model.loss(text[:, :-1], text[:, 1:])
+        loss.backward()
+        out = model.eval().generate(text[:1, :6], 4, temperature=0)
+        grads = [parameter.grad.cpu().numpy() for parameter in model.parameters()]
+        found.append((loss.item(), out.cpu().numpy(), *grads))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_gpt_loads_the_published_layout():

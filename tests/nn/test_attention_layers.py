@@ -51,6 +51,8 @@ def test_a_cache_keeps_chosen_sequences():
     np.testing.assert_array_equal(values.numpy()[:, 0, 0, 0], [-4, 0, 0])
     with pytest.raises(ValueError, match=r"takes \(3, T, 1, 2\)"):
         cache.append(keys[:2], keys[:2])
+    with pytest.raises(ValueError, match="dtype float64 on cpu; this cache was made for float32"):
+        cache.append(keys, keys.double())
 
 
 def test_with_and_without_weights_are_the_same():
@@ -66,6 +68,28 @@ def test_with_and_without_weights_are_the_same():
             np.testing.assert_allclose(
                 with_.detach().numpy(), without.detach().numpy(), atol=1e-12
             )
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64], ids=str)
+def test_masks_of_numbers_may_be_of_another_type(dtype):
+    layer = nn.MultiheadAttention(8, 2, batch_first=True, dtype=dtype)
+    x = gpunn.tensor(RNG.normal(size=(2, 4, 8)).astype(dtype), requires_grad=True)
+    hidden = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    hidden[2] = -np.inf  # a row that may look nowhere
+    padding = gpunn.tensor(np.array([[False] * 4, [False, True, True, True]]))
+    found = []
+    for weights in (True, False):
+        out, _ = layer(x, None, None, padding, weights, gpunn.tensor(hidden))
+        assert out.dtype == dtype
+        out.sum().backward()
+        found.append([out.detach().numpy(), x.grad.numpy().copy()])
+        x.grad = None
+    bound = 1e-2 if dtype == np.float16 else 1e-12
+    for one, other in zip(*found, strict=True):
+        assert np.isfinite(one).all()
+        np.testing.assert_allclose(one, other, atol=bound)
+    with pytest.raises(TypeError, match="a mask has dtype int64; expected bool"):
+        layer(x, attn_mask=gpunn.tensor(np.zeros((4, 4), np.int64)))
 
 
 def test_without_a_batch_and_time_first():

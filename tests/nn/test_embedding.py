@@ -110,6 +110,11 @@ def test_bags():
     assert bag(cpu([[0, 1], [3, 3], [1, 1]])).tolist() == [[0, 1], [6, 7], [0, 0]]
     bag.include_last_offset = True
     assert bag(cpu([0, 2, 3]), cpu([0, 2, 3])).tolist() == [[2, 3], [6, 7]]
+    assert bag(cpu([0, 2, 3]), cpu([0, 2, 2])).tolist() == [[2, 3], [0, 0]]  # 3 is in no bag
+    low = nn.EmbeddingBag.from_pretrained(cpu(np.full((2, 1), 100.0), dtype=g.float16), False)
+    mean = low(g.zeros(1, 1000, dtype=np.int64, device="cpu"))  # whose sum is no float16
+    mean.backward()
+    assert mean.dtype == low.weight.dtype and mean.item() == 100 == 100 * low.weight.grad[0].item()
 
 
 def test_positions_are_added_from_an_offset_on():
@@ -142,6 +147,11 @@ def test_rotary_layer_with_a_cache_and_other_positions():
     assert beyond.shape == x.shape and np.isfinite(beyond).all()
     low = layer.to(g.bfloat16)(x.bfloat16())  # the angles stay exact
     np.testing.assert_allclose(low.float().numpy(), whole, atol=0.05)
+    places = g.arange(8, device="cpu")
+    turned = layer(x.requires_grad_(), positions=places)
+    places += 1
+    with pytest.raises(RuntimeError, match="Rotary.* modified in place"):
+        turned.sum().backward()
 
 
 @pytest.mark.parametrize(

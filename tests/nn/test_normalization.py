@@ -92,6 +92,51 @@ def test_running_statistics_do_not_disturb_a_recorded_step():
         assert layer(x).grad_fn is None
 
 
+def test_rms_norm_of_16_bits_has_the_eps_of_float32():
+    """As in PyTorch: that of float16 would take the place of small values."""
+    x = gpunn.tensor(1e-2 * RNG.normal(size=(3, 64)), dtype=gpunn.float16)
+    y, wide = (F.rms_norm(some, 64).float().numpy() for some in (x, x.float()))
+    np.testing.assert_allclose(y, wide, rtol=1e-3)
+
+
+def test_what_is_switched_off_and_left_out():
+    """Statistics that are no longer tracked stay, even beside NaN; a layer without a bias."""
+    layer = nn.BatchNorm1d(2, bias=False)
+    assert layer.bias is None and list(layer.state_dict())[:2] == ["weight", "running_mean"]
+    assert nn.GroupNorm(1, 2, bias=False).bias is nn.InstanceNorm1d(2, affine=True, bias=False).bias
+    layer.track_running_stats = False
+    layer(gpunn.tensor(np.full((3, 2), np.nan, np.float32)))
+    assert layer.running_mean.tolist() == [0, 0] and int(layer.num_batches_tracked) == 0
+
+
+def test_a_stream_that_waits_for_its_norms():
+    """What has arrived at the input goes into the kernel: shared arrays, retained, two walks."""
+    x, w = random(3, 5), random(5)
+    seen = {}
+
+    def net(x, w):
+        p, q = x * 3.0, x * 2.0
+        s = p + q  # one array goes back to both
+        y = s + F.layer_norm(p, 5, w) + F.rms_norm(p, 5, w, 0.1) + F.layer_norm(s, 5, w)
+        seen.update(p=p, s=s)
+        return y
+
+    assert gradcheck(net, (x, w))
+    y, grad = net(x, w), random(3, 5, needs=False)
+    before = grad.numpy().copy()
+    for name in seen:
+        seen[name].retain_grad()
+    x.grad = w.grad = None
+    y.backward(grad, retain_graph=True)
+    once = {name: seen[name].grad.numpy().copy() for name in seen}
+    np.testing.assert_allclose(x.grad.numpy(), 3 * once["p"] + 2 * once["s"], rtol=1e-12)
+    first = x.grad.numpy().copy()
+    y.backward(grad)
+    np.testing.assert_allclose(x.grad.numpy(), 2 * first, rtol=1e-12)
+    np.testing.assert_array_equal(seen["p"].grad.numpy(), 2 * once["p"])
+    np.testing.assert_array_equal(grad.numpy(), before)
+
+
 def test_sixteen_bits_with_wide_weights():
     x = gpunn.tensor(RNG.normal(size=(64, 32)), dtype=gpunn.bfloat16, requires_grad=True)
     for layer in (nn.LayerNorm(32), nn.RMSNorm(32), nn.BatchNorm1d(32), nn.GroupNorm(4, 32)):

@@ -233,39 +233,19 @@ class Reader(nn.Module):
         return self.head(states_of(ends)[0][-1])
 
 
-def test_an_lstm_reads_digits_row_by_row():
-    pytest.importorskip("sklearn")
-    from gpunn.data.digits import load_digits
-
-    x, y = load_digits()
-    x = (x / 16).reshape(-1, 8, 8).transpose(1, 0, 2).astype(np.float32)  # a row of pixels a step
-    order = np.random.default_rng(0).permutation(len(y))
-    train, test = order[:1437], order[1437:]
-    model = Reader(nn.LSTM, 8, 64, 10)
-    optimizer = optim.AdamW(model.parameters(), lr=1e-2)
-    for epoch in range(5):
-        for some in np.array_split(np.random.default_rng(epoch).permutation(train), 22):
-            optimizer.zero_grad()
-            F.cross_entropy(model(g.tensor(x[:, some])), g.tensor(y[some])).backward()
-            optimizer.step()
-    with g.no_grad():
-        found = model(g.tensor(x[:, test])).numpy().argmax(1)
-    assert (found == y[test]).mean() > 0.85
-
-
 def test_a_gru_keeps_the_first_symbol_to_the_end_of_each_sequence():
-    """The label is the first symbol; up to 13 others follow it, and then padding."""
+    """The label is the first symbol; up to 8 others follow it, and then padding."""
     rng = np.random.default_rng(0)
     model = Reader(nn.GRU, 5, 32, 4)
     optimizer = optim.AdamW(model.parameters(), lr=1e-2)
 
     def batch():
-        symbols, lengths = rng.integers(0, 4, (14, 64)), rng.integers(1, 15, 64)
+        symbols, lengths = rng.integers(0, 4, (9, 48)), rng.integers(1, 10, 48)
         x = np.eye(5, dtype=np.float32)[symbols]
         x[0, :, 4] = 1  # marks the beginning
         return g.tensor(x), lengths, symbols[0]
 
-    for _ in range(90):
+    for _ in range(70):
         x, lengths, label = batch()
         optimizer.zero_grad()
         F.cross_entropy(model(x, lengths), g.tensor(label)).backward()

@@ -80,7 +80,7 @@ def compare(rng, found, expected, leaves, ours, theirs):
 @pytest.mark.parametrize("kind", ["RNN", "LSTM", "GRU"])
 def test_random_layers(kind):
     rng = np.random.default_rng({"RNN": 1, "LSTM": 2, "GRU": 3}[kind])
-    for trial in range(24):
+    for trial in range(12):
         inputs, hidden, layers = (int(n) for n in rng.integers(1, (6, 7, 4)))
         steps, batch = (int(n) for n in rng.integers(1, (9, 7)))
         both_ways, bias, first = (bool(flag) for flag in rng.integers(0, 2, 3))
@@ -102,7 +102,7 @@ def test_random_layers(kind):
             their_output, their_ends = theirs(their_x, their_hx)
         else:
             lengths = rng.integers(1, steps + 1, batch)
-            falls = trial % 8 < 4
+            falls = trial // 4 % 2 == 0
             lengths = np.sort(lengths)[::-1].copy() if falls else lengths
             packed = torch.nn.utils.rnn.pack_padded_sequence(
                 their_x, torch.from_numpy(lengths), first, enforce_sorted=falls

@@ -51,7 +51,8 @@ def both(q, k, v, grad=None, **options):
 # ---- what a query sees ---------------------------------------------------------------------------
 
 
-def test_rules_of_who_sees_what():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rules_of_who_sees_what(implementation):
     q, k, v = inputs()
     i, j = np.arange(5)[:, None], np.arange(7)
     cases = [
@@ -64,10 +65,17 @@ def test_rules_of_who_sees_what():
             {"causal": True, "causal_offset": np.array([1, 4])},
             j <= i + np.array([1, 4])[:, None, None, None],
         ),
+        ({"causal": True, "causal_offset": 9, "window": 5}, j > i + 4),  # beyond the keys
+        ({"causal": True, "causal_offset": 1 << 30}, j >= 0),
+        (
+            {"causal": True, "causal_offset": np.array([1 << 40, -(1 << 40)])},
+            np.array([True, False])[:, None, None, None],
+        ),
         ({"mask": (i + j) % 3 > 0}, (i + j) % 3 > 0),
     ]
     for options, seen in cases:
-        got, _ = kernels.attention_forward(q, k, v, **options)
+        with using(implementation):
+            got, _ = kernels.attention_forward(q, k, v, **options)
         np.testing.assert_allclose(got, dense(q, k, v, seen), rtol=1e-12, atol=1e-14)
     added = draw(4, 1, 7, seed=3)
     got, normalizer = kernels.attention_forward(q, k, v, mask=added)
@@ -107,6 +115,8 @@ def test_tiles_do_not_change_the_result(monkeypatch):
     options = {"causal": True, "causal_offset": 10, "window": 30, "dropout_p": 0.2, "seed": 4}
     whole = both(q, k, v, **options)
     monkeypatch.setattr(attention_reference, "_TILE", 1)
+    monkeypatch.setattr(attention_reference, "_PIECE", 1)  # each head alone, and on threads
+    monkeypatch.setattr(attention_reference, "_THREADS", 0)
     monkeypatch.setattr(attention_reference, "_FLAGS", 0)
     for got, want in zip(both(q, k, v, **options), whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
@@ -165,9 +175,8 @@ def launched(*args, arch="sm_90a", made=kernels.attention_forward, **options):
 def test_the_rule():
     low = inputs(dim=72, dtype=np.float16)
     assert launched(*low) == ["attention_forward_mma<__half, 128>"]
-    assert launched(*low, arch="sm_75") == ["attention_forward<__half, 1>"]
-    assert launched(*inputs(dtype=np.float32)) == ["attention_forward<float, 1>"]
-    assert launched(*inputs(dim=65, dtype=np.float32)) == ["attention_forward<float, 2>"]
+    assert launched(*low, arch="sm_75") == ["attention_forward<__half>"]
+    assert launched(*inputs(dtype=np.float32)) == ["attention_forward<float>"]
     odd = launched(*inputs(dim=12, dtype=BFLOAT16))
     assert odd == 3 * ["attention_pad"] + [
         "attention_forward_mma<__nv_bfloat16, 64>", "attention_pad",
@@ -216,6 +225,7 @@ Q, K, V = inputs()
         ({"seed": -1}, ValueError, "seed is -1"),
         ({"out": np.zeros((2, 5, 4, 16))[..., ::2]}, ValueError, "out .*last dimension"),
         ({"out": Q.astype(np.float32)}, TypeError, "out .*float64"),
+        ({"out": Q}, ValueError, "out .*overlaps q"),
     ],
 )
 def test_errors(change, error, text):

@@ -94,6 +94,24 @@ def test_sizes_at_the_edge():
     np.testing.assert_array_equal(y, 3 * ones(1, 2, 2))
 
 
+@pytest.mark.parametrize("implementation", ["numpy", pytest.param("emulator", marks=emulated)])
+def test_strides_and_dilations_beyond_every_number(implementation):
+    """One output a dimension has no second place, and one tap no distance to another."""
+    x, weight = normal(2, 3, 4, 5, 2), normal(3, 1, 2, 5, 2, seed=1)
+    far = {"stride": (1 << 40, 1 << 33, 3), "dilation": (1 << 40, 1, 1)}
+    with using(implementation):
+        y = forward(x, weight, **far)
+        dx = input_gradient(y, weight, input_shape=x.shape, **far)
+        dw = weight_gradient(y, x, kernel_size=weight.shape[1:-1], **far)
+    near = x[:, :1, :2]
+    exact = np.einsum("nzyxc,ozyxc->no", near.astype(float), weight.astype(float))
+    np.testing.assert_allclose(y[:, 0, 0, 0], exact, 1e-5, 1e-5)
+    back = np.einsum("no,ozyxc->nzyxc", exact, weight)
+    np.testing.assert_allclose(dx[:, :1, :2], back, 1e-5, 1e-5)
+    assert not dx[:, 1:].any() and not dx[:, :, 2:].any()
+    np.testing.assert_allclose(dw, np.einsum("no,nzyxc->ozyxc", exact, near), 1e-5, 1e-5)
+
+
 # ---- which kernel --------------------------------------------------------------------------------
 
 
@@ -110,13 +128,19 @@ def test_the_rule():
     point = ones(128, 1, 1, 64, dtype=BFLOAT16)
     assert launched(forward, x, point)[0].startswith("matmul_")
     assert launched(forward, x, point, arch="sm_80")[0].startswith("matmul_mma.cu")
-    assert launched(forward, x, point, stride=2)[0].startswith("convolution_mma.cu")
+    assert launched(forward, x, point, stride=2, arch="sm_80")[0].startswith("convolution_mma.cu")
     whole = ones(16, 7, 7, 64, dtype=BFLOAT16)
     assert launched(forward, x[:, :7, :7], whole)[0].startswith("matmul_")
     y = ones(8, 56, 56, 128, dtype=BFLOAT16)
     assert launched(input_gradient, y, point, input_shape=x.shape)[0].startswith("matmul_")
     assert launched(weight_gradient, y, x, kernel_size=1)[0].startswith("matmul_")
-    assert launched(forward, x, weight)[0].startswith("convolution_mma.cu")
+    for arch, source in (("sm_80", "mma"), ("sm_90a", "wgmma"), ("sm_100a", "mma")):
+        for names in (
+            launched(forward, x, weight, padding=1, arch=arch),
+            launched(input_gradient, x, weight, input_shape=x.shape, padding=1, arch=arch),
+            launched(weight_gradient, x, x, kernel_size=3, padding=1, arch=arch),
+        ):
+            assert names[0].startswith(f"convolution_{source}.cu"), names
     assert launched(forward, x, weight, arch="sm_75")[0].startswith("convolution.cu")
     each = ones(64, 3, 3, 1, dtype=BFLOAT16)
     for arch in ("sm_75", "sm_90a"):
@@ -144,7 +168,7 @@ def test_arrays_beyond_32_bits_go_to_the_ordinary_units():
     def huge(*shape):
         return np.broadcast_to(np.zeros((), BFLOAT16), shape)
 
-    chip = RecordingLauncher("convolution.cu")
+    chip = RecordingLauncher("convolution.cu", "sm_80")
     for channels, size, kernel in (
         (64, (1, 1 << 14, 1 << 13), "mma"),  # 2^30 packs of 8
         (64, (1, 1 << 14, 1 << 14), "simt"),  # 2^31

@@ -215,6 +215,11 @@ P, Q, A, R = (
         (lambda: P(X, kernel_size=(2, 2, 2)), ValueError, "kernel_size .*3 numbers.* 2 spatial"),
         (lambda: P(X, kernel_size=2.5), TypeError, "kernel_size is 2.5; expected an int"),
         (lambda: P(X, kernel_size=2, stride=0), ValueError, "stride is 0; .* at least 1"),
+        (lambda: P(X, kernel_size=2, stride=1 << 31), ValueError, "kernel_size is 2 .*fewer than"),
+        (
+            lambda: P(X, kernel_size=3, dilation=1 << 30, padding=1 << 30),
+            ValueError, "dilation 1073741824: .* fewer than",
+        ),
         (lambda: P(X, output_size=0), ValueError, "output_size is 0"),
         (lambda: P(X, output_size=1, kernel_size=2), ValueError, "output_size is 1, and kernel"),
         (lambda: P(X[:, :0], kernel_size=1), ValueError, r"spatial sizes \(0, 4\)"),

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gpunn import kernels
+from gpunn.device import probe
 from gpunn.device.launch import RecordingLauncher
 from gpunn.primitives.registry import intercepting
 
@@ -99,6 +100,22 @@ def test_in_place():
         np.testing.assert_array_equal(place, expected)
 
 
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+@pytest.mark.parametrize("columns", [24, 17001], ids=["registers", "held"])
+def test_a_gradient_in_place_of_its_inputs(columns):
+    """The sums over the rows are those of what stood there."""
+    grad, x = RNG.normal(size=(2, 2, columns)).astype(np.float32)
+    statistics = kernels.layer_norm_forward(x)[1:]
+    expected = kernels.layer_norm_backward(grad, x, *statistics)
+    for place in (0, 1):
+        arrays = [grad.copy(), x.copy()]
+        with kernels.using("emulator"):
+            found = kernels.layer_norm_backward(*arrays, *statistics, out=arrays[place])
+        assert found[0] is arrays[place]
+        for got, want in zip(found, expected, strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 # ---- launches, cost ------------------------------------------------------------------------------
 
 
@@ -113,7 +130,7 @@ def test_what_is_launched():
     wanted = {"weight_gradient": False, "bias_gradient": False}
     assert launched(backward, x, x, *statistics, w, **wanted) == ["row_norm_backward"]
     assert launched(backward, long, long, *statistics[:, :2], bias) == [
-        "row_norm_backward_held", "row_norm_column_sums", "row_norm_sums"
+        "row_norm_column_sums", "row_norm_backward_held", "row_norm_sums"
     ]  # fmt: skip
     image, c = np.zeros((4, 10, 10, 32), np.float16), np.zeros((2, 32), np.float32)
     assert launched(kernels.batch_norm_forward, image, *c) == [

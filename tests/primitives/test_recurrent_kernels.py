@@ -11,9 +11,10 @@ import pytest
 from gpunn import emulator, kernels
 from gpunn.device import cuda_launch, probe, sources
 from gpunn.device.device import Device
+from gpunn.device.emulator_launch import prepare
 from gpunn.primitives import recurrent_launch, recurrent_plan
 from gpunn.primitives.recurrent_plan import GATES, block_bytes, choose
-from gpunn.primitives.registry import using
+from gpunn.primitives.registry import reachable_kernels, using
 from gpunn.primitives.rows import Chip
 
 H200 = Chip("sm_90a", 132, 227 * 1024)
@@ -121,9 +122,18 @@ def both_ways(given, lengths, mode, reverse, rng, in_place=False):
     return [*forward, *back]
 
 
+@pytest.fixture
+def compiled():
+    """The kernels, not checked, in the batches in which the parity tests compile them."""
+    primitives = [kernels.table()[f"recurrent_{way}"] for way in ("forward", "backward")]
+    reached = reachable_kernels(primitives=primitives)
+    with emulator.settings(check=False):
+        prepare({name: reached[name] for name in ("recurrent.cu", "recurrent_grid.cu")})
+
+
 @emulated
 @pytest.mark.parametrize("kind", ["block", "grid", "steps"])
-def test_every_mode_in_every_way(kind, monkeypatch):
+def test_every_mode_in_every_way(kind, monkeypatch, compiled):
     """More sequences than a tile and a team take, ended early, both directions, in place."""
     rng = np.random.default_rng(1)
     lengths = rng.integers(0, 5, size=20)
@@ -146,7 +156,7 @@ def test_every_mode_in_every_way(kind, monkeypatch):
 
 @emulated
 @pytest.mark.parametrize("kind", ["cluster", "grid"])
-def test_several_tiles(kind, monkeypatch):
+def test_several_tiles(kind, monkeypatch, compiled):
     """50 sequences for two teams of four tiles each, the last of them not full."""
     rng = np.random.default_rng(3)
     given = layer(rng, "gru", 3, 50, 40, np.float32)

@@ -52,6 +52,8 @@ def test_time_before_or_after_the_heads():
     y = kernels.rotary_forward(x, COS, SIN)
     other = kernels.rotary_forward(x.transpose(0, 2, 1, 3), COS, SIN, axis=1)
     np.testing.assert_array_equal(other.transpose(0, 2, 1, 3), y)
+    nothing = kernels.rotary_forward(x, COS[:, :0], SIN[:, :0], np.arange(5))  # no column is turned
+    np.testing.assert_array_equal(nothing, x)
 
 
 @emulated

@@ -31,9 +31,10 @@ class Attention(Function):
     def forward(self, query, key, value, options):
         self.options = options
         views = map(_heads_inside, (query, key, value))
-        out, normalizer = attention_forward(*views, **options)
+        out, normalizer = attention_forward(*views, **options, keep=any(self.needs))
         out = _heads_inside(out)
-        self.save(query, key, value, out, normalizer)
+        if normalizer is not None:
+            self.save(query, key, value, out, normalizer)
         return out
 
     def backward(self, grad):
@@ -48,8 +49,9 @@ class PackedAttention(Function):
 
     def forward(self, packed, options):
         self.options = options
-        out, normalizer = attention_forward(*_unpack(packed), **options)
-        self.save(packed, out, normalizer)
+        out, normalizer = attention_forward(*_unpack(packed), **options, keep=any(self.needs))
+        if normalizer is not None:
+            self.save(packed, out, normalizer)
         return out
 
     def backward(self, grad):
@@ -157,6 +159,8 @@ def packed_attention(
     function; a sequence's kv_lengths are also the lengths of its queries.
     """
     name = "packed_attention"
+    if not isinstance(qkv, Tensor):
+        raise TypeError(f"{name}: qkv is {type(qkv).__name__}; expected a Tensor")
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"{name}: qkv has shape {qkv.shape}; expected (B, T, 3, H, D)")
     options = _options(
@@ -188,7 +192,8 @@ def _options(
                 )
             arrays[key] = value._array
         elif value is not None and not isinstance(value, (int, np.integer)):
-            raise TypeError(f"{name}: {key} is {type(value).__name__}; expected a Tensor")
+            wanted = "an int or a Tensor" if key == "causal_offset" else "a Tensor"
+            raise TypeError(f"{name}: {key} is {type(value).__name__}; expected {wanted}")
     mask = arrays["mask"]
     if mask is not None and mask.dtype != np.bool_ and not is_float(mask.dtype):
         raise TypeError(

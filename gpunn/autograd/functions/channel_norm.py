@@ -224,8 +224,9 @@ def instance_norm(
 
 
 def local_response_norm(
-    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
-) -> Tensor:
+    input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, *,
+    channels_last: bool = False,
+) -> Tensor:  # fmt: skip
     """x / (k + alpha / size * sum of x^2 over `size` neighbouring channels)^beta."""
     if input.ndim < 3:
         raise ValueError(
@@ -234,10 +235,11 @@ def local_response_norm(
         )
     if size < 1:
         raise ValueError(f"local_response_norm: size is {size}; expected 1 or more")
-    channels = input.shape[1]
-    pairs = [(0, 0), (size // 2, (size - 1) // 2), *[(0, 0)] * (input.ndim - 2)]
+    axis = input.ndim - 1 if channels_last else 1
+    channels, pairs = input.shape[axis], [(0, 0)] * input.ndim
+    pairs[axis] = (size // 2, (size - 1) // 2)
     squares = pad_dimensions(input * input, pairs)
-    total = narrow(squares, 1, 0, channels)
+    total = narrow(squares, axis, 0, channels)
     for shift in range(1, size):
-        total = total + narrow(squares, 1, shift, channels)
+        total = total + narrow(squares, axis, shift, channels)
     return input / (total * (alpha / size) + k) ** beta

@@ -25,16 +25,16 @@ class Ctc(Function):
         self.blank, self.zero_infinity = blank, zero_infinity
         loss, alpha = ctc_forward(*problem, blank=blank)
         if self.needs[0]:
-            self.problem = problem[1:]
-            self.save(log_probs, loss, alpha)
+            self.lengths = problem[2:]
+            self.save(log_probs, targets, loss, alpha)
         if not zero_infinity:
             return loss.copy() if self.needs[0] else loss  # what is kept is not the caller's
         return array_xp(loss).where(loss == np.inf, 0, loss).astype(loss.dtype)
 
     def backward(self, grad):
-        log_probs, loss, alpha = self.saved
+        log_probs, targets, loss, alpha = self.saved
         options = {"blank": self.blank, "zero_infinity": self.zero_infinity}
-        return ctc_backward(grad, log_probs, *self.problem, loss, alpha, **options)
+        return ctc_backward(grad, log_probs, targets, *self.lengths, loss, alpha, **options)
 
 
 def ctc_loss(
@@ -75,7 +75,7 @@ def ctc_loss(
     if single:
         log_probs = reshape(log_probs, log_probs.shape[0], 1, -1)
     inputs, lengths = (_lengths(value) for value in (input_lengths, target_lengths))
-    loss = Ctc.apply(log_probs, targets._array, inputs, lengths, blank, bool(zero_infinity))
+    loss = Ctc.apply(log_probs, targets, inputs, lengths, blank, bool(zero_infinity))
     if reduction == "sum":
         return sum(loss)
     if reduction == "none":

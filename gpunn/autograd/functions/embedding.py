@@ -8,14 +8,14 @@ from gpunn.autograd import mode
 from gpunn.autograd.dtypes import wide
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.arithmetic import where
-from gpunn.autograd.functions.common import array_xp
+from gpunn.autograd.functions.common import array_xp, cast
 from gpunn.autograd.functions.indexing import getitem
 from gpunn.autograd.functions.reduction import max as largest
 from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives.embedding import embedding_backward, embedding_forward
 from gpunn.primitives.rotary import rotary_forward
-from gpunn.primitives.samples import INTEGERS
+from gpunn.primitives.samples import INTEGERS, accumulator_dtype
 
 
 class Embedding(Function):
@@ -63,12 +63,13 @@ class Rotary(Function):
     """Pairs of columns turned by an angle; the gradient is turned back"""
 
     def forward(self, x, cos, sin, positions, options):
-        self.tables, self.options = (cos, sin, positions), options
+        self.save(cos, sin, positions)
+        self.options = options
         return rotary_forward(x, cos, sin, positions, **options)
 
     def backward(self, grad):
         options = {**self.options, "inverse": not self.options["inverse"]}
-        return rotary_forward(grad, *self.tables, **options)
+        return rotary_forward(grad, *self.saved, **options)
 
 
 # ---- public functions ----------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _integers(name: str, input: Tensor) -> Tensor:
 
 def _renormalize(weight: Tensor, indices, max_norm: float, order: float) -> None:
     """Scale the rows of `weight` that `indices` name down to `max_norm`, in place."""
-    rows = wide(embedding_forward(weight._array.copy(order="C"), indices.reshape(-1)))
+    rows = wide(embedding_forward(weight._array, indices.reshape(-1)))
     xp = array_xp(rows)
     if order == np.inf:
         norms = xp.abs(rows).max(axis=1, keepdims=True)
@@ -171,7 +172,7 @@ def embedding_bag(
     input : integers (B, L), a bag a row; or (N,) with `offsets`, where each bag begins
     mode : "sum", "mean" or "max"
     per_sample_weights : in the shape of `input`, factors for the rows (mode "sum" alone)
-    include_last_offset : `offsets` has N as a last entry
+    include_last_offset : `offsets` has one entry more, where the last bag ends: usually N
     padding_idx : entries of this number are no part of their bag
 
     The other arguments and the errors are those of `embedding`.
@@ -195,11 +196,12 @@ def embedding_bag(
         rows = rows * reshape(per_sample_weights, -1, 1)
     if mode == "max":
         return _maxima(rows, groups, number)
-    total = SegmentSum.apply(rows, groups, number)
     if mode == "sum":
-        return total
+        return SegmentSum.apply(rows, groups, number)
+    # A sum, or a count, may be too much for 16 bits where the mean is not.
+    total = SegmentSum.apply(cast(rows, accumulator_dtype(rows.dtype)), groups, number)
     counts = array_xp(groups).bincount(groups, minlength=number + 1)[:number]
-    return total / wrap(counts.clip(1, None).astype(total.dtype)[:, None])
+    return cast(total / wrap(counts.clip(1, None).astype(total.dtype)[:, None]), rows.dtype)
 
 
 def _bags(indices: Tensor, offsets: Tensor | None, include_last: bool):
@@ -225,7 +227,8 @@ def _bags(indices: Tensor, offsets: Tensor | None, include_last: bool):
                 f"{len(array)}, the length of input, that do not fall"
             )
     places = xp.arange(len(array))
-    return xp.searchsorted(starts[:number], places, side="right") - 1, number
+    # With a last offset, what lies beyond it is in bag `number`, which counts nothing.
+    return xp.searchsorted(starts, places, side="right") - 1, number
 
 
 def _maxima(rows: Tensor, groups, number: int) -> Tensor:
@@ -276,5 +279,4 @@ def rotary_embedding(
     options = {
         "axis": seq_dim, "offset": offset, "interleaved": interleaved, "inverse": inverse
     }  # fmt: skip
-    arrays = (cos._array, sin._array, None if positions is None else positions._array)
-    return Rotary.apply(input, *arrays, options)
+    return Rotary.apply(input, cos, sin, positions, options)

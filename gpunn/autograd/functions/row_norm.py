@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
-import ml_dtypes
+import numpy as np
 
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import as_float
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives import layer_norm as primitives
+from gpunn.primitives.samples import accumulator_dtype
 
 
 def flat(weight):
@@ -125,7 +127,7 @@ class AddForNorm(Function):
 
 def _dims(name: str, input: Tensor, normalized_shape, **named: Tensor | None) -> int:
     """How many of the last dimensions are normalised; the errors for shapes that do not fit."""
-    if isinstance(normalized_shape, int):
+    if isinstance(normalized_shape, Integral):
         normalized_shape = (normalized_shape,)
     shape = tuple(normalized_shape)
     dims = len(shape)
@@ -163,7 +165,8 @@ def rms_norm(
 ) -> Tensor:
     """x / sqrt(mean of x^2 + eps) * weight over the last dimensions.
 
-    `eps` None stands for the resolution of the dtype of `input`; the rest as in `layer_norm`.
+    `eps` None stands for the resolution of the dtype that is computed in: float32 (float64 for
+    float64). The rest as in `layer_norm`.
     """
     input = as_float(input)
     dims = _dims("rms_norm", input, normalized_shape, weight=weight)
@@ -171,7 +174,7 @@ def rms_norm(
 
 
 def _eps(input: Tensor, eps: float | None) -> float:
-    return float(ml_dtypes.finfo(input.dtype).eps) if eps is None else eps
+    return float(np.finfo(accumulator_dtype(input.dtype)).eps) if eps is None else eps
 
 
 def _added(name, input, residual, dims, norm, **options):

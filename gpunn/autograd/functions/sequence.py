@@ -6,11 +6,13 @@ import numpy as np
 
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.functions.arithmetic import where
+from gpunn.autograd.functions.common import cast, operands
 from gpunn.autograd.functions.loss import cross_entropy
 from gpunn.autograd.functions.reduction import sum
 from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import to_device
+from gpunn.primitives.samples import accumulator_dtype
 
 _REDUCTIONS = ("mean", "sum", "none", "sequence", "sequence_sum")
 
@@ -49,7 +51,13 @@ def _mask(name: str, shape: tuple, lengths, mask, device) -> Tensor | None:
         raise ValueError(f"{name}: both lengths and mask are given; give one of them")
     if lengths is not None:
         if not isinstance(lengths, Tensor):
-            lengths = wrap(to_device(np.asarray(lengths, np.int64), device))
+            given = np.asarray(lengths)
+            if given.size and (given.dtype.kind not in "iu" or given.max() > shape[1]):
+                raise ValueError(
+                    f"{name}: lengths is {given.tolist()!r:.60}; expected integers from 0 to "
+                    f"{shape[1]}, the steps of {shape}"
+                )
+            lengths = wrap(to_device(given.astype(np.int64), device))
         if lengths.shape != shape[:1]:
             raise ValueError(
                 f"{name}: lengths has shape {lengths.shape}; expected ({shape[0]},), one for each "
@@ -64,12 +72,17 @@ def _mask(name: str, shape: tuple, lengths, mask, device) -> Tensor | None:
     return mask if mask.ndim == len(shape) else reshape(mask, *shape[:2], *(1,) * (len(shape) - 2))
 
 
-def _reduce(loss: Tensor, mask: Tensor | None, reduction: str) -> Tensor:
+def _reduce(loss: Tensor, mask: Tensor | None, reduction: str, dtype) -> Tensor:
     """Sums and means over the places that count; of none, the mean is NaN as in PyTorch."""
     if mask is None:
         mask = wrap(loss._xp.ones(loss.shape, np.bool_))
     elif mask.shape != loss.shape:
         mask = mask.expand(*loss.shape)
+    # Sums and counts may be too much for 16 bits where their quotient is not.
+    return cast(_wide_reduce(cast(loss, accumulator_dtype(dtype)), mask, reduction), dtype)
+
+
+def _wide_reduce(loss: Tensor, mask: Tensor, reduction: str) -> Tensor:
     loss = where(mask, loss, 0.0)  # also where it is NaN
     if reduction == "none":
         return loss
@@ -145,7 +158,8 @@ def sequence_cross_entropy(
     )  # fmt: skip
     if whole:
         return loss
-    return _reduce(reshape(loss, *target.shape), wrap(labels != ignore_index), reduction)
+    loss = reshape(loss, *target.shape)
+    return _reduce(loss, wrap(labels != ignore_index), reduction, loss.dtype)
 
 
 def masked_mse_loss(
@@ -172,7 +186,10 @@ def masked_mse_loss(
     if not is_float(input.dtype):
         raise TypeError(f"{name}: input has dtype {input.dtype}; expected a floating one")
     kept = _mask(name, input.shape, lengths, mask, input.device)
-    if kept is None:
-        return _reduce((input - target) ** 2, None, reduction)
-    error = where(kept, input, 0.0) - where(kept, target, 0.0)
-    return _reduce(error * error, kept, reduction)
+    input, target = operands(name, input, target)
+    dtype = input.dtype
+    input, target = (cast(tensor, accumulator_dtype(dtype)) for tensor in (input, target))
+    if kept is not None:
+        input, target = where(kept, input, 0.0), where(kept, target, 0.0)
+    error = input - target
+    return _reduce(error * error, kept, reduction, dtype)

@@ -1,0 +1,189 @@
+"""Compiled loops for the CPU: the same values as NumPy's, and when they are left alone."""
+
+from __future__ import annotations
+
+import builtins
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gpunn import kernels
+from gpunn.primitives import cpu_compiled, cpu_threads
+
+FLOAT32 = np.dtype(np.float32)
+needs_numba = pytest.mark.skipif(not cpu_compiled._available(), reason="Numba is not there")
+
+
+def both(function) -> list:
+    """What `function` gives by NumPy and by compiled loops, each as a list of arrays."""
+    results = []
+    for compiled in (False, True):
+        with cpu_compiled.forced(compiled):
+            found = function()
+        results.append(list(found) if isinstance(found, tuple) else [found])
+    return results
+
+
+def same(function) -> None:
+    for by_numpy, compiled in zip(*both(function), strict=True):
+        np.testing.assert_array_equal(by_numpy, compiled)
+
+
+def odd_values(rng, shape, dtype):
+    """Ties, NaN, -inf and both zeros."""
+    x = np.round(rng.normal(size=shape) * 2).astype(dtype)
+    for value, share in ((np.nan, 0.05), (-np.inf, 0.1), (-0.0, 0.1)):
+        x[rng.random(shape) < share] = value
+    return x
+
+
+WINDOWS = [
+    ((2, 9, 8, 7), {"kernel_size": 2}),
+    ((2, 9, 8, 4), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    ((1, 5, 6, 7, 6), {"kernel_size": 2, "stride": 1, "padding": 1}),
+    ((3, 17, 1), {"kernel_size": 4, "stride": 5}),
+    ((2, 9, 8, 6), {"kernel_size": 1, "stride": 2}),
+    ((0, 4, 4, 6), {"kernel_size": 2}),
+    ((2, 7, 9, 6), {"output_size": (3, 4)}),
+    ((2, 3, 9, 6), {"output_size": (5, 1)}),
+    ((1, 6, 7, 6), {"kernel_size": (3, 2), "stride": 1, "padding": (2, 1), "dilation": (2, 3)}),
+]
+
+
+@needs_numba
+def test_pooling():
+    rng = np.random.default_rng(0)
+    for shape, options in WINDOWS:
+        x = odd_values(rng, shape, FLOAT32)
+        spatial = {"spatial": shape[1:-1]}
+        same(lambda: kernels.max_pool_forward(x, **options))  # noqa: B023
+        same(lambda: kernels.max_pool_forward(x, return_indices=False, **options)[0])  # noqa: B023
+        y, places = kernels.max_pool_forward(x, **options)
+        grad = rng.normal(size=y.shape).astype(FLOAT32)
+        same(lambda: kernels.max_pool_backward(grad, places, **spatial, **options))  # noqa: B023
+        if "dilation" in options:
+            continue
+        for more in ({}, {"count_include_pad": False}, {"divisor_override": 3}):
+            more |= options
+            same(lambda: kernels.avg_pool_forward(x, **more))  # noqa: B023
+            same(lambda: kernels.avg_pool_backward(grad, **spatial, **more))  # noqa: B023
+
+
+@needs_numba
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "linear", "corners"])
+def test_resizing(mode):
+    rng = np.random.default_rng(2)
+    options = {"mode": "linear", "align_corners": True} if mode == "corners" else {"mode": mode}
+    shapes = [((2, 3, 4, 5), (6, 8)), ((2, 7, 5, 3), (5, 9)), ((2, 5, 3), (9,)),
+              ((1, 2, 3, 2, 4), (3, 3, 5)), ((1, 4, 3, 2), (7, 1))]  # fmt: skip
+    for shape, size in shapes:
+        x = rng.normal(size=shape)
+        x = x.astype(FLOAT32) if mode != "corners" else x
+        same(lambda: kernels.resize_forward(x, output_size=size, **options))  # noqa: B023
+        grad = rng.normal(size=(shape[0], *size, shape[-1])).astype(x.dtype)
+        same(lambda: kernels.resize_backward(grad, spatial=shape[1:-1], **options))  # noqa: B023
+
+
+@needs_numba
+def test_rows_of_an_embedding():
+    """Rows of few come in the order they stand in; more than 128 of a number in sums of 128."""
+    rng = np.random.default_rng(3)
+    grad = rng.normal(size=(600, 130)).astype(FLOAT32)
+    for count, padding in ((400, 7), (3, None)):
+        indices = rng.integers(0, count, 600)
+        for accumulate in (False, True):
+
+            def run(indices=indices, padding=padding, count=count, accumulate=accumulate):
+                out = np.ones((count, 130), FLOAT32)
+                return kernels.embedding_backward(
+                    grad, indices, num_embeddings=count, padding_idx=padding,
+                    accumulate=accumulate, out=out,
+                )  # fmt: skip
+
+            (by_numpy,), (compiled,) = both(run)
+            np.testing.assert_allclose(compiled, by_numpy, atol=2e-5)
+            exact = np.full((count, 130), float(accumulate))
+            kept = indices != (-1 if padding is None else padding)
+            np.add.at(exact, indices[kept], grad[kept])
+            np.testing.assert_allclose(compiled, exact, atol=2e-5)
+
+
+@needs_numba
+@pytest.mark.parametrize("reverse", [False, True])
+def test_steps_of_an_lstm(reverse):
+    """The same bits, whatever the lengths of the sequences; with and without what is kept."""
+    rng = np.random.default_rng(4)
+    steps, batch, hidden = 5, 3, 9
+
+    def made(*shape):
+        return rng.normal(size=shape).astype(FLOAT32)
+
+    gates, weight, bias = made(steps, batch, 4 * hidden), made(4 * hidden, hidden), made(4 * hidden)
+    h0, c0, lengths = made(batch, hidden), made(batch, hidden), np.array([2, 5, 4])
+    grads = made(steps, batch, hidden), made(batch, hidden), made(batch, hidden)
+    more = {"mode": "lstm", "reverse": reverse}
+
+    def run():
+        states = weight, bias, h0, c0, lengths
+        alone = kernels.recurrent_forward(gates, weight, None, None, None, **more, keep=False)
+        made = kernels.recurrent_forward(gates, *states, **more)
+        output, _, _, activated, inner = made
+        copies = [each.copy() for each in made]
+        back = kernels.recurrent_backward(
+            *grads, output, activated, inner, weight, h0, c0, lengths, **more, grad_gates=activated
+        )  # in place
+        return (*alone[:3], *copies, *(each for each in back if each is not None))
+
+    same(run)
+
+
+def test_small_arrays_and_those_of_16_bits_are_left_to_numpy():
+    large = cpu_compiled.LARGE
+    assert cpu_compiled.loops("axis", FLOAT32, large - 1) is None
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.int32):
+        assert cpu_compiled.loops("axis", np.dtype(dtype), large) is None
+    with cpu_compiled.forced(False):
+        assert cpu_compiled.loops("axis", FLOAT32, large) is None
+
+
+@needs_numba
+def test_switched_off(monkeypatch):
+    assert cpu_compiled.loops("axis", FLOAT32, cpu_compiled.LARGE) is not None
+    monkeypatch.setenv("GPUNN_CPU_COMPILED", "0")
+    assert cpu_compiled.loops("axis", FLOAT32, cpu_compiled.LARGE) is None
+
+
+def test_without_numba(monkeypatch):
+    load = builtins.__import__
+
+    def lacking(name, *args, **kwargs):
+        if name == "numba":
+            raise ImportError(name)
+        return load(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", lacking)
+    assert not cpu_compiled._available.__wrapped__()
+
+
+@needs_numba
+def test_without_a_folder_for_what_was_compiled():
+    """As in a read-only installation: of a source that is no file Numba can keep nothing either."""
+    made = {}
+    exec("def half(x):\n    return x / 2", made)
+    assert cpu_compiled.compiled(made["half"])(3.0) == 1.5
+
+
+@needs_numba
+def test_the_threads_change_nothing(monkeypatch):
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(5, 64, 64, 32)).astype(FLOAT32)  # more than one piece
+    results = []
+    for count in (1, 3):
+        monkeypatch.setattr(cpu_threads, "thread_count", lambda count=count: count)
+        with cpu_compiled.forced(True):
+            y = kernels.avg_pool_forward(x, kernel_size=3, padding=1)
+            back = kernels.resize_backward(x, spatial=(30, 31), mode="linear")
+        results.append((y, back))
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
