@@ -167,6 +167,13 @@ def check_scalars(expression: str, args) -> None:
             )
 
 
+def _plain(value):
+    """What Numba's simulator takes, which copies whole arrays to and fro: no views, all writable"""
+    if type(value) is np.ndarray and not (value.flags.forc and value.flags.writeable):
+        return np.array(value, order="C")
+    return value
+
+
 class NumbaLauncher:
     """Runs the Numba kernels of one file, on a GPU or in Numba's CUDA simulator."""
 
@@ -177,12 +184,17 @@ class NumbaLauncher:
 
     def __call__(self, name: str, grid, block, args, shared: int = 0) -> None:
         kernel = getattr(self.module, name)
-        with np.errstate(all="ignore"):  # the simulator computes with NumPy scalars
+        if self.device.type != "cpu":
             kernel[grid, block, self._stream(), shared](*args)
+            return
+        with np.errstate(all="ignore"):  # the simulator computes with NumPy scalars
+            plain = [_plain(value) for value in args]
+            kernel[grid, block, 0, shared](*plain)
+        for value, made in zip(args, plain, strict=True):
+            if made is not value and value.flags.writeable:
+                value[...] = made
 
     def _stream(self):
-        if self.device.type == "cpu":
-            return 0
         from numba import cuda
 
         return cuda.external_stream(probe.import_cupy().cuda.get_current_stream().ptr)

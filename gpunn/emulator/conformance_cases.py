@@ -261,3 +261,18 @@ def _remote_stores(name: str, dtype) -> None:
 
 _remote_stores("float", np.float32)
 _remote_stores("uint64", np.uint64)
+
+
+# ---- ptx_math.cuh --------------------------------------------------------------------------------
+
+
+@case("power_of_2", "power_of_2", "math powers_of_2")
+def _powers_of_2(rng):
+    """Where the result has no rounding: whole powers, and what has no number for a result."""
+    x = np.concatenate([[0, -0.0, np.inf, -np.inf, 128, -127], rng.integers(-126, 128, 26)])
+    x = x.astype(np.float32)
+    with np.errstate(over="ignore"):
+        expected = np.exp2(x.astype(np.float64)).astype(np.float32)
+    expected[x < -126] = 0
+    out = np.zeros(32, np.float32)
+    return Problem((x, out), [(out, expected)])

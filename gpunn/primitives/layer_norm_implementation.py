@@ -37,8 +37,8 @@ def forward_reference(x, residual, weight, bias, out, summed, mean, reciprocal, 
         None if array is None else array.reshape(-1, cols) for array in (x, residual, out, summed)
     )
     mean, reciprocal = (None if a is None else a.reshape(-1) for a in (mean, reciprocal))
-    statistics = mean, reciprocal
-    if norm_compiled.rows_forward(x, residual, weight, bias, out, summed, *statistics, eps, centred):
+    outputs = out, summed, mean, reciprocal
+    if norm_compiled.rows_forward(x, residual, weight, bias, *outputs, eps, centred):
         return
     weight, bias = _wide(weight, dtype), _wide(bias, dtype)
     share = np.full(cols, 1 / cols, dtype)

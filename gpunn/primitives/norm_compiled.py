@@ -14,7 +14,7 @@ from gpunn.primitives.cpu_threads import for_each
 
 _PIECE = 1 << 15  # elements at the least
 _PARTS = 256  # pieces of one sum at the most
-_ACROSS = 64  # columns that the loops are to run along: a few rows of fewer channels count as one
+_ACROSS = 512  # columns that the loops are to run along: a few rows of fewer channels count as one
 
 # ---- layer norm, RMS norm ------------------------------------------------------------------------
 

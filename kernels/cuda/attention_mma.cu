@@ -109,14 +109,14 @@ attention_forward_mma(const T* q, const T* k, const T* v, const void* mask, cons
                 largest = fmaxf(largest, shuffle_xor(largest, 1));
                 largest = fmaxf(largest, shuffle_xor(largest, 2));
                 const float reference = largest == -infinity<float>() ? 0.f : largest;
-                const float factor = exp2f(top[h] - reference);
+                const float factor = ptx::power_of_2(top[h] - reference);
                 top[h] = largest;
                 float sum = 0.f;
 #pragma unroll
                 for (int j = 0; j < N / 8; j++)
 #pragma unroll
                     for (int e = 0; e < 2; e++) {
-                        weights[j][2 * h + e] = exp2f(weights[j][2 * h + e] - reference);
+                        weights[j][2 * h + e] = ptx::power_of_2(weights[j][2 * h + e] - reference);
                         sum += weights[j][2 * h + e];
                     }
                 total[h] = total[h] * factor + sum;

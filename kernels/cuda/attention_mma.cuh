@@ -11,6 +11,7 @@
 #pragma once
 #include "attention.cuh"
 #include "matmul_mma.cuh"
+#include "ptx_math.cuh"
 
 constexpr int WARPS = 4, MMA_THREADS = WARPS * WARP, OWN = 16 * WARPS;  // threads and own lines of a block
 constexpr float LOG2_E = 1.44269504088896341f, LN_2 = 0.693147180559945309f;

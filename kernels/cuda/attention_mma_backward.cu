@@ -26,7 +26,7 @@ template <int DIM> constexpr int COLUMNS = DIM > 128 ? 128 : DIM;
 // From the scores of a tile, in units of log2, and the products of gradients and values to the weights and slopes.
 // A weight of -inf is 0 whatever the norm is: a row that sees nothing has -inf for one.
 __device__ __forceinline__ float weight_of(float score, float norm) {
-    return score == -infinity<float>() ? 0.f : exp2f(score - norm);
+    return score == -infinity<float>() ? 0.f : ptx::power_of_2(score - norm);
 }
 __device__ __forceinline__ void finish_slope(float& weight, float& slope, bool kept, float keep_scale, float delta) {
     slope = weight * ((kept ? slope * keep_scale : 0.f) - delta);

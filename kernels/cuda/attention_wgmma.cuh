@@ -185,13 +185,6 @@ template <int DIM> struct Loader {
 
 // ---- scores --------------------------------------------------------------------------------------------------------
 
-// 2^x by one instruction, 2 ulp of float; what is below 2^-126 is 0.
-__device__ __forceinline__ float power_of_2(float x) {
-    float y;
-    PTX(y = exp2f(x), asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)));
-    return y;
-}
-
 // The running softmax of a thread's two rows; `top` in units of the products, before they are scaled.
 struct Running {
     float top[2] = {-infinity<float>(), -infinity<float>()}, total[2] = {0.f, 0.f};
@@ -207,7 +200,7 @@ struct Running {
             largest = fmaxf(largest, shuffle_xor(largest, 1));
             largest = fmaxf(largest, shuffle_xor(largest, 2));
             const float reference = largest == -infinity<float>() ? 0.f : largest * scale;
-            factor[h] = power_of_2(fmaf(top[h], scale, -reference));
+            factor[h] = ptx::power_of_2(fmaf(top[h], scale, -reference));
             top[h] = largest;
             float sum[2] = {total[h] * factor[h], 0.f};
 #pragma unroll
@@ -215,7 +208,7 @@ struct Running {
 #pragma unroll
                 for (int e = 0; e < 2; e++) {
                     float& score = scores[j + 2 * h + e];
-                    score = power_of_2(fmaf(score, scale, -reference));
+                    score = ptx::power_of_2(fmaf(score, scale, -reference));
                     sum[e] += score;
                 }
             total[h] = sum[0] + sum[1];

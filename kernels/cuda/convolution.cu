@@ -61,8 +61,8 @@ template <typename T, int ROWS, bool K_INNER, bool PACKED, typename Walk> struct
     }
 };
 
-// The main loop of matmul.cu's Product with one tile in its body instead of two: a gathered operand's body is long, and
-// with the buffers' places in registers it stands there once.
+// The main loop of matmul.cu's Product with one tile in its body instead of two: a gathered operand's is long, and with
+// the buffers' places in registers it stands there once.
 template <int BK, int BUFFER, int PANEL_A, typename Product, typename A>
 __device__ __forceinline__ void multiply(Product& product, A* shared, int depth) {
     product.a.load();

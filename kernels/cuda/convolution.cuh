@@ -14,7 +14,8 @@
 //
 // INPUT with strides: only taps for which the division leaves no rest meet a place j, and these are the same for all
 // j of the same rest f = j mod s. So the result falls into s phases (in each dimension), j = f + s i, which are
-// products of their own with scale 1 (no more phases than places): with g = gcd(s, d) their taps are first + (s / g) t, and the place in dy
+// products of their own with scale 1 (at most as many as places): with g = gcd(s, d) their taps are
+// first + (s / g) t, and the place in dy
 // is i - (d / g) t + from. Nothing is multiplied with zeros, and one launch makes all phases. (To gather with a test
 // of divisibility would make s times as many products in each dimension.)
 #pragma once

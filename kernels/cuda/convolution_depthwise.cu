@@ -122,8 +122,8 @@ depthwise(const T* source, const T* weight, const Convolution c, int lanes, cons
 // The limit: dy and x read once from memory; each run reads them again from the first-level cache, where the threads
 // of one position find them together.
 // Shared memory: 256 x 3 x WIDTH accumulators (24 KiB in 16 bits), static.
-// Splits: parts go to `partial` (parts, outputs, taps), and matmul_combine adds them; with one part, and no `partial`,
-// to the result.
+// Splits: parts go to `partial` (parts, outputs, taps), and matmul_combine adds them; with one part there is none, and
+// the sums go to the result.
 // Assumes: as `depthwise`; lanes x groups <= 256.
 template <typename T, int WIDTH>
 __global__ void __launch_bounds__(THREADS)

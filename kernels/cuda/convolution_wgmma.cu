@@ -131,8 +131,8 @@ __device__ __forceinline__ void keep_gathering(unsigned char* ring, const Stages
 // Shared memory: the ring, (BM + BN) 128 bytes a stage; finished tiles; 16 STAGES bytes of barriers.
 // The limit: as of products, 2048 multiply-adds a cycle and multiprocessor. Each place's channels are fetched
 // once for each tap, out of the L2 cache but for the first time.
-// Why so: mma.sync reaches about 60 % of what wgmma does, and gathering by threads takes their registers and
-// an address for each 16 bytes. Here a thread computes one address for a tile of 16 KB.
+// Why so: only wgmma reaches the full speed of these tensor cores, and gathering by threads takes their registers
+// and an address for each 16 bytes. Here a thread computes one address for a tile of 8 to 32 KB.
 // Assumes: sm_90a; 16-bit T; one group; places of one array < 2^31; the maps of gpunn/primitives/convolution_wgmma.py.
 template <typename T, int BM, int BN, int CONSUMERS, bool PINGPONG, int STAGES, int CLUSTER, Made MADE, Ending ENDING>
 __global__ void __cluster_dims__(CLUSTER, 1, 1) __launch_bounds__(WARPGROUP * (1 + CONSUMERS), 1)

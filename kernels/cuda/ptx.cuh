@@ -13,6 +13,7 @@
 #include "ptx_base.cuh"
 #include "ptx_bulk.cuh"
 #include "ptx_cluster.cuh"
+#include "ptx_math.cuh"
 #include "ptx_memory.cuh"
 #include "ptx_tensor_core.cuh"
 #include "ptx_tensor_map.cuh"

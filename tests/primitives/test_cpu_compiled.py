@@ -138,6 +138,84 @@ def test_steps_of_an_lstm(reverse):
     same(run)
 
 
+@needs_numba
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_layer_and_rms_norm(dtype):
+    """Against float64; NaN and inf stay in their row and in the sums down the columns."""
+    rng = np.random.default_rng(6)
+    close = {"rtol": 2e-5, "atol": 2e-5} if dtype == np.float32 else {"rtol": 1e-12, "atol": 1e-12}
+    for shape in ((3, 1), (40, 7), (67, 64), (5, 255), (35, 3, 333), (9, 768)):
+        x, grad, more = (1 + rng.normal(size=(3, *shape))).astype(dtype)
+        weight, bias = rng.normal(size=(2, shape[-1])).astype(dtype)
+
+        def run(x=x, grad=grad, more=more, weight=weight, bias=bias):
+            made = kernels.layer_norm_forward(x, weight, bias, residual=more)
+            _, mean, scale, total = made
+            back = kernels.layer_norm_backward(
+                grad, total, mean, scale, weight, grad_residual=more, out=grad.copy()
+            )
+            alone = kernels.rms_norm_forward(x)
+            in_place = grad.copy()
+            kernels.rms_norm_backward(in_place, x, alone[1], weight_gradient=False, out=in_place)
+            return *made, *back, *alone, in_place
+
+        for by_numpy, compiled in zip(*both(run), strict=True):
+            np.testing.assert_allclose(compiled, by_numpy, **close)
+        x[1, ..., -1], x[2, ..., 0] = np.nan, np.inf
+        for by_numpy, compiled in zip(*both(run), strict=True):
+            np.testing.assert_array_equal(np.isnan(compiled), np.isnan(by_numpy))
+
+
+@needs_numba
+def test_columns_of_batch_and_group_norm():
+    rng = np.random.default_rng(7)
+    for shape, groups in (((6, 5, 7, 3), 0), ((70, 64), 0), ((3, 4, 5, 12), 4), ((2, 9, 6), 6),
+                          ((1, 37, 41, 24), 3)):  # fmt: skip
+        x, grad, more = (3 + rng.normal(size=(3, *shape))).astype(FLOAT32)
+        weight, bias = rng.normal(size=(2, shape[-1])).astype(FLOAT32)
+        start = rng.random((2, shape[-1])).astype(FLOAT32)
+        name = "group_norm" if groups else "batch_norm"
+        ways = [getattr(kernels, f"{name}_{way}") for way in ("forward", "backward")]
+        sets = (groups,) if groups else ()
+        for activation, residual in (("identity", None), ("relu", None), ("relu", more),
+                                     ("silu", None)):  # fmt: skip
+
+            def run(activation=activation, residual=residual, sets=sets, x=x, grad=grad, ways=ways,
+                    weight=weight, bias=bias, start=start):  # fmt: skip
+                more, (forward, backward) = {"residual": residual, "activation": activation}, ways
+                mean, var = running = start.copy()
+                kept = {} if sets and sets[0] != x.shape[-1] else {
+                    "running_mean": mean, "running_var": var}  # fmt: skip
+                made = forward(x, *sets, weight, bias, **kept, **more)
+                back = backward(grad, x, made[1], made[2], *sets, weight, bias, **more)
+                found = [*made, running, *back]
+                if not sets:
+                    more["training"] = False
+                    found += forward(x, weight, bias, **kept, **more)[:1]
+                    found += backward(grad, x, mean, var, weight, bias, **more)
+                return tuple(each for each in found if each is not None)
+
+            for by_numpy, compiled in zip(*both(run), strict=True):
+                np.testing.assert_allclose(compiled, by_numpy, rtol=2e-4, atol=2e-4)
+        x[0, ..., 0], x[-1, ..., 1] = np.nan, np.inf
+        for by_numpy, compiled in zip(*both(run), strict=True):
+            np.testing.assert_array_equal(np.isnan(compiled), np.isnan(by_numpy))
+
+
+@needs_numba
+def test_batch_statistics_of_large_numbers():
+    """A mean 1e4 times the deviation, and another one in a late piece of the columns."""
+    x = np.random.default_rng(8).normal(size=(1 << 13, 16))
+    x[:, 1] += 1e4
+    x[1 << 12 :, 2] -= 1e3
+    x = x.astype(FLOAT32)
+    with cpu_compiled.forced(True):
+        _, mean, scale = kernels.batch_norm_forward(x)
+    exact = x.astype(np.float64)
+    np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(scale, 1 / np.sqrt(exact.var(0) + 1e-5), rtol=1e-6)
+
+
 def test_small_arrays_and_those_of_16_bits_are_left_to_numpy():
     large = cpu_compiled.LARGE
     assert cpu_compiled.loops("axis", FLOAT32, large - 1) is None
@@ -184,6 +262,11 @@ def test_the_threads_change_nothing(monkeypatch):
         with cpu_compiled.forced(True):
             y = kernels.avg_pool_forward(x, kernel_size=3, padding=1)
             back = kernels.resize_backward(x, spatial=(30, 31), mode="linear")
-        results.append((y, back))
+            rows = x.reshape(-1, 32)
+            by_rows = kernels.layer_norm_forward(rows)
+            by_columns = kernels.batch_norm_forward(x)
+            slopes = kernels.layer_norm_backward(rows, rows, *by_rows[1:])
+            others = kernels.batch_norm_backward(x, x, *by_columns[1:])
+        results.append((y, back, *by_rows, *by_columns, *slopes, *others))
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)

@@ -1,70 +1,148 @@
 """Loops of the norms: rows of layer and RMS norm, columns of batch, group and instance norm.
 
-A sum along a row is folded, half onto half, and one down the columns runs along rows of totals: the
+A sum along a row is kept in 64 parts, and one down the columns runs along a row of totals: the
 inner loops go by element, so a compiler may use vectors of any width and the bits stay the same.
 """
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from gpunn.primitives.cpu_compiled import compiled
 
+_inlined = numba.njit(inline="always")  # a call would count references to each row
+
 _RUN = 32  # rows that are added up in their own type, before the sum goes to float64
+_SHORT = 256  # columns
 
 
-@compiled
-def _folded(values, n):
-    """The sum of the first `n` of `values`, which is overwritten."""
-    while n > 8:
-        half = (n + 1) // 2
-        low, high = values[: n - half], values[half:n]
-        for c in range(n - half):
-            low[c] += high[c]
-        n = half
-    total = values[0]
-    for c in range(1, n):
-        total += values[c]
-    return total
+@_inlined
+def _joined(lanes):
+    """The sum of 64, which are overwritten."""
+    a = lanes
+    for k in range(32):
+        a[k] += a[k + 32]
+    for k in range(8):
+        a[k] = (a[k] + a[k + 8]) + (a[k + 16] + a[k + 24])
+    return ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]))
+
+
+@_inlined
+def _short_sum(row):
+    """The same of a row for which 64 parts are too many; these stay in registers."""
+    n = row.size
+    t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = row.dtype.type(0)
+    for i in range(n // 8):
+        p = row[8 * i :]
+        t0, t1, t2, t3 = t0 + p[0], t1 + p[1], t2 + p[2], t3 + p[3]
+        t4, t5, t6, t7 = t4 + p[4], t5 + p[5], t6 + p[6], t7 + p[7]
+    for i in range(n // 8 * 8, n):
+        t0 += row[i]
+    return ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7))
+
+
+@_inlined
+def _short_squares(row, m):
+    n = row.size
+    t0 = t1 = t2 = t3 = row.dtype.type(0)
+    for i in range(n // 4):
+        p = row[4 * i :]
+        a, b, c, d = p[0] - m, p[1] - m, p[2] - m, p[3] - m
+        t0, t1, t2, t3 = t0 + a * a, t1 + b * b, t2 + c * c, t3 + d * d
+    for i in range(n // 4 * 4, n):
+        t0 += (row[i] - m) * (row[i] - m)
+    return (t0 + t1) + (t2 + t3)
+
+
+@_inlined
+def _sum(row, lanes):
+    n = row.size
+    wide, whole = n // 256, n // 64
+    for k in range(64):
+        lanes[k] = 0
+    for i in range(wide):
+        p = row[256 * i :]
+        for k in range(64):
+            lanes[k] += (p[k] + p[k + 64]) + (p[k + 128] + p[k + 192])
+    for i in range(4 * wide, whole):
+        p = row[64 * i :]
+        for k in range(64):
+            lanes[k] += p[k]
+    p = row[64 * whole :]
+    for k in range(n - 64 * whole):
+        lanes[k] += p[k]
+    return _joined(lanes)
+
+
+@_inlined
+def _squares(row, m, lanes):
+    """The sum of the squares of the differences from m."""
+    n = row.size
+    wide, whole = n // 256, n // 64
+    for k in range(64):
+        lanes[k] = 0
+    for i in range(wide):
+        p = row[256 * i :]
+        for k in range(64):
+            a, b, c, d = p[k] - m, p[k + 64] - m, p[k + 128] - m, p[k + 192] - m
+            lanes[k] += (a * a + b * b) + (c * c + d * d)
+    for i in range(4 * wide, whole):
+        p = row[64 * i :]
+        for k in range(64):
+            lanes[k] += (p[k] - m) * (p[k] - m)
+    p = row[64 * whole :]
+    for k in range(n - 64 * whole):
+        lanes[k] += (p[k] - m) * (p[k] - m)
+    return _joined(lanes)
+
+
+@_inlined
+def _row_apply(row, middle, scale, weight, bias, to):
+    for c in range(row.size):
+        to[c] = (row[c] - middle) * scale * weight[c] + bias[c]
 
 
 @compiled
 def row_forward(x, weight, bias, eps, centred, out, mean, reciprocal):
     """Layer norm of (rows, columns), or RMS norm; `out` may be `x`."""
-    cols, one = x.shape[1], x.dtype.type(1)
-    n, part = x.dtype.type(cols), (cols + 3) // 4
-    last = cols - 3 * part  # of the four parts of a row the last may be shorter, down to nothing
-    if last < 0:
-        part, last = cols, 0
-    sums = np.empty(part, x.dtype)
+    n, one, middle = x.dtype.type(x.shape[1]), x.dtype.type(1), x.dtype.type(0)
+    lanes = np.empty(64, x.dtype)
     for r in range(x.shape[0]):
-        row, to = x[r], out[r]
-        middle = x.dtype.type(0)
-        if part == cols:
+        row = x[r]
+        if row.size < _SHORT:
             if centred:
-                for c in range(cols):
-                    sums[c] = row[c]
-                middle = _folded(sums, cols) / n
-            for c in range(cols):
-                sums[c] = (row[c] - middle) * (row[c] - middle)
+                middle = _short_sum(row) / n
+            total = _short_squares(row, middle)
         else:
-            a, b, d, e = row[:part], row[part : 2 * part], row[2 * part : 3 * part], row[3 * part :]
             if centred:
-                for c in range(part):
-                    sums[c] = (a[c] + b[c]) + d[c]
-                for c in range(last):
-                    sums[c] += e[c]
-                middle = _folded(sums, part) / n
-            for c in range(part):
-                p, q, s = a[c] - middle, b[c] - middle, d[c] - middle
-                sums[c] = (p * p + q * q) + s * s
-            for c in range(last):
-                sums[c] += (e[c] - middle) * (e[c] - middle)
-        scale = one / np.sqrt(_folded(sums, part) / n + eps)
-        for c in range(cols):
-            to[c] = (row[c] - middle) * scale * weight[c] + bias[c]
+                middle = _sum(row, lanes) / n
+            total = _squares(row, middle, lanes)
+        scale = one / np.sqrt(total / n + eps)
+        _row_apply(row, middle, scale, weight, bias, out[r])
         mean[r] = middle
         reciprocal[r] = scale
+
+
+@_inlined
+def _row_products(g, row, m, s, weight, first, second):
+    for c in range(row.size):
+        t = g[c] * weight[c]
+        first[c] = t
+        second[c] = t * ((row[c] - m) * s)
+
+
+@_inlined
+def _add_columns(g, row, m, s, dweight, dbias):
+    for c in range(row.size):
+        dweight[c] += g[c] * ((row[c] - m) * s)
+        dbias[c] += g[c]
+
+
+@_inlined
+def _row_gradient(first, row, m, s, a, b, to):
+    for c in range(row.size):
+        to[c] = ((first[c] - a) - (row[c] - m) * s * b) * s
 
 
 @compiled
@@ -73,36 +151,36 @@ def row_backward(grad, x, mean, reciprocal, weight, centred, extra, added, out, 
 
     If `wanted`, `sums` (2, columns) in float64 receives those for the weight and for the bias.
     """
-    cols = x.shape[1]
+    cols, rows = x.shape[1], x.shape[0]
     n = x.dtype.type(cols)
-    first, second = np.empty(cols, x.dtype), np.empty(cols, x.dtype)
+    lanes, first, second = np.empty(64, x.dtype), np.empty(cols, x.dtype), np.empty(cols, x.dtype)
     dweight, dbias = np.zeros(cols, x.dtype), np.zeros(cols, x.dtype)
     to_weight, to_bias = sums[0], sums[1]
-    for r in range(x.shape[0]):
-        g, row, to, more = grad[r], x[r], out[r], extra[r]
+    for r in range(rows):
+        g, row, to = grad[r], x[r], out[r]
         m, s = mean[r], reciprocal[r]
-        for c in range(cols):
-            t = g[c] * weight[c]
-            first[c] = t
-            second[c] = t * ((row[c] - m) * s)
+        _row_products(g, row, m, s, weight, first, second)
         if wanted:
-            for c in range(cols):
-                dweight[c] += g[c] * ((row[c] - m) * s)
-                dbias[c] += g[c]
-            if r % _RUN == _RUN - 1 or r == x.shape[0] - 1:
+            _add_columns(g, row, m, s, dweight, dbias)
+            if r % _RUN == _RUN - 1 or r == rows - 1:
                 for c in range(cols):
                     to_weight[c] += dweight[c]
                     to_bias[c] += dbias[c]
-                    dweight[c] = 0
-                    dbias[c] = 0
-        b = _folded(second, cols) / n
-        a = _folded(first, cols) / n if centred else x.dtype.type(0)
-        if added:
-            for c in range(cols):
-                to[c] = ((g[c] * weight[c] - a) - (row[c] - m) * s * b) * s + more[c]
+                dweight[:] = 0
+                dbias[:] = 0
+        if cols < _SHORT:
+            b, a = _short_sum(second) / n, _short_sum(first) / n
         else:
+            b, a = _sum(second, lanes) / n, _sum(first, lanes) / n
+        if not centred:
+            a = x.dtype.type(0)
+        if added:
+            _row_gradient(first, row, m, s, a, b, second)
+            more = extra[r]
             for c in range(cols):
-                to[c] = ((g[c] * weight[c] - a) - (row[c] - m) * s * b) * s
+                to[c] = second[c] + more[c]
+        else:
+            _row_gradient(first, row, m, s, a, b, to)
 
 
 @compiled
