@@ -34,12 +34,14 @@ from gpunn.primitives.convolution_patches import (
     scratch,
     worth_pieces,
 )
+from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.samples import accumulator_dtype
 
 _PARTS = 32  # at most so many sums are begun side by side
 _BLOCK = 64  # outputs of a piece at the least, where places are too few to be shared out
 _SLOW = 16  # how many products' multiply-adds one of a loop over the taps is like
+
 
 def forward(
     x,
@@ -241,6 +243,17 @@ def _scatter(grad_output, factor, taps, out, stride, low, dilation, finish) -> N
     if out.size == 0:
         return
     depthwise, dtype = factor.ndim == 2, factor.dtype
+    loop = _depthwise_loops(out, dtype) if depthwise else None
+    if loop is not None:
+        steps = (taps[1], *stride, *dilation, *low)
+
+        def spread(image: int) -> None:
+            at = (slice(image, image + 1), ..., slice(None))
+            loop.input_gradient(grad_output[image], factor, *steps, out[image])
+            finish(out[at], out[at], at, slice(None))
+
+        for_each(spread, range(len(out)))
+        return
     groups = out.shape[-1] if depthwise else len(factor)
     outputs, channels = (1, 1) if depthwise else factor.shape[2:]
     dimensions = list(zip(out.shape[1:-1], stride, low, dilation, strict=True))
@@ -305,8 +318,19 @@ def _scatter(grad_output, factor, taps, out, stride, low, dilation, finish) -> N
 # ---- depthwise -----------------------------------------------------------------------------------
 
 
+def _depthwise_loops(images, dtype):
+    """Compiled ones, where the images have two dimensions and are large."""
+    if images.ndim != 4 or images.dtype != dtype:
+        return None
+    return loops("depthwise", dtype, images.size)
+
+
 def _depthwise(patches, piece, factor, total) -> None:
     """One channel to one channel: the sum over taps of what is under a tap times its factor."""
+    loop = _depthwise_loops(patches.x, patches.dtype)
+    if loop is not None:
+        loop.forward(patches.padded(piece), factor, *patches.steps(), total)
+        return
     product = scratch("product", total.shape, total.dtype)
     for number, (under, own) in enumerate(zip(patches.taps_of(piece), factor, strict=True)):
         into = total if number == 0 else product
@@ -321,9 +345,14 @@ def _depthwise_weight_gradient(patches, grad_output, out) -> None:
     pieces = patches.pieces(2 * groups, groups, _SLOW * out.size)
     parts = even(len(pieces), min(_PARTS, len(pieces)))
     sums = np.zeros((len(parts), out.size // groups, groups), dtype)
+    loop = _depthwise_loops(patches.x, patches.dtype)
 
     def work(part: int) -> None:
         for piece in pieces[parts[part]]:
+            if loop is not None:
+                grad = grad_output[piece]
+                loop.weight_gradient(patches.padded(piece), grad, *patches.steps(), sums[part])
+                continue
             grad = grad_output[piece].astype(dtype, copy=False)
             product = scratch("product", grad.shape, dtype)
             flat = product.reshape(-1, groups)

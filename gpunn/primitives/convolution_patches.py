@@ -65,9 +65,9 @@ class Patches:
         if self.all is not None:
             return self.all[piece]
         rows = piece[1]
-        return self._windows(self._padded(piece), rows.stop - rows.start)
+        return self._windows(self.padded(piece), rows.stop - rows.start)
 
-    def _padded(self, piece):
+    def padded(self, piece):
         """The part of the input that a piece reads, with the zeros around it."""
         images, rows = piece
         start, length = self.start.copy(), self.length.copy()
@@ -83,6 +83,10 @@ class Patches:
         padded[...] = 0
         padded[tuple(into)] = self.x[tuple(inside)]
         return padded
+
+    def steps(self) -> tuple[int, ...]:
+        """(taps in a row, the strides, the dilations) for the loops of two dimensions."""
+        return (self.taps[1], *self.stride, *self.dilation)
 
     def _windows(self, region, rows: int):
         along = region.strides[1:-1]

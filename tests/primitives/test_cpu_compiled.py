@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpunn import kernels
-from gpunn.primitives import cpu_compiled, cpu_threads
+from gpunn.primitives import convolution_cpu, cpu_compiled, cpu_threads
 
 FLOAT32 = np.dtype(np.float32)
 needs_numba = pytest.mark.skipif(not cpu_compiled._available(), reason="Numba is not there")
@@ -214,6 +214,38 @@ def test_batch_statistics_of_large_numbers():
     exact = x.astype(np.float64)
     np.testing.assert_allclose(mean, exact.mean(0), rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(scale, 1 / np.sqrt(exact.var(0) + 1e-5), rtol=1e-6)
+
+
+@needs_numba
+def test_depthwise_convolution():
+    """Padding, cropping, strides, gaps between the taps, kernels of 1 to 7; a NaN in its place."""
+    rng = np.random.default_rng(9)
+    for (height, width), stride, low, dilation, kernel in (
+        ((9, 8), (1, 1), (1, 1), (1, 1), (3, 3)), ((9, 8), (2, 2), (1, 1), (1, 1), (3, 3)),
+        ((11, 7), (1, 3), (0, 3), (2, 1), (2, 7)), ((6, 5), (2, 1), (0, 0), (1, 1), (1, 1)),
+        ((8, 9), (1, 1), (-1, 2), (1, 2), (4, 5)),
+    ):  # fmt: skip
+        gaps = zip((height, width), kernel, stride, low, dilation, strict=True)
+        places = [(n + 2 * max(p, 0) + min(p, 0) - d * (k - 1) - 1) // s + 1
+                  for n, k, s, p, d in gaps]  # fmt: skip
+        x, weight = rng.normal(size=(3, height, width, 5)), rng.normal(size=(5, *kernel, 1))
+        x, weight = x.astype(FLOAT32), weight.astype(FLOAT32)
+        grad = rng.normal(size=(3, *places, 5)).astype(FLOAT32)
+        x[0, 2, 2, 1] = grad[1, 1, 1, 3] = np.nan
+
+        def run(stride=stride, low=low, dilation=dilation, x=x, weight=weight, grad=grad):
+            more = {"stride": stride, "low": low, "dilation": dilation, "groups": 5}
+            y, dx, dw = np.empty_like(grad), np.empty_like(x), np.empty_like(weight)
+            bias = weight[:, 0, 0, 0]
+            convolution_cpu.forward(x, weight, y, bias=bias, activation="relu", **more)
+            convolution_cpu.input_gradient(grad, weight, dx, bias=bias, **more)
+            convolution_cpu.weight_gradient(grad, x, dw, **more)
+            return y, dx, dw
+
+        (y, dx, dw), (y_compiled, *rest) = both(run)
+        np.testing.assert_array_equal(y_compiled, y)
+        for compiled, by_numpy in zip(rest, (dx, dw), strict=True):
+            np.testing.assert_allclose(compiled, by_numpy, rtol=1e-5, atol=1e-5)
 
 
 def test_small_arrays_and_those_of_16_bits_are_left_to_numpy():
