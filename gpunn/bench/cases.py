@@ -32,7 +32,7 @@ CPU_ELEMENTS, CPU_PRODUCT = 1 << 22, 1 << 30
 STATE = {
     "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "grad_avg", "state_sum",
     "log_normalizer", "total", "grad_loss", "neg_log_likelihood", "log_alpha", "cos", "sin",
-    "log_sum_exp",
+    "log_sum_exp", "mean", "reciprocal", "spread",
 }  # fmt: skip
 MAX_COPIES = 64
 
