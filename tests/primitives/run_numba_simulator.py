@@ -12,16 +12,16 @@ from gpunn import kernels
 from gpunn.primitives import parity
 from gpunn.primitives.samples import FLOAT32, FLOAT64
 
-
 MOST = 16
 
 
-def chosen(cases: list) -> list:
+def chosen(cases) -> list:
     """Those that run here."""
-    wide = [case for case in cases if case[1] == FLOAT64 and FLOAT32 in case[0].dtypes]
-    rest = [case for case in cases if case not in wide]
-    step = max(1, -(-len(rest) // MOST))
-    return rest[::step] + wide[:2]
+    both = {True: [], False: []}  # float64 of a sample that has float32, too; all others
+    for sample, dtype in cases:
+        both[dtype == FLOAT64 and FLOAT32 in sample.dtypes].append((sample, dtype))
+    step = max(1, -(-len(both[False]) // MOST))
+    return both[False][::step] + both[True][:2]
 
 
 def main(family: str) -> int:
