@@ -19,6 +19,7 @@ from gpunn.primitives.activation import (
     activation_forward,
     resolve_alpha,
 )
+from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.matmul_checks import SOURCES, fold, like_out, operands, refuse_overlap
 from gpunn.primitives.matmul_launch import item, multiply
 from gpunn.primitives.matmul_problem import Finish
@@ -143,14 +144,36 @@ def _(a, b, finish):
             out[...] = target + residual.astype(total.dtype, copy=False)
 
 
+_LARGE = 1 << 25  # multiply-adds from which a product is shared out among threads
+
+
 def product(a, b, total=None):
-    """``a @ b`` in the accumulator's dtype: in `total` where it is given and has that dtype."""
+    """``a @ b`` in the accumulator's dtype: in `total` where it is given and has that dtype.
+
+    A large one is cut into four along its longer side, each made by BLAS on one of our threads:
+    BLAS's own go on waiting when a product has ended, in the way of whoever comes after.
+    """
     if a.dtype.itemsize == 2:
         a, b, total = a.astype(np.float32), b.astype(np.float32), None
     with np.errstate(all="ignore"):
-        if a.ndim == 2 and b.ndim == 2:
+        if a.ndim != 2 or b.ndim != 2:
+            return np.matmul(a, b, out=total)
+        rows, columns = a.shape[0], b.shape[1]
+        if rows * columns * a.shape[1] < _LARGE:
             return np.dot(a, b, total)  # BLAS, transposed views as such; less to set up
-        return np.matmul(a, b, out=total)
+        if total is None:
+            total = np.empty((rows, columns), a.dtype)
+        step = -(-max(rows, columns) // 64) * 16
+
+        def part(start: int) -> None:
+            some = slice(start, start + step)
+            if rows >= columns:
+                np.matmul(a[some], b, out=total[some])
+            else:
+                np.matmul(a, b[:, some], out=total[:, some])
+
+        for_each(part, range(0, max(rows, columns), step))
+        return total
 
 
 # ---- launch --------------------------------------------------------------------------------------

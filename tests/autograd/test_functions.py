@@ -255,7 +255,6 @@ def test_value_and_gradient(name):
         np.testing.assert_allclose(
             out.detach().numpy(), expected(*(x.detach().numpy() for x in inputs)), rtol=1e-12
         )
-    remember(out)
     if name == "double":  # float32 on the way: differences see its rounding
         out.sum().backward()
         np.testing.assert_array_equal(inputs[0].grad.numpy(), 1)
@@ -273,8 +272,8 @@ def remember(out):
 
 def test_every_function_was_differentiated():
     """A new Function without a case above is found here."""
-    if len(visited) < 30:
-        pytest.fail("this test needs the cases of test_value_and_gradient to run before it")
+    for _, function, inputs in CASES.values():
+        remember(function(*inputs))
 
     def below(kind):
         subclasses = kind.__subclasses__()
