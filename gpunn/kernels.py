@@ -20,13 +20,8 @@ from gpunn.primitives.registry import TABLE, Cost, Primitive, using
 FAMILIES = (
     "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
     "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "random", "random_samples",
-    "reduce",
-    "embedding", "rotary", "ctc",
-    "convolution",
-    "recurrent",
-    "pooling", "resize", "pad",
-    "layer_norm", "batch_norm", "group_norm",
-    "attention",
+    "reduce", "convolution", "pooling", "resize", "pad", "layer_norm", "batch_norm", "group_norm",
+    "recurrent", "attention", "embedding", "rotary", "ctc",
 )  # fmt: skip
 
 for _family in FAMILIES:

@@ -10,7 +10,6 @@ import numpy as np
 from gpunn import nn
 from gpunn.autograd.creation import multinomial
 from gpunn.autograd.functions.activation import softmax
-from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.functions.shape import cat
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor
@@ -88,7 +87,7 @@ class LSTMLanguageModel(nn.Module):
     def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = self.dropout(self.embedding(tokens))
         x, state = self.lstm(x, state)
-        return linear(self.dropout(x), self.head.weight, self.head.bias), state
+        return self.head(self.dropout(x)), state
 
     @no_grad()
     def generate(self, tokens: Tensor, count: int, temperature: float = 1.0) -> Tensor:
@@ -96,11 +95,11 @@ class LSTMLanguageModel(nn.Module):
 
         `temperature` 0 takes the likeliest each time. Raises ValueError for a negative one.
         """
-        logits, state = self(tokens)
+        fresh, state = tokens, None
         for _ in range(count):
-            token = draw(logits[:, -1], temperature)
-            tokens = cat([tokens, token.to(tokens.dtype)], 1)
-            logits, state = self(token, state)
+            logits, state = self(fresh, state)
+            fresh = draw(logits[:, -1], temperature).to(tokens.dtype)
+            tokens = cat([tokens, fresh], 1)
         return tokens
 
 

@@ -131,7 +131,6 @@ class TransformerDecoderLayer(_Layer):
         for number in (1, 2, 3):
             norm = LayerNorm(d_model, layer_norm_eps, bias=bias, **place)
             setattr(self, f"norm{number}", norm)
-        for number in (1, 2, 3):
             setattr(self, f"dropout{number}", Dropout(dropout))
 
     def forward(

@@ -26,6 +26,8 @@ from gpunn.primitives import layer_norm_samples as samples
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOATING, accumulator_dtype
 
+FORWARD = {"cuda": "layer_norm.cu", "numba": "layer_norm.py"}
+BACKWARD = {"cuda": "layer_norm_backward.cu", "numba": "layer_norm.py"}
 _MAX_COLUMNS = 2**30
 
 # ---- specification -------------------------------------------------------------------------------
@@ -114,7 +116,7 @@ def _backward(call, grad_output, x, statistics, weight, wanted, grad_residual, o
     return out, *sums
 
 
-@primitive(family="layer_norm", cuda="layer_norm.cu", numba="layer_norm.py")
+@primitive(family="layer_norm", **FORWARD)
 def layer_norm_forward(
     call, x, weight=None, bias=None, *, residual=None, eps: float = 1e-5,
     keep_statistics: bool = True, out=None,
@@ -145,7 +147,7 @@ def layer_norm_forward(
     return _forward(call, x, weight, bias, residual, eps, keep_statistics, out, True)
 
 
-@primitive(family="layer_norm", cuda="layer_norm.cu", numba="layer_norm.py")
+@primitive(family="layer_norm", **BACKWARD)
 def layer_norm_backward(
     call, grad_output, x, mean, reciprocal, weight=None, *, weight_gradient=True,
     bias_gradient=True, grad_residual=None, out=None,
@@ -175,7 +177,7 @@ def layer_norm_backward(
     return _backward(call, grad_output, x, statistics, weight, wanted, grad_residual, out)
 
 
-@primitive(family="layer_norm", cuda="layer_norm.cu", numba="layer_norm.py")
+@primitive(family="layer_norm", **FORWARD)
 def rms_norm_forward(
     call, x, weight=None, *, residual=None, eps: float = 1e-6, keep_statistics: bool = True,
     out=None,
@@ -188,7 +190,7 @@ def rms_norm_forward(
     return _forward(call, x, weight, None, residual, eps, keep_statistics, out, False)
 
 
-@primitive(family="layer_norm", cuda="layer_norm.cu", numba="layer_norm.py")
+@primitive(family="layer_norm", **BACKWARD)
 def rms_norm_backward(
     call, grad_output, x, reciprocal, weight=None, *, weight_gradient=True,
     grad_residual=None, out=None,

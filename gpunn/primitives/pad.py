@@ -162,7 +162,9 @@ def _interior(size: int, before: int, after: int) -> tuple[slice, slice]:
 
 def _borders(mode: str, axis: int, size: int, before: int, after: int):
     """(places in the padding, what they repeat) in the padded dimension, for padding >= 0."""
-    at = lambda *bounds: (slice(None),) * axis + (slice(*bounds),)  # noqa: E731
+    def at(*bounds):
+        return (slice(None),) * axis + (slice(*bounds),)
+
     end = before + size
     if mode == "reflect":
         left, right = at(2 * before, before, -1), at(end - 2, end - 2 - after, -1)

@@ -5,14 +5,11 @@
 #include "quick.cuh"
 
 constexpr int BLOCK = 256;
-template <typename T> constexpr int AHEAD = sizeof(T) == 8 ? 2 : 4;  // packs or rows under way in a thread
 
 // Neighbouring channels that a thread takes: 16 bytes, but 8 of 16-bit types, whose coefficients would fill the registers.
 template <typename T> constexpr int WIDTH = PACK<T> < 4 ? PACK<T> : 4;
 
 enum Flags { WIDE_WEIGHTS = 1, WIDE_STATISTICS = 2, VARIANCE = 4, VECTOR = 8 };
-
-template <typename T> __device__ __forceinline__ T zero() { return narrow<T>(Accumulator<T>(0)); }
 
 // identity, relu and leaky_relu in one: x, or alpha x below zero, with alpha 1, 0 or what it is.
 struct Bent {

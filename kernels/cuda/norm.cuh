@@ -2,6 +2,10 @@
 #pragma once
 #include "row.cuh"
 
+template <typename T> constexpr int AHEAD = sizeof(T) == 8 ? 2 : 4;  // packs or rows under way in a thread
+
+template <typename T> __device__ __forceinline__ T zero() { return narrow<T>(Accumulator<T>(0)); }
+
 // Element i of a vector of weights: of T or, beside 16-bit numbers, of float ("wide").
 template <typename T> __device__ __forceinline__ Accumulator<T> weight_at(const void* weight, int64 i, bool wide) {
     if constexpr (sizeof(T) == 2)

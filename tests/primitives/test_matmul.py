@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpunn.device import compiler, sources
 from gpunn.device.launch import RecordingLauncher
+from gpunn.primitives import cpu_threads
 from gpunn.primitives.activation import ACTIVATIONS, activation_forward
 from gpunn.primitives.matmul import matmul
 from gpunn.primitives.matmul_backward import bias_gradient
@@ -417,3 +418,17 @@ def test_cost_counts_each_operand_once():
     assert cost.read == 4 * (3 * 8 * 16 + 16 * 4 + 4) and cost.written == 4 * 3 * 8 * 4
     cost = bias_gradient.cost_of(ones(3, 8))
     assert (cost.flops, cost.read, cost.written) == (24, 96, 32)
+
+
+@pytest.mark.parametrize("rows, columns", [(1030, 70), (70, 1030)])
+def test_a_large_product_is_shared_out_by_its_shape_alone(rows, columns, monkeypatch):
+    a = rand(rows, 500, dtype=np.float32)
+    b = rand(500, columns, dtype=np.float32, seed=1)
+    whole = a.astype(np.float64) @ b
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(cpu_threads, "thread_count", lambda threads=threads: threads)
+        with cpu_threads.blas_on_one_thread():  # as it is where there is but one
+            found.append(matmul(a, b))
+    np.testing.assert_array_equal(*found)
+    assert np.linalg.norm(found[0] - whole) < 1e-6 * np.linalg.norm(whole)

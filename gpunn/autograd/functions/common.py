@@ -143,3 +143,10 @@ def sizes(size) -> tuple[int, ...]:
     if len(size) == 1 and not isinstance(size[0], (int, np.integer, Tensor)):
         size = size[0]
     return tuple(int(n) for n in size)
+
+
+def named(function, name: str, text: str):
+    """A function made for a number of dimensions, with the name and docstring of its own."""
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = text
+    return function

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.activation import needs_only_output
-from gpunn.autograd.functions.common import array_xp
+from gpunn.autograd.functions.common import array_xp, named
 from gpunn.autograd.functions.convolution_checks import (
     check_channels,
     checked,
@@ -201,175 +201,83 @@ def _convolve_transposed(
     return out if x is input else reshape(out, *out.shape[1:])
 
 
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups: int = 1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A convolution with 1 spatial dimension: ``act(conv(input, weight) + bias)`` in one kernel.
+# (letters of the spatial sizes, of the kernel's) by the number of spatial dimensions
+_LETTERS = {1: ("L", "K"), 2: ("H, W", "KH, KW"), 3: ("D, H, W", "KD, KH, KW")}
+
+
+def _forward(dimensions: int):
+    name, (image, kernel) = f"conv{dimensions}d", _LETTERS[dimensions]
+
+    def convolution(
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1,
+        groups: int = 1, *, activation: str = "identity", alpha: float | None = None,
+        channels_last: bool = False,
+    ) -> Tensor:  # fmt: skip
+        return _convolve(
+            name, dimensions, input, weight, bias, stride, padding, dilation, groups, activation,
+            alpha, channels_last,
+        )  # fmt: skip
+
+    return named(convolution, name, f"""``act(conv(input, weight) + bias)`` in one kernel.
 
     As in PyTorch it is a cross-correlation: ``out[n, o, i] = sum over c, k of
     input[n, c, stride i + dilation k - padding] weight[o, c, k] + bias[o]``.
 
     Parameters
     ----------
-    input : (N, C, L) or (C, L), floating
-    weight : (O, C / groups, K), bias : (O,) or None, of the same dtype
+    input : (N, C, {image}) or (C, {image}), floating
+    weight : (O, C / groups, {kernel}), bias : (O,) or None, of the same dtype
     stride, dilation : int, or one for each spatial dimension
     padding : zeros on both sides, an int or one for each dimension; "valid" for none, or "same"
         (stride 1) for an output of the input's size
     groups : of channels; the outputs of a group see the channels of that group alone
     activation, alpha : one of `gpunn.kernels.ACTIVATIONS` and its parameter (beyond PyTorch)
-    channels_last : input and output are (N, L, C) (beyond PyTorch)
+    channels_last : input and output are (N, {image}, C) (beyond PyTorch)
 
-    Returns (N, O, out) with ``out = (L + 2 padding - dilation (K - 1) - 1) // stride + 1``, a view
-    of memory where the channels lie last.
+    Returns (N, O, …), each size ``(size + 2 padding - dilation (kernel - 1) - 1) // stride + 1``, a
+    view of memory where the channels lie last.
 
     Raises
     ------
     ValueError : channels, groups or shapes that do not fit, a kernel larger than the padded input,
         tensors on different devices
     TypeError : dtypes that differ
-    """
-    return _convolve(
-        "conv1d", 1, input, weight, bias, stride, padding, dilation, groups, activation, alpha,
-        channels_last,
-    )  # fmt: skip
+    """)  # fmt: skip
 
 
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups: int = 1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A convolution with 2 spatial dimensions: input (N, C, H, W), weight (O, C / groups, KH, KW).
+def _transposed(dimensions: int):
+    name, (image, kernel) = f"conv_transpose{dimensions}d", _LETTERS[dimensions]
 
-    Otherwise as `conv1d`.
-    """
-    return _convolve(
-        "conv2d", 2, input, weight, bias, stride, padding, dilation, groups, activation, alpha,
-        channels_last,
-    )  # fmt: skip
+    def convolution(
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0,
+        output_padding=0, groups: int = 1, dilation=1, *, activation: str = "identity",
+        alpha: float | None = None, channels_last: bool = False,
+    ) -> Tensor:  # fmt: skip
+        return _convolve_transposed(
+            name, dimensions, input, weight, bias, stride, padding, output_padding, groups,
+            dilation, activation, alpha, channels_last,
+        )  # fmt: skip
 
-
-def conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    dilation=1,
-    groups: int = 1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A convolution with 3 spatial dimensions: input (N, C, D, H, W), weight (O, C / groups, KD,
-    KH, KW). Otherwise as `conv1d`.
-    """
-    return _convolve(
-        "conv3d", 3, input, weight, bias, stride, padding, dilation, groups, activation, alpha,
-        channels_last,
-    )  # fmt: skip
-
-
-def conv_transpose1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    output_padding=0,
-    groups: int = 1,
-    dilation=1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A transposed convolution with 1 spatial dimension, the gradient of `conv1d` by its input.
+    return named(convolution, name, f"""The gradient of `conv{dimensions}d` by its input.
 
     ``out[n, o, j] = sum over c, i, k with stride i + dilation k - padding = j of
     input[n, c, i] weight[c, o, k] + bias[o]``
 
     Parameters
     ----------
-    input : (N, C, L) or (C, L), floating
-    weight : (C, O / groups, K), bias : (O,) or None, of the same dtype
+    input : (N, C, {image}) or (C, {image}), floating
+    weight : (C, O / groups, {kernel}), bias : (O,) or None, of the same dtype
     stride, padding, dilation, groups : those of the convolution that it transposes
-    output_padding : added to the size of the result, below the stride: several sizes of input give
+    output_padding : added to the sizes of the result, below the stride: several sizes of input give
         a convolution the same size of output
-    activation, alpha, channels_last : as in `conv1d`
+    activation, alpha, channels_last : as in `conv{dimensions}d`
 
-    Returns (N, O, out) with
-    ``out = (L - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1``.
+    Returns (N, O, …), each size ``(size - 1) stride - 2 padding + dilation (kernel - 1) +
+    output_padding + 1``.
 
-    Raises ValueError and TypeError as `conv1d`, and for a result without elements.
-    """
-    return _convolve_transposed(
-        "conv_transpose1d", 1, input, weight, bias, stride, padding, output_padding, groups,
-        dilation, activation, alpha, channels_last,
-    )  # fmt: skip
+    Raises ValueError and TypeError as `conv{dimensions}d`, and for a result without elements.
+    """)  # fmt: skip
 
 
-def conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    output_padding=0,
-    groups: int = 1,
-    dilation=1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A transposed convolution with 2 spatial dimensions: input (N, C, H, W), weight
-    (C, O / groups, KH, KW). Otherwise as `conv_transpose1d`.
-    """
-    return _convolve_transposed(
-        "conv_transpose2d", 2, input, weight, bias, stride, padding, output_padding, groups,
-        dilation, activation, alpha, channels_last,
-    )  # fmt: skip
-
-
-def conv_transpose3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride=1,
-    padding=0,
-    output_padding=0,
-    groups: int = 1,
-    dilation=1,
-    *,
-    activation: str = "identity",
-    alpha: float | None = None,
-    channels_last: bool = False,
-) -> Tensor:
-    """A transposed convolution with 3 spatial dimensions: input (N, C, D, H, W), weight
-    (C, O / groups, KD, KH, KW). Otherwise as `conv_transpose1d`.
-    """
-    return _convolve_transposed(
-        "conv_transpose3d", 3, input, weight, bias, stride, padding, output_padding, groups,
-        dilation, activation, alpha, channels_last,
-    )  # fmt: skip
+conv1d, conv2d, conv3d = map(_forward, _LETTERS)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_transposed, _LETTERS)

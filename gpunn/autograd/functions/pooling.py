@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from gpunn.autograd.function import Function
-from gpunn.autograd.functions.common import array_xp
+from gpunn.autograd.functions.common import array_xp, named
 from gpunn.autograd.functions.layout import channels_first_view, channels_last_view
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives import pooling as primitives
@@ -137,7 +137,7 @@ def _max(dimensions: int, shapes: str):
         }  # fmt: skip
         return _max_pool(name, dimensions, input, options, return_indices, channels_last)
 
-    return _named(max_pool, name, f"""The largest of each window of {shapes}.
+    return named(max_pool, name, f"""The largest of each window of {shapes}.
 
     `kernel_size`, `stride` (the kernel's size if None), `padding` (at most half a window) and
     `dilation` are ints, or one for each dimension. `ceil_mode` keeps a last window that is only
@@ -162,7 +162,7 @@ def _average(dimensions: int, shapes: str):
         }  # fmt: skip
         return AvgPool.apply(input, options, single, bool(channels_last))
 
-    return _named(avg_pool, name, f"""The mean of each window of {shapes}.
+    return named(avg_pool, name, f"""The mean of each window of {shapes}.
 
     Arguments as of max_pool{dimensions}d. A window's sum is divided by its size, padding included
     if `count_include_pad`, or by `divisor_override`.
@@ -196,7 +196,7 @@ def _adaptive(kind: str, dimensions: int, shapes: str):
         return _max_pool(name, dimensions, input, options, return_indices, channels_last)
 
     what = "mean" if kind == "avg" else "largest"
-    return _named(adaptive_avg_pool if kind == "avg" else adaptive_max_pool, name,
+    return named(adaptive_avg_pool if kind == "avg" else adaptive_max_pool, name,
                   f"""The {what} of windows that cut {shapes} into `output_size` parts.
 
     Output o of m sees the pixels floor(o n / m) to ceil((o + 1) n / m) - 1 of n. `output_size` is
@@ -249,17 +249,11 @@ def _unpool(dimensions: int, shapes: str):
                 )
         return MaxUnpool.apply(input, places, sizes, single, bool(channels_last))
 
-    return _named(max_unpool, name, f"""What max_pool{dimensions}d took from {shapes}, put back.
+    return named(max_unpool, name, f"""What max_pool{dimensions}d took from {shapes}, put back.
 
     Each value goes to the pixel that its index names; all others are 0. `output_size` picks among
     the image sizes that would have been pooled to this one.
     """)  # fmt: skip
-
-
-def _named(function, name: str, text: str):
-    function.__name__ = function.__qualname__ = name
-    function.__doc__ = text
-    return function
 
 
 _SHAPES = {1: "(N, C, L)", 2: "(N, C, H, W)", 3: "(N, C, D, H, W)"}
