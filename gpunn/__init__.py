@@ -38,12 +38,16 @@ __all__ = [  # noqa: PLE0604
     "synchronize",
 ]
 
-_LAZY = ("bench", "cuda", "data", "io", "models", "nn", "optim", "train")
+_LAZY = ("amp", "bench", "cuda", "data", "io", "models", "nn", "optim", "profiling", "train")
 
 
 def __getattr__(name: str):
     if name in _LAZY:
         return _importlib.import_module(f"gpunn.{name}")
+    if name == "compile":
+        return _importlib.import_module("gpunn.compiled").compile
+    if name == "profile":
+        return _importlib.import_module("gpunn.profiling").profile
     if name in ("save", "load"):
         return getattr(_importlib.import_module("gpunn.io"), name)
     raise AttributeError(f"module 'gpunn' has no attribute {name!r}")

@@ -25,3 +25,7 @@ class LaunchError(GpunnError, RuntimeError):
 
 class UnsupportedError(GpunnError, NotImplementedError):
     """No implementation of a primitive runs for this device, dtype and shape."""
+
+
+class StepError(GpunnError, RuntimeError):
+    """A compiled step does something that a replay could not repeat; the text names it."""

@@ -19,9 +19,10 @@ from gpunn.primitives.registry import TABLE, Cost, Primitive, using
 # The families, in the order of the table; importing one adds its rows.
 FAMILIES = (
     "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
-    "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "random", "random_samples",
-    "reduce", "convolution", "pooling", "resize", "pad", "layer_norm", "batch_norm", "group_norm",
-    "recurrent", "attention", "embedding", "rotary", "ctc",
+    "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "cast", "amp", "random",
+    "random_samples", "augment", "reduce", "convolution", "pooling", "resize", "pad", "layer_norm",
+    "batch_norm", "group_norm", "recurrent", "attention", "embedding", "rotary", "ctc",
+    "running_loss", "mlp",
 )  # fmt: skip
 
 for _family in FAMILIES:

@@ -33,3 +33,11 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """Names and values in columns, without a header: each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(indent + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def bytes_text(count: float) -> str:
+    """A number of bytes in its largest whole unit: ``bytes_text(1536)`` is "1.50 KiB"."""
+    unit = 0
+    while abs(count) >= 1024 and unit < 4:
+        count, unit = count / 1024, unit + 1
+    return f"{count:,.0f} B" if unit == 0 else f"{count:.2f} {' KMGT'[unit]}iB"

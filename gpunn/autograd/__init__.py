@@ -6,6 +6,7 @@ Read `function.py` first (the tape is one page), then any file of `functions/`.
 import math
 
 from gpunn.autograd import methods as _methods  # noqa: F401  attaches the operations to Tensor
+from gpunn.autograd.autocast import autocast, get_autocast_dtype, is_autocast_enabled
 from gpunn.autograd.creation import (
     arange,
     as_tensor,
@@ -223,6 +224,7 @@ __all__ = [
     "argsort",
     "as_tensor",
     "atan",
+    "autocast",
     "bernoulli",
     "bfloat16",
     "bincount",
@@ -268,6 +270,7 @@ __all__ = [
     "full_like",
     "gather",
     "ge",
+    "get_autocast_dtype",
     "get_rng_state",
     "gradcheck",
     "gt",
@@ -280,6 +283,7 @@ __all__ = [
     "int32",
     "int64",
     "int8",
+    "is_autocast_enabled",
     "is_floating_point",
     "is_grad_enabled",
     "is_tensor",

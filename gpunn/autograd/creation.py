@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.autograd.dtypes import as_dtype, float32, is_float, is_low
+from gpunn.autograd.dtypes import as_dtype, float32, is_float
 from gpunn.autograd.functions.common import sizes
 from gpunn.autograd.random import Generator, default_generator
 from gpunn.autograd.tensor import Tensor, raw_array, wrap
@@ -157,6 +157,9 @@ def arange(
     if dtype is None:
         whole = all(isinstance(value, (int, np.integer)) for value in (start, end, step))
         dtype = np.int64 if whole else float32
+    if as_dtype(dtype).kind in "iu":  # where the values are exact they are made on the device
+        made = array_module(as_device(device)).arange(start, end, step, as_dtype(dtype))
+        return _finish(made, requires_grad)
     return _finish(_placed(np.arange(start, end, step), dtype, device), requires_grad)
 
 
@@ -181,17 +184,16 @@ def _placed(array: np.ndarray, dtype, device):
 
 def fill_random(array, kind: str, generator: Generator | None, first: float, second: float) -> None:
     """Fill `array` with "uniform" numbers from [first, second) or "normal" (mean, std) ones."""
-    seed, offset = (generator or default_generator).take()
+    draw = (generator or default_generator).draw(device_of(array))._asdict()
     target = array
-    if not array.flags.c_contiguous or is_low(array.dtype):
-        target = empty_array(array.shape, array.dtype if not is_low(array.dtype) else float32,
-                             device_of(array))  # fmt: skip
+    if not array.flags.c_contiguous:
+        target = empty_array(array.shape, array.dtype, device_of(array))
     if kind == "uniform":
-        primitives.random_uniform(target, seed=seed, offset=offset, low=first, high=second)
+        primitives.random_uniform(target, **draw, low=first, high=second)
     else:
-        primitives.random_normal(target, seed=seed, offset=offset, mean=first, std=second)
+        primitives.random_normal(target, **draw, mean=first, std=second)
     if target is not array:
-        array[...] = target.astype(array.dtype)
+        array[...] = target
 
 
 def _random(kind, size, dtype, device, requires_grad, generator, first=0.0, second=1.0) -> Tensor:
@@ -231,8 +233,8 @@ def randn_like(input: Tensor, *, dtype=None, device=None, requires_grad=False) -
 def _words(count: int, device, generator: Generator | None):
     """`count` random uint64 numbers."""
     words = empty_array((2 * count,), np.uint32, device)
-    seed, offset = (generator or default_generator).take()
-    primitives.random_bits(words, seed=seed, offset=offset)
+    draw = (generator or default_generator).draw(device)
+    primitives.random_bits(words, **draw._asdict())
     return words.view(np.uint64)
 
 

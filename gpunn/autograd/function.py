@@ -10,14 +10,17 @@ received all of its gradient when its turn comes, and the order is the same on e
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpunn.autograd import mode
-from gpunn.autograd.dtypes import is_low
+from gpunn.autograd.dtypes import is_float, is_low
+from gpunn.autograd.functions.layout import in_axes, memory_order
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import device_of
+from gpunn.primitives.cast import cast
+from gpunn.primitives.scale import accumulate as add_scaled
 
 _sequence = itertools.count().__next__
 
@@ -28,6 +31,7 @@ class Walk(NamedTuple):
     uses: dict[int, int]  # how many nodes give a gradient to each edge, by its id
     retains: bool  # the graph stays, so that saved arrays are needed again
     unit: Function | None  # the node whose gradient is 1 because none was given
+    late: dict[int, Any]  # what has gradients to bring to their places at the end, by its id
 
 
 class Function:
@@ -156,12 +160,18 @@ class Function:
         Returning the array given here from `backward` saves the copy into the arena.
         """
         leaf = self.edges[index]
-        if not isinstance(leaf, Tensor) or leaf.grad is not None:
+        if isinstance(leaf, Function):
+            return leaf.own_slot(self.walk) if self.only_user_of(index) else None
+        if leaf is None or leaf.grad is not None:
             return None
         for position, edge in enumerate(self.edges):
             if edge is leaf and position != index:
                 return None  # a second gradient of this node goes there as well
         return leaf._grad_slot
+
+    def own_slot(self, walk: Walk):
+        """Where the whole gradient of this node's output may be written in this walk, or None."""
+        return None
 
 
 def _run_forward(node: Function, arrays: list):
@@ -216,7 +226,7 @@ def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool 
         accumulate(root, gradient)
         return
     nodes, uses = _ordered(node)
-    walk = Walk(uses, retain_graph, node if implicit else None)
+    walk = Walk(uses, retain_graph, node if implicit else None, {})
     node.grad = gradient
     try:
         for node in nodes:
@@ -227,9 +237,13 @@ def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool 
                     accumulate(node.retained, grad)
                 _step_back(node, grad, retain_graph)
             node.walk = None
+        for late in walk.late.values():
+            late.deliver()
     except BaseException:
         for node in nodes:  # a half-finished walk must not leak into the next one
             node.grad = node.ahead = node.walk = None
+        for late in walk.late.values():
+            late.drop()
         raise
 
 
@@ -299,18 +313,25 @@ def _ordered(root: Function) -> tuple[list[Function], dict[int, int]]:
 def accumulate(leaf: Tensor, grad, owned: bool = False) -> None:
     """Add `grad` to ``leaf.grad``; the first one goes into the leaf's arena slot if it has one.
 
-    `owned` says that nobody else holds `grad`, so that it can be kept without a copy.
+    `owned` says that nobody else holds `grad`, so that it can be kept without a copy. A gradient in
+    another dtype than the leaf's, as a low-precision copy of the leaf gets it, is widened here.
     """
-    before = leaf.grad
+    before, slot, dtype = leaf.grad, leaf._grad_slot, leaf._array.dtype
     if before is not None:
-        add_arrays(before._array, grad, out=before._array)
+        if grad.dtype != before._array.dtype:
+            add_converted(before._array, grad)
+        else:
+            add_arrays(before._array, grad, out=before._array)
         before._cell[0] += 1
         return
-    slot = leaf._grad_slot
     if slot is not None:
-        if grad is not slot:
+        if grad.dtype != slot.dtype:
+            convert_into(slot, grad)
+        elif grad is not slot:
             slot[...] = grad
         grad = slot
+    elif grad.dtype != dtype:
+        grad = converted(grad, dtype)
     elif not owned:
         grad = grad.copy()
     leaf.grad = wrap(grad)
@@ -329,6 +350,38 @@ def add_arrays(a, b, out=None):
         return np.asarray(total) if isinstance(total, np.generic) else total
     out += b
     return out
+
+
+def converted(array, dtype):
+    """`array` in another dtype, with the order of its axes in memory."""
+    if not (is_float(array.dtype) and is_float(np.dtype(dtype))):
+        return array.astype(dtype)
+    order = memory_order(array)
+    if order is None:
+        return cast(array, dtype)
+    return in_axes(cast(array.transpose(order), dtype), order)
+
+
+def convert_into(out, array) -> None:
+    """Write `array` into `out`, an array of another floating dtype."""
+    order = memory_order(out)
+    if order is not None:
+        cast(array.transpose(order), out=out.transpose(order))
+    elif out.flags.c_contiguous:
+        cast(array, out=out)
+    else:
+        out[...] = converted(array, out.dtype)
+
+
+def add_converted(total, array) -> None:
+    """Add `array` to `total`, an array of another floating dtype."""
+    order = memory_order(total)
+    if order is not None:
+        total, array = total.transpose(order), array.transpose(order)
+    if total.flags.c_contiguous and total.dtype == np.float32 and is_low(array.dtype):
+        add_scaled(total, array)
+    else:
+        add_arrays(total, converted(array, total.dtype), out=total)
 
 
 def check_devices(name: str, *tensors: Tensor) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import threading
+from typing import Any
 
 
 class _State(threading.local):
-    enabled = True
+    enabled = True  # operations are recorded for `backward`
+    low: Any = None  # the 16-bit dtype of products inside `autocast`, else None
+    block: Any = None  # what lasts as long as the outermost `autocast` block
 
 
 state = _State()  # each thread has its own switch, as in PyTorch

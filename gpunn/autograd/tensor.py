@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.dtypes import as_dtype, is_float
-from gpunn.device import Device, array_module, as_array, device_of, to_device, to_numpy
+from gpunn.device import (
+    Device,
+    array_module,
+    as_array,
+    device_of,
+    to_device,
+    to_numpy,
+    tracing,
+)
 from gpunn.device.emulated import EmulatorArray
 
 
@@ -41,6 +49,8 @@ class Tensor:
         "_seen",  # the recorded writes this tensor's history knows of; -1: it has no history
         "grad",
         "_grad_slot",  # the place in an optimizer's arena where the first gradient is written
+        "_low",  # a copy in 16 bits made inside `autocast`, and when it is good; or None
+        "_low_source",  # (weak reference, place) of the arena that makes such copies of all at once
         "__weakref__",
     )
     __array_priority__ = 1000  # `ndarray + Tensor` comes to Tensor.__radd__
@@ -240,11 +250,13 @@ class Tensor:
                 f"item: needs a tensor with one element, this one has shape {self.shape}. "
                 "Index it first, or use .tolist()."
             )
+        tracing.host_read("Tensor.item()")
         value = self._array.item()
         return float(value) if is_float(self._array.dtype) else value
 
     def tolist(self):
         """The elements as nested lists of Python numbers."""
+        tracing.host_read("Tensor.tolist()")
         array = to_numpy(self._array)
         return (array.astype(np.float32) if array.dtype.kind == "V" else array).tolist()
 
@@ -255,6 +267,7 @@ class Tensor:
                 "numpy: this tensor requires a gradient, which a NumPy array cannot carry. "
                 "Use .detach().numpy()."
             )
+        tracing.host_read("Tensor.numpy()")
         return to_numpy(self._array)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
@@ -297,6 +310,7 @@ class Tensor:
                 f"bool: the truth of a tensor of shape {self.shape} is ambiguous. "
                 "Use .any(), .all() or .item() of one element."
             )
+        tracing.host_read("the truth of a Tensor (if, while, and, or, not)")
         return bool(self._array.item())
 
     def __float__(self) -> float:
@@ -311,6 +325,7 @@ class Tensor:
                 f"only an integer tensor with one element can be an index, not {self.dtype} "
                 f"of shape {self.shape}"
             )
+        tracing.host_read("a Tensor as an index")
         return int(self._array.item())
 
     def __format__(self, spec: str) -> str:
@@ -319,6 +334,7 @@ class Tensor:
     def __repr__(self) -> str:
         from gpunn.autograd.printing import describe
 
+        tracing.host_read("the text of a Tensor")
         return describe(self)
 
     def __copy__(self) -> Tensor:
@@ -347,7 +363,7 @@ def _fill(tensor, array):
     """Set every slot of a new Tensor (or of a subclass)."""
     tensor._array = array
     tensor._requires_grad = False
-    tensor._node = tensor.grad = tensor._grad_slot = None
+    tensor._node = tensor.grad = tensor._grad_slot = tensor._low = tensor._low_source = None
     tensor._cell = [0, 0]
     tensor._seen = 0
     return tensor

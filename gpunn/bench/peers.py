@@ -39,7 +39,7 @@ GPU_PEERS = ("cupy", "torch", "torch.compile", "triton")
 BOUNDS = {dtype: 10 * bound for dtype, bound in parity.TOLERANCE.items()}
 # At the full size only against gross errors; a sum over everything may cancel to almost nothing.
 FULL_SIZE_BOUND = 0.02
-RANDOM = ("random_uniform", "random_normal", "dropout")
+RANDOM = ("random_uniform", "random_normal", "dropout", "augment_images")
 CHECK_EDGE = 200
 
 

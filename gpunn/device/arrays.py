@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.device import tracing
 from gpunn.device.device import Device, _made, as_device
 from gpunn.device.emulated import EmulatorArray, emulator_empty, emulator_numpy
 from gpunn.device.probe import import_cupy
@@ -119,7 +120,10 @@ def to_device(array: Any, device: Device | str):
     if device_of(array) == device:
         return array
     if device.type == "cpu":
+        tracing.host_read("a copy to the CPU")
         return array.get()
+    if tracing.state.trace is not None and device_of(array).type == "cpu":
+        tracing.host_write(f"to_device() of an array of shape {array.shape}")
     if device.type == "emulator":  # always a copy, as to a GPU
         return emulator_numpy.array(array.get() if is_cupy(array) else array)
     if isinstance(array, EmulatorArray):

@@ -3,13 +3,20 @@
 `EmulatorArray` stands to the device "emulator" as CuPy's array stands to a GPU. It lies in the
 memory of the host, and what is not a primitive is computed by NumPy; but its results stay on the
 device, a single number included, and meeting an array of the CPU is an error, as on a GPU.
+
+Where arrays are made or copied, and where NumPy computes, a compiled step may listen
+(`emulated_step`).
 """
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import numpy as np
+
+from gpunn.device import emulated_step as step
+from gpunn.device import tracing
 
 
 class EmulatorArray(np.ndarray):
@@ -19,10 +26,13 @@ class EmulatorArray(np.ndarray):
 
     def get(self) -> np.ndarray:
         """A copy as a NumPy array on the CPU; the name is CuPy's."""
+        step.host_read("get()")
         return np.array(self, order="K", subok=False)
 
     def set(self, array: np.ndarray) -> None:
         """Take the values of a NumPy array on the CPU; the name is CuPy's."""
+        if step.state.graph is not None:
+            tracing.host_write("set()")
         self[...] = array
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **options):
@@ -37,22 +47,61 @@ class EmulatorArray(np.ndarray):
             options["out"] = tuple(map(plain, out))
         if "where" in options:
             options["where"] = plain(options["where"])
-        result = getattr(ufunc, method)(*map(plain, inputs), **options)
+        if step.state.special:
+            compute = getattr(ufunc, method)
+            result = step.run(compute, plain(inputs), options, writes=out is not None)
+        else:
+            result = getattr(ufunc, method)(*map(plain, inputs), **options)
         if out is not None:
             return out[0] if len(out) == 1 else out
         return placed(result)
 
     def __array_function__(self, function, types, args, kwargs):
-        result = function(*plain(args), **plain(kwargs))
-        out = kwargs.get("out")
-        return placed(result) if out is None else out
+        return _computed(function, function.__name__, args, kwargs)
 
     def __getitem__(self, key):
+        if step.state.special and not _is_basic(key):
+            if step.state.graph is not None and _is_mask(key):
+                tracing.shape_from_values("an index that is a mask")
+            return placed(step.run(operator.getitem, (plain(self), plain(key))))
         found = super().__getitem__(key)
         if isinstance(found, np.ndarray):
             return found
         # NumPy makes a number of a single element; with an ellipsis it gives a view.
         return super().__getitem__((*key, ...) if isinstance(key, tuple) else (key, ...))
+
+    def __setitem__(self, key, value):
+        if step.state.graph is None:
+            super().__setitem__(key, value)
+            return
+        step.refuse_uploads("an assignment", [key, value])
+        step.run(operator.setitem, (plain(self), plain(key), plain(value)), writes=True)
+
+    def item(self, *args):
+        """A Python number, as NumPy's method; refused while a compiled step is captured."""
+        step.host_read("item()")
+        return plain(self).item(*args)
+
+    def tolist(self):
+        """Nested lists, as NumPy's method; refused while a compiled step is captured."""
+        step.host_read("tolist()")
+        return plain(self).tolist()
+
+    def __bool__(self):
+        step.host_read("the truth of an array")
+        return bool(plain(self))
+
+    def __float__(self):
+        step.host_read("float()")
+        return float(plain(self))
+
+    def __int__(self):
+        step.host_read("int()")
+        return int(plain(self))
+
+    def __index__(self):
+        step.host_read("an index")
+        return plain(self).__index__()
 
 
 def plain(value: Any) -> Any:
@@ -81,25 +130,82 @@ def placed(value: Any) -> Any:
     return value
 
 
+_BY_VALUES = frozenset(
+    "nonzero compress argwhere flatnonzero unique extract trim_zeros intersect1d".split()
+)
+
+
+def _is_basic(key: Any) -> bool:
+    """Whether an index gives a view."""
+    parts = key if isinstance(key, tuple) else (key,)
+    return not any(isinstance(part, (np.ndarray, list)) for part in parts)
+
+
+def _is_mask(key: Any) -> bool:
+    parts = key if isinstance(key, tuple) else (key,)
+    return any(isinstance(part, np.ndarray) and part.dtype == np.bool_ for part in parts)
+
+
+def _computed(function, name: str, args: tuple, kwargs: dict) -> Any:
+    """NumPy's function (or method) of arrays on the emulator, with results there."""
+    out = kwargs.get("out")
+    if step.state.special:
+        if step.state.graph is not None and (
+            name in _BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1)
+        ):
+            tracing.shape_from_values(name)
+        step.refuse_uploads(name, [args, kwargs])
+        result = step.run(function, plain(args), plain(kwargs), writes=out is not None)
+    else:
+        result = function(*plain(args), **plain(kwargs))
+    return placed(result) if out is None else out
+
+
 def _method(name: str):
-    """A method of arrays that would lose the class, or make a number of a single element."""
+    """A method that would lose the class, or make a number of a single element."""
     function = getattr(np.ndarray, name)
 
     def method(self, *args, **kwargs):
-        result = function(plain(self), *plain(args), **plain(kwargs))
-        out = kwargs.get("out")
-        return placed(result) if out is None else out
+        return _computed(function, name, (self, *args), kwargs)
 
-    method.__name__, method.__qualname__ = name, f"EmulatorArray.{name}"
+    return _named(method, function)
+
+
+def _noted_method(name: str):
+    """A method that NumPy does well, but of which a compiled step must know if it copies."""
+    function = getattr(np.ndarray, name)
+
+    def method(self, *args, **kwargs):
+        if not step.state.special:
+            return function(self, *args, **kwargs)
+        if name in ("reshape", "ravel"):
+            view = function(self, *args, **kwargs)
+            if np.may_share_memory(plain(view), plain(self)):
+                return view
+        writes = name in _IN_PLACE
+        step.refuse_uploads(name, [args, kwargs])
+        result = step.run(function, plain((self, *args)), plain(kwargs), writes)
+        return placed(result)
+
+    return _named(method, function)
+
+
+def _named(method, function):
+    method.__name__, method.__qualname__ = function.__name__, f"EmulatorArray.{function.__name__}"
     method.__doc__ = function.__doc__
     return method
 
 
+_IN_PLACE = frozenset("fill partition put sort".split())
 for _name in (
     "all any argmax argmin choose clip compress dot max mean min nonzero prod repeat round "
     "searchsorted std sum take trace var"
 ).split():
     setattr(EmulatorArray, _name, _method(_name))
+for _name in (
+    "argpartition argsort astype copy cumprod cumsum fill flatten partition put ravel reshape sort"
+).split():
+    setattr(EmulatorArray, _name, _noted_method(_name))
 
 
 class EmulatorModule:
@@ -113,7 +219,7 @@ class EmulatorModule:
             return value  # dtypes, constants, submodules; ufuncs ask their arguments
 
         def function(*args, **kwargs):
-            return placed(value(*plain(args), **plain(kwargs)))
+            return _computed(value, name, args, kwargs)
 
         function.__name__, function.__doc__ = name, value.__doc__
         setattr(self, name, function)
@@ -124,6 +230,8 @@ class EmulatorModule:
         """A copy of any array, number or nested list on the emulator."""
         if not copy:
             return emulator_numpy.asarray(value, dtype, order)
+        if step.state.special:
+            return emulator_numpy._copied(value, dtype, order)
         return np.array(plain(value), dtype, copy=True, order=order).view(EmulatorArray)
 
     @staticmethod
@@ -132,13 +240,22 @@ class EmulatorModule:
         if type(value) is not EmulatorArray:
             return emulator_numpy.array(value, dtype, order=order)
         found = np.asarray(plain(value), dtype, order)
-        return value if np.shares_memory(found, value) else found.view(EmulatorArray)
+        if np.shares_memory(found, plain(value)):
+            return value
+        return emulator_numpy.array(value, dtype, order=order)
+
+    @staticmethod
+    def _copied(value: Any, dtype: Any, order: str) -> EmulatorArray:
+        """A copy in the memory of a compiled step; of the host's arrays only outside a capture."""
+        if step.state.graph is not None and type(value) is not EmulatorArray:
+            tracing.host_write("asarray()")
+        how = {"copy": True, "order": order}
+        return placed(step.run(np.array, (plain(value), dtype), how))
 
     @staticmethod
     def ascontiguousarray(value: Any, dtype=None) -> EmulatorArray:
         """`value` on the emulator in C order: itself if it is so already, else a copy."""
         return emulator_numpy.asarray(value, dtype, "C")
-
 
     @staticmethod
     def empty(shape, dtype=np.float64) -> EmulatorArray:
@@ -154,6 +271,11 @@ def emulator_empty(shape, dtype) -> EmulatorArray:
 
     They are NaN in every floating type, so that what is read before it was written shows.
     """
+    if step.state.special:
+        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
+        array = step.new(shape, dtype)
+        step.run(np.ndarray.fill, (array.reshape(-1).view(np.uint8), 0xFF), writes=True)
+        return array.view(EmulatorArray)
     array = EmulatorArray(shape, dtype)
     plain(array).reshape(-1).view(np.uint8)[...] = 0xFF
     return array

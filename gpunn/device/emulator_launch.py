@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from gpunn.device import sources
+from gpunn.device import emulated_step, sources
 from gpunn.device.device import Device
 from gpunn.device.emulated import emulator_empty, plain
 from gpunn.device.launch import Launcher, check_scalars
@@ -72,7 +72,11 @@ class EmulatorLauncher(Launcher):
         kernel = self._kernels.kernel(expression)
         if shared > kernel.max_dynamic_shared_size_bytes:
             kernel.max_dynamic_shared_size_bytes = shared
-        kernel(grid, block, tuple(map(plain, args)), shared_mem=shared)
+
+        def run(kernel, arguments) -> None:
+            kernel(grid, block, arguments, shared_mem=shared)
+
+        emulated_step.launch(kernel, tuple(map(plain, args)), run)
 
     def empty(self, shape, dtype):
         return plain(emulator_empty(shape, dtype))  # bytes 0xFF, which are NaN

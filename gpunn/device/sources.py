@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 # Files of kernels whose blocks wait for each other: launched so that all of a grid exist at once.
-COOPERATIVE = frozenset({"recurrent_grid.cu"})
+COOPERATIVE = frozenset({"mlp_train.cu", "recurrent_grid.cu"})
 
 
 @functools.cache

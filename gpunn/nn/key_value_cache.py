@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.autograd.autocast import is_autocast_enabled
 from gpunn.autograd.creation import zeros
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor
@@ -41,6 +42,8 @@ class KeyValueCache:
                 f"KeyValueCache: keys have shape {keys.shape} and values {values.shape}; this "
                 f"cache takes ({batch}, T, {heads}, {size})"
             )
+        if is_autocast_enabled():
+            keys, values = keys.to(self.keys.dtype), values.to(self.keys.dtype)
         for new in (keys, values):
             if new.dtype != self.keys.dtype or new.device != self.keys.device:
                 raise ValueError(

@@ -11,6 +11,7 @@ from numbers import Integral
 
 import numpy as np
 
+from gpunn.autograd.autocast import is_autocast_enabled
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.activation import dropout
 from gpunn.autograd.functions.recurrent import pick_rows, place_rows, recurrent
@@ -46,7 +47,7 @@ def _check_input(name: str, input, dims: tuple[int, ...], size: int, weight: Ten
             f"{name}: input has shape {input.shape}; expected {' or '.join(map(str, dims))} "
             f"dimensions, the last of size {size} (input_size)"
         )
-    if input.dtype != weight.dtype:
+    if input.dtype != weight.dtype and not is_autocast_enabled():
         raise TypeError(
             f"{name}: input has dtype {input.dtype} and the weights {weight.dtype}; they must be "
             f"equal. Convert the input with .to({weight.dtype.name!r}), or the model."
@@ -58,7 +59,7 @@ def _check_state(name: str, argument: str, state, shape: tuple[int, ...], dtype)
         raise TypeError(f"{name}: {argument} is {type(state).__name__}; expected a Tensor")
     if state.shape != shape:
         raise ValueError(f"{name}: {argument} has shape {state.shape}; expected {shape}")
-    if state.dtype != dtype:
+    if state.dtype != dtype and not is_autocast_enabled():
         raise TypeError(
             f"{name}: {argument} has dtype {state.dtype} and the input {dtype}; they must be equal"
         )

@@ -55,5 +55,5 @@ class Adagrad(Optimizer):
         return {"sum": float(group["initial_accumulator_value"])}
 
     def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
-        maximize = group["maximize"]
-        adagrad_update(parameters, gradients, state["sum"], hyper, maximize=maximize)
+        how = {"maximize": group["maximize"], "skip": self.skip_flag}
+        adagrad_update(parameters, gradients, state["sum"], hyper, **how)

@@ -71,6 +71,7 @@ class Adam(Optimizer):
             hyper,
             decoupled=group["decoupled_weight_decay"],
             maximize=group["maximize"],
+            skip=self.skip_flag,
             max_exp_avg_sq=state.get("max_exp_avg_sq"),
         )
 

@@ -1,21 +1,27 @@
 """`Arena`: the parameters of a group in one flat array, beside their gradients and their state.
 
 One launch then updates all of them. The parameters' Tensors become views of the arena, and their
-gradients are written straight into it by `backward`. Every parameter starts at a multiple of 16
+gradients are written straight into it by `backward`. Every parameter starts at a multiple of 32
 bytes; the gaps behind it are zeros in every array and stay zeros under every update.
+
+For `autocast` an arena of float32 also has its parameters in 16 bits (`Arena.low`): one launch
+casts them all.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import numpy as np
 
 from gpunn.autograd.functions.layout import in_axes, is_channels_last, memory_order
 from gpunn.device import Device, device_of, empty, to_device
+from gpunn.optim.low_copies import LowCopies
 from gpunn.primitives.samples import accumulator_dtype
 
-ALIGNMENT = 16  # bytes: the widest load of a thread
+# Bytes: the widest load of a thread has 16, and half of 32 is left of a parameter in 16 bits.
+ALIGNMENT = 32
 
 
 def zeros(size: int, dtype, device: Device | str):
@@ -82,6 +88,7 @@ class Arena:
         self.state: dict[str, Any] = {}
         self.views = [self.part(self.parameters, i) for i in range(len(tensors))]
         self.slots = [self.part(self.gradients, i) for i in range(len(tensors))]
+        self.lows: dict[np.dtype, LowCopies] = {}
         self.cohorts = [Cohort(list(range(len(tensors))), to_device(hyper.copy(), self.device))]
         for i in range(len(tensors)):
             self.take_parameter(i)
@@ -114,6 +121,7 @@ class Arena:
         view[...] = tensor._array
         tensor._array = view
         tensor._grad_slot = self.slots[i]
+        tensor._low_source = (weakref.ref(self), i)
 
     def take_gradients(self) -> list[int]:
         """The parameters that have a gradient; gradients that lie elsewhere are copied in."""
@@ -144,6 +152,40 @@ class Arena:
         for i, tensor in enumerate(self.tensors):
             if tensor.grad is not None and tensor.grad._array is not self.slots[i]:
                 tensor.grad._array[...] = 0
+
+    # ---- parameters in 16 bits, for autocast -----------------------------------------------------
+
+    def low(self, dtype):
+        """The parameters in a 16-bit dtype, cast now: a flat array with the arena's offsets."""
+        copies = self._copies(dtype)
+        copies.refresh(None)
+        return copies.parameters
+
+    def _copies(self, dtype) -> LowCopies:
+        if dtype not in self.lows:
+            self.lows[dtype] = LowCopies(self, dtype)
+        return self.lows[dtype]
+
+    def low_copies(self, i: int, dtype, block) -> LowCopies | None:
+        """All parameters in a 16-bit dtype, `i` as it is now; None if that is no longer here.
+
+        All are cast together when the first is asked for in an `autocast` block, and again when one
+        that is asked for was written to since.
+        """
+        tensor = self.tensors[i]
+        if tensor._array is not self.views[i]:
+            return None
+        copies = self._copies(dtype)
+        if copies.block is not block or copies.versions[i] != tensor._cell[0]:
+            copies.refresh(block)
+        return copies
+
+    def forget_low(self) -> None:
+        """Cast the parameters anew when one is next asked for in 16 bits."""
+        for copies in self.lows.values():
+            copies.block = None
+        for tensor in self.tensors:
+            tensor._low = None
 
     # ---- what a step works on -------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gpunn.autograd.tensor import Tensor, wrap
-from gpunn.device import array_module, device_of, pointer, to_device
+from gpunn.device import array_module, device_of, empty, pointer, to_device
 from gpunn.optim.arena import ALIGNMENT
 from gpunn.primitives.clip import clip_by_norm, clip_by_value, global_norm, penalty_gradient
 from gpunn.primitives.samples import accumulator_dtype
@@ -44,9 +44,9 @@ def clip_grad_norm_(
         )
     for run in runs:
         own = to_device(norm.astype(accumulator_dtype(run.dtype), copy=False), device_of(run))
-        with _contiguous(run) as flat:
+        with contiguous(run) as flat:
             clip_by_norm(flat, own, max_norm=max_norm)
-    _mark_written(parameters)
+    mark_written(parameters)
     return wrap(norm)
 
 
@@ -56,9 +56,9 @@ def clip_grad_value_(
     """Limit every element of the gradients to ±`clip_value`, in place."""
     parameters = with_gradient(parameters)
     for run in gradient_runs(parameters):
-        with _contiguous(run) as flat:
+        with contiguous(run) as flat:
             clip_by_value(flat, limit=clip_value)
-    _mark_written(parameters)
+    mark_written(parameters)
 
 
 def add_penalty_gradient_(
@@ -71,13 +71,13 @@ def add_penalty_gradient_(
     """
     parameters = with_gradient(parameters)
     for parameter in parameters:
-        with _contiguous(parameter.grad._array) as gradient:
+        with contiguous(parameter.grad._array) as gradient:
             penalty_gradient(parameter._array, gradient, l1=l1, l2=l2)
-    _mark_written(parameters)
+    mark_written(parameters)
 
 
 @contextlib.contextmanager
-def _contiguous(array) -> Iterator:
+def contiguous(array) -> Iterator:
     """`array` to be changed in place; a strided one as a copy that is written back."""
     if array.flags.c_contiguous:
         yield array
@@ -128,9 +128,10 @@ def _norm(runs: list, norm_type: float):
     dtype = max((accumulator_dtype(run.dtype) for run in runs), key=lambda d: d.itemsize)
     if len(runs) == 1 and norm_type == 2:
         return global_norm(runs[0])
-    xp = array_module(device)
-    each = [to_device(_norm_of(run, norm_type), device).astype(dtype) for run in runs]
-    return _norm_of(xp.stack(each), norm_type)
+    each = empty((len(runs),), dtype, device)
+    for place, run in enumerate(runs):
+        each[place] = to_device(_norm_of(run, norm_type), device)
+    return _norm_of(each, norm_type)
 
 
 def _norm_of(array, norm_type: float):
@@ -145,7 +146,7 @@ def _norm_of(array, norm_type: float):
     return xp.asarray((size**norm_type).sum() ** (1 / norm_type))
 
 
-def _mark_written(parameters: list[Tensor]) -> None:
+def mark_written(parameters: list[Tensor]) -> None:
     """Tell the tape that the gradients were written in place."""
     for parameter in parameters:
         parameter.grad._cell[0] += 1

@@ -43,4 +43,5 @@ class Lion(Optimizer):
         return {"exp_avg": 0.0}
 
     def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
-        lion_update(parameters, gradients, state["exp_avg"], hyper, maximize=group["maximize"])
+        how = {"maximize": group["maximize"], "skip": self.skip_flag}
+        lion_update(parameters, gradients, state["exp_avg"], hyper, **how)

@@ -12,7 +12,7 @@ import numpy as np
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.mode import enable_grad
 from gpunn.autograd.tensor import Tensor, wrap
-from gpunn.device import as_array, to_numpy
+from gpunn.device import as_array, to_numpy, tracing
 from gpunn.optim.arena import Arena
 from gpunn.primitives.optimizer import HYPER, advance_step, hyper_array
 
@@ -34,6 +34,8 @@ class Optimizer:
         ``optimizer.param_groups[0]["lr"] = 0.01`` takes effect at the next step.
     defaults : hyperparameters of groups that do not give their own
     state : parameter -> its step count and state Tensors (views), as in PyTorch
+    skip_flag : None, or a float32 array (1,) on the device of the parameters. Where it is not 0
+        when its turn comes on the device, `step` changes nothing and counts no step.
 
     Raises
     ------
@@ -41,6 +43,7 @@ class Optimizer:
     """
 
     rule: str
+    skip_flag: Any = None
 
     def __init__(self, params: Iterable, defaults: dict[str, Any]):
         self.defaults = defaults
@@ -201,7 +204,49 @@ class Optimizer:
             for arena in arenas:
                 self._step_arena(group, arena)
         self._steps_made += 1
+        if tracing.state.trace is not None:
+            self._note_replays(tracing.state.trace)
         return loss
+
+    # ---- in a compiled step: see gpunn.compiled --------------------------------------------------
+
+    def _note_replays(self, trace: tracing.Trace) -> None:
+        trace.before.append(self.write_hyperparameters)
+        trace.after.append(self._count_replay)
+        trace.hold(self._places)
+
+    def write_hyperparameters(self) -> None:
+        """Bring changed hyperparameters, and parameters that were replaced, to where they belong.
+
+        `step` does so itself. A replay of a captured step has it done before.
+        """
+        self._follow_parameters()
+        for group, arenas in zip(self.param_groups, self._arenas, strict=True):
+            values = self.hyper_values(group)
+            for arena in arenas:
+                for cohort in arena.cohorts:
+                    cohort.write(values)
+
+    def _count_replay(self) -> None:
+        """What a step does besides launching."""
+        self._steps_made += 1
+        for arenas in self._arenas:
+            for arena in arenas:
+                for tensor in arena.tensors:
+                    if tensor.grad is not None:
+                        tensor._cell[0] += 1
+
+    def _places(self) -> list:
+        """Which arrays a step works on, and which of its choices are part of the launches."""
+        found: list = []
+        for group, arenas in zip(self.param_groups, self._arenas, strict=True):
+            found += [value for value in group.values() if isinstance(value, bool)]
+            found.append(group.get("eps") == 0)
+            for arena in arenas:
+                found.append(arena.parameters)
+                found += [cohort.hyper for cohort in arena.cohorts]
+                found += arena.state.values()
+        return found
 
     def _step_arena(self, group: dict, arena: Arena) -> None:
         active = arena.take_gradients()
@@ -215,7 +260,7 @@ class Optimizer:
         for cohort in arena.active_cohorts(active):
             cohort.write(values)
             if self.counts_steps(group):
-                advance_step(cohort.hyper, rule=self.rule)
+                advance_step(cohort.hyper, rule=self.rule, skip=self.skip_flag)
             # In a gap, 0 / (sqrt(0) + eps) is 0 only if eps is not.
             for start, stop in arena.runs(cohort.members, tight=group.get("eps") == 0):
                 run = slice(start, stop)
@@ -316,7 +361,8 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """What `copy.deepcopy` and pickle take along: no arenas, whose views would come apart."""
-        kept = {name: value for name, value in self.__dict__.items() if name != "_arenas"}
+        left = ("_arenas", "skip_flag")
+        kept = {name: value for name, value in self.__dict__.items() if name not in left}
         return kept | {"_group_states": [self._group_state(k) for k in range(len(self._arenas))]}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

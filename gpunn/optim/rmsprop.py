@@ -69,4 +69,5 @@ class RMSprop(Optimizer):
             state.get("grad_avg"),
             hyper,
             maximize=group["maximize"],
+            skip=self.skip_flag,
         )

@@ -71,4 +71,5 @@ class SGD(Optimizer):
             hyper,
             nesterov=group["nesterov"],
             maximize=group["maximize"],
+            skip=self.skip_flag,
         )

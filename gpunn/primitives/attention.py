@@ -35,7 +35,8 @@ of a value that is NaN or infinite.
 
 Dropout takes word ((b H + h) Tq + i) 4 ceil(Tk / 4) + j of the project's generator for weight
 (b, h, i, j) under (seed, offset), and drops it as `dropout` does, so that backward and all
-implementations agree on the mask to the bit and nothing is stored.
+implementations agree on the mask to the bit and nothing is stored. With a `counter` the two numbers
+are read in device memory (`gpunn.primitives.random_counter`), as a captured step needs it.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def attention_forward(
     dropout_p: float = 0.0,
     seed: int = 0,
     offset: int = 0,
+    counter=None,
     q_lengths=None,
     kv_lengths=None,
     keep: bool = True,
@@ -101,6 +103,8 @@ def attention_forward(
     causal, causal_offset, window : see above; the offset is an int or an integer array (B,)
     scale : factor of the products; None for 1 / sqrt(D)
     dropout_p, seed, offset : probability of dropping a weight, and the numbers of the generator
+    counter : None, or a uint64 array (2,), [seed, offset], on the device of `q`: then its seed
+        counts and not `seed`, and `offset` is added to its offset, when the kernel runs
     q_lengths, kv_lengths : integer arrays (B,), at most Tq and Tk (looked at on the CPU; on a GPU
         longer ones are cut); None for whole sequences
     keep : whether log_sum_exp is made, which `attention_backward` needs
@@ -116,14 +120,14 @@ def attention_forward(
     ------
     TypeError, ValueError : dtypes or shapes that do not suit each other, a head dimension above
         256, H no multiple of Hkv, a mask that does not broadcast, a length beyond the sequence, a
-        window or an offset without causal, a probability outside [0, 1], an `out` that overlaps an
-        input
+        window or an offset without causal, a probability outside [0, 1], a counter that is no such
+        array, an `out` that overlaps an input
     """
     q, k, v = check_inputs(call, q, k, v)
     problem = check_options(
         call, q, k, mask=mask, causal=causal, causal_offset=causal_offset, window=window,
-        scale=scale, dropout_p=dropout_p, seed=seed, offset=offset, q_lengths=q_lengths,
-        kv_lengths=kv_lengths,
+        scale=scale, dropout_p=dropout_p, seed=seed, offset=offset, counter=counter,
+        q_lengths=q_lengths, kv_lengths=kv_lengths,
     )  # fmt: skip
     given, out = out, heads_output(call, "out", out, q.shape, q.dtype)
     if given is not None:
@@ -154,6 +158,7 @@ def attention_backward(
     dropout_p: float = 0.0,
     seed: int = 0,
     offset: int = 0,
+    counter=None,
     q_lengths=None,
     kv_lengths=None,
     grad_q=None,
@@ -192,8 +197,8 @@ def attention_backward(
     log_sum_exp = call.array("log_sum_exp", log_sum_exp, dtypes=(real,), shape=shape)
     problem = check_options(
         call, q, k, mask=mask, causal=causal, causal_offset=causal_offset, window=window,
-        scale=scale, dropout_p=dropout_p, seed=seed, offset=offset, q_lengths=q_lengths,
-        kv_lengths=kv_lengths,
+        scale=scale, dropout_p=dropout_p, seed=seed, offset=offset, counter=counter,
+        q_lengths=q_lengths, kv_lengths=kv_lengths,
     )  # fmt: skip
     grad_q = heads_output(call, "grad_q", grad_q, q.shape, q.dtype)
     grad_k = heads_output(call, "grad_k", grad_k, k.shape, q.dtype)

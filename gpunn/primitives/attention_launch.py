@@ -24,6 +24,7 @@ import numpy as np
 
 from gpunn.primitives import attention_wgmma
 from gpunn.primitives.attention_problem import BOOL, Problem, mask_strides, strides_of
+from gpunn.primitives.random_counter import numba_arguments
 from gpunn.primitives.samples import accumulator_dtype
 
 # `struct Attention` of kernels/cuda/attention.cuh.
@@ -176,8 +177,8 @@ def _mma_forward(launch, q, k, v, out, log_sum_exp, p: Problem) -> None:
         grid=(blocks * parts,),
         block=(MMA_THREADS,),
         args=(
-            q, k, v, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets, out, logs, partial, made,
-            np.int32(tiles), np.int32(parts),
+            q, k, v, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets, p.counter, out, logs,
+            partial, made, np.int32(tiles), np.int32(parts),
         ),
         shared=2 * dim * (MMA_ROWS + 2 * 2 * keys),
     )  # fmt: skip
@@ -228,8 +229,8 @@ def _simt_forward(launch, q, k, v, out, log_sum_exp, p: Problem) -> None:
         grid=(blocks * parts,),
         block=(THREADS,),
         args=(
-            q, k, v, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets, out, logs, partial, made,
-            *map(np.int32, (tiles, groups, parts)), np.bool_(vector),
+            q, k, v, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets, p.counter, out, logs,
+            partial, made, *map(np.int32, (tiles, groups, parts)), np.bool_(vector),
         ),
         shared=shared,
     )  # fmt: skip
@@ -255,7 +256,8 @@ def backward(launch, grad_out, q, k, v, out, log_sum_exp, grad_q, grad_k, grad_v
         p, q, k, v=v, grad_out=grad_out, grad_q=grad_q, grad_k=grad_k, grad_v=grad_v
     )  # fmt: skip
     inputs = (
-        grad_out, q, k, v, log_sum_exp, delta, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets
+        grad_out, q, k, v, log_sum_exp, delta, p.mask, p.q_lengths, p.kv_lengths, p.causal_offsets,
+        p.counter,
     )  # fmt: skip
     (_simt_backward if aligned is None else _mma_backward)(launch, inputs, *outputs, made)
     if aligned is not None:
@@ -347,8 +349,8 @@ def _numba_options(launch, q, k, p: Problem):
     integers = (*given, p.causal, p.causal_offset, p.window, kind, p.threshold)
     real = accumulator_dtype(q.dtype).type
     return (
-        mask, *arrays, *map(np.int32, integers), np.uint64(p.seed), np.uint64(p.offset),
-        real(p.scale), real(p.keep_scale),
+        mask, *arrays, *map(np.int32, integers),
+        *numba_arguments(launch, p.seed, p.offset, p.counter), real(p.scale), real(p.keep_scale),
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.primitives.random_counter import check_counter, check_integer
 from gpunn.primitives.samples import FLOATING, INTEGERS
 
 MAX_DIM = 256  # of a head: the kernels keep rows of so many numbers in registers
@@ -38,6 +39,7 @@ class Problem:
     window : how many keys a causal query sees at most
     scale : the factor of the products of queries and keys
     threshold, seed, offset : dropout zeroes a weight if its word's upper 24 bits are below it
+    counter : uint64 array (2,), [seed, offset], to read when a kernel runs, or None
     keep_scale : what the other weights are multiplied by, 1 / (1 - p)
     """
 
@@ -53,6 +55,7 @@ class Problem:
     keep_scale: float
     seed: int
     offset: int
+    counter: Any
 
     def shift_of(self, offset: int, queries: int, keys: int) -> int:
         """An offset without what changes nothing: the last key of query i is i + shift."""
@@ -144,7 +147,7 @@ def check_inputs(call, q, k, v):
 
 
 def check_options(
-    call, q, k, *, mask, causal, causal_offset, window, scale, dropout_p, seed, offset,
+    call, q, k, *, mask, causal, causal_offset, window, scale, dropout_p, seed, offset, counter,
     q_lengths, kv_lengths,
 ) -> Problem:  # fmt: skip
     """The other arguments, checked."""
@@ -167,8 +170,9 @@ def check_options(
         scale=scale,
         threshold=math.ceil(probability * 2**24),
         keep_scale=1 / (1 - probability) if probability < 1 else 0.0,
-        seed=_integer(call, "seed", seed, 0, (1 << 64) - 1),
-        offset=_integer(call, "offset", offset, 0, (1 << 64) - 1),
+        seed=check_integer(call, "seed", seed),
+        offset=check_integer(call, "offset", offset),
+        counter=check_counter(call, counter),
     )
 
 
@@ -211,7 +215,7 @@ def _lengths(call, name: str, value, array):
         return None
     batch, longest = array.shape[:2]
     value = call.array(name, value, dtypes=INTEGERS, shape=(batch,))
-    if isinstance(value, np.ndarray) and value.size:
+    if type(value) is np.ndarray and value.size:
         low, high = int(value.min()), int(value.max())
         call.require(
             0 <= low and high <= longest, name, f"holds {low if low < 0 else high}",

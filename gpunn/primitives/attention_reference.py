@@ -14,6 +14,7 @@ import copy
 import numpy as np
 
 from gpunn.primitives.cpu_threads import for_each
+from gpunn.primitives.random_counter import origin
 from gpunn.primitives.random_reference import keep_flags, philox_words
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -42,10 +43,10 @@ class _Tiles:
         if p.mask is not None:
             full = (self.batch, self.heads, self.tq, self.tk)
             self.mask = np.broadcast_to(p.mask, full)
-        self.flags = None
+        self.flags, self.origin = None, origin(p.seed, p.offset, p.counter)
         size = self.batch * self.heads * self.tq * self.row_words
         if 0 < p.threshold < 1 << 24 and size <= _FLAGS:
-            flags = keep_flags.take(size, p.seed, p.offset, np.uint32(p.threshold))
+            flags = keep_flags.take(size, *self.origin, np.uint32(p.threshold))
             self.flags = flags.reshape(self.batch, self.heads, self.tq, self.row_words)
 
     def each(self, work) -> None:
@@ -174,7 +175,7 @@ class _Tiles:
             for head in range(self.heads):
                 line = (b * self.all_heads + self.before + head) * self.tq + start
                 block = line * (row // 4)
-                words = philox_words(block, (end - start) * (row // 4), p.seed, p.offset)
+                words = philox_words(block, (end - start) * (row // 4), *self.origin)
                 np.greater_equal(words.reshape(end - start, row), least, out=keep[head])
             keep = keep[:, :, first:last]
         np.copyto(weights, 0, where=~keep)

@@ -43,10 +43,13 @@ def _cases(rng):
     hidden[0, 0, 2] = False  # a query that sees nothing
     added = np.where(rng.random((2, 3, 6)) < 0.2, -np.inf, rng.normal(size=(2, 3, 6)))
     drop = {"dropout_p": 0.3, "seed": (7 << 40) + 3, "offset": 5}
+    # The seed and most of the offset in device memory.
+    counter = Fixed(np.array([(7 << 40) + 3, (1 << 40) + 2], np.uint64))
+    counted = {"dropout_p": 0.3, "offset": 3, "counter": counter}
     causal, every = {"causal": True}, {"dtypes": (FLOAT16, *_WIDE)}
     some = {"dtypes": (FLOAT16, FLOAT32), "numba": False}
     shifts = {"causal": True, "causal_offset": Fixed(np.array([2, 7], np.int32)), "window": 6}
-    at_once = {"mask": rng.random((2, 1, 3, 5)) < 0.8, **shifts, **drop}
+    at_once = {"mask": rng.random((2, 1, 3, 5)) < 0.8, **shifts, **counted}
     at_once["kv_lengths"] = Fixed(np.array([5, 4], np.int32))
     yield "one", (1, 1, 1, 1, 1, 1), {}, every
     yield "no batch", (0, 3, 4, 2, 2, 8), {}, {}
@@ -69,7 +72,7 @@ def _cases(rng):
     shifts = {"causal": True, "causal_offset": Fixed(np.array([-3, 95, 300], np.int32))}
     yield "shifts", (3, 40, 90, 1, 1, 96), {**shifts, "window": 70}, low
     yield "large heads", (1, 40, 70, 1, 1, 256), {}, {**big, "dtypes": (BFLOAT16, *_WIDE)}
-    drop = {"dropout_p": 0.4, "seed": 3, "kv_lengths": Fixed(np.array([61], np.int32))}
+    drop = {**counted, "kv_lengths": Fixed(np.array([61], np.int32))}
     yield "dropout in tiles", (1, 33, 70, 4, 2, 72), drop, low
     few = {**big, "dtypes": (BFLOAT16,)}
     yield "hidden in tiles", (1, 20, 40, 2, 1, 72), {"mask": rng.random((20, 40)) < 0.6}, few

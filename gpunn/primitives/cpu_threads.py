@@ -16,6 +16,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gpunn.device.cpu_memory import scattered
+
 _lock = threading.Lock()
 _inside = threading.local()
 _active = 0  # computations that have BLAS set to one thread now
@@ -68,10 +70,10 @@ def for_each(work: Callable, pieces: Sequence) -> None:
     left = iter(pieces)
     failed = threading.Event()
 
-    def run() -> None:
+    def run(memory: contextlib.AbstractContextManager) -> None:
         _inside.busy = True
         try:
-            with np.errstate(all="ignore"):
+            with memory, np.errstate(all="ignore"):
                 while not failed.is_set():
                     with _lock:
                         piece = next(left, left)
@@ -86,15 +88,21 @@ def for_each(work: Callable, pieces: Sequence) -> None:
 
     _keep_blas_single(True)
     try:
-        helpers = [_executor(threads).submit(run) for _ in range(threads - 1)]
-        try:
-            run()
-        finally:
-            errors = [helper.exception() for helper in helpers]
-        for error in filter(None, errors):
-            raise error
+        with scattered() as memory:
+            _run_on(threads, run, memory or contextlib.nullcontext)
     finally:
         _keep_blas_single(False)
+
+
+def _run_on(threads: int, run: Callable, memory: Callable) -> None:
+    """Call `run` here and on helpers, each with a context of its own that `memory` makes."""
+    helpers = [_executor(threads).submit(run, memory()) for _ in range(threads - 1)]
+    try:
+        run(contextlib.nullcontext())
+    finally:
+        errors = [helper.exception() for helper in helpers]
+    for error in filter(None, errors):
+        raise error
 
 
 @contextlib.contextmanager

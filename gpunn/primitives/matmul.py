@@ -121,14 +121,14 @@ def matmul(
 
 
 @matmul.reference
+@np.errstate(all="ignore")
 def _(a, b, finish):
     out, preactivation, residual = finish.out, finish.preactivation, finish.residual
     total = product(a, b, out if preactivation is None and residual is None else preactivation)
-    with np.errstate(all="ignore"):
-        if finish.scale != 1.0:
-            np.multiply(total, total.dtype.type(finish.scale), out=total)
-        if finish.bias is not None:
-            np.add(total, finish.bias.astype(total.dtype, copy=False), out=total)
+    if finish.scale != 1.0:
+        np.multiply(total, total.dtype.type(finish.scale), out=total)
+    if finish.bias is not None:
+        np.add(total, finish.bias.astype(total.dtype, copy=False), out=total)
     if preactivation is not None and preactivation is not total:
         preactivation[...] = total
     if residual is None:
@@ -140,8 +140,7 @@ def _(a, b, finish):
     elif target is not total:
         target[...] = total
     if residual is not None:
-        with np.errstate(all="ignore"):
-            out[...] = target + residual.astype(total.dtype, copy=False)
+        out[...] = target + residual.astype(total.dtype, copy=False)
 
 
 _LARGE = 1 << 25  # multiply-adds from which a product is shared out among threads

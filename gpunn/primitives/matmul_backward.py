@@ -167,27 +167,30 @@ def bias_gradient(call, grad_output, *, out=None):
 
 @matmul_activation_backward.reference
 def _(a, b, finish):
-    total = product(a, b)
-    saved = finish.saved.astype(total.dtype, copy=False)
-    activation_backward._reference(total, saved, total, finish.activation, finish.alpha)
-    finish.out[...] = total
-    if finish.column_sums is not None:
-        finish.column_sums[...] = _column_sums(total.reshape(-1, total.shape[-1]))
+    with np.errstate(all="ignore"):
+        total = product(a, b)
+        saved = finish.saved.astype(total.dtype, copy=False)
+        activation_backward._reference(total, saved, total, finish.activation, finish.alpha)
+        finish.out[...] = total
+        if finish.column_sums is not None:
+            finish.column_sums[...] = _column_sums(total.reshape(-1, total.shape[-1]))
 
 
 @linear_weight_gradient.reference
 def _(a, b, finish):
     out = finish.out
-    total = product(a, b, out)
-    if total is not out:
-        out[...] = total
-    finish.row_sums[...] = _column_sums(a.T.astype(total.dtype, copy=False))
+    with np.errstate(all="ignore"):
+        total = product(a, b, out)
+        if total is not out:
+            out[...] = total
+        finish.row_sums[...] = _column_sums(a.T.astype(total.dtype, copy=False))
 
 
 @bias_gradient.reference
 def _(grad_output, out):
     wide = np.float32 if out.dtype.itemsize == 2 else out.dtype
-    out[...] = _column_sums(grad_output.astype(wide, copy=False))
+    with np.errstate(all="ignore"):
+        out[...] = _column_sums(grad_output.astype(wide, copy=False))
 
 
 # Rows that one sum runs over before the next is begun: bounds the rounding error of long sums.

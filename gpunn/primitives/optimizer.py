@@ -8,6 +8,10 @@ floating dtype, the state is float32 (float64 for float64). The arrays must not 
 rule. Nothing that changes during training is an argument of a launch: a schedule writes into
 `hyper`, and `advance_step`, called before each update, counts the step and computes what follows
 from it. The last slots, behind ``step``, are its own.
+
+`skip` is None, or a float32 array (1,) on the device: where it is not 0, nothing is changed and no
+step is counted. So float16 training leaves out a step whose gradients overflowed, and nobody waits
+to know it; see `gpunn.primitives.amp`.
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ import numpy as np
 from gpunn.primitives import optimizer_reference as reference
 from gpunn.primitives.optimizer_launch import launch_numba, launch_update
 from gpunn.primitives.registry import Cost, primitive
-from gpunn.primitives.samples import FLOAT64, FLOATING, accumulator_dtype
+from gpunn.primitives.samples import FLOAT32, FLOAT64, FLOATING, accumulator_dtype
 
 HYPER = {
     "sgd": ("lr", "momentum", "dampening", "weight_decay", "step", "gradient_scale"),
@@ -79,25 +83,31 @@ def _check_slots(call, hyper, rule: str) -> None:
     )
 
 
-def _hyper(call, hyper, rule: str, uses_step: bool = True):
+def _skip(call, skip):
+    return None if skip is None else call.array("skip", skip, dtypes=(FLOAT32,), shape=(1,))
+
+
+def _hyper(call, hyper, rule: str, skip, uses_step: bool = True):
+    """`hyper` and `skip`, checked."""
     hyper = call.array("hyper", hyper, dtypes=(FLOAT64,))
     _check_slots(call, hyper, rule)
+    skip = _skip(call, skip)
     # On a GPU the question would wait for all work under way.
-    if uses_step and isinstance(hyper, np.ndarray):
+    if uses_step and type(hyper) is np.ndarray and not (skip is not None and skip[0]):
         call.require(
             hyper[HYPER[rule].index("step")] >= 1,
             "hyper",
             "is at step 0",
             "call advance_step before the first update",
         )
-    return hyper
+    return hyper, skip
 
 
 # ---- specification -------------------------------------------------------------------------------
 
 
 @primitive(family="optimizer", cuda="optimizer.cu", numba="optimizer.py")
-def advance_step(call, hyper, *, rule: str):
+def advance_step(call, hyper, *, rule: str, skip=None):
     """Count one step: ``hyper[step] += 1``, and compute the slots behind it from the ones before.
 
     To be called before each update and after a change of hyperparameters. On a GPU it is a launch
@@ -107,6 +117,7 @@ def advance_step(call, hyper, *, rule: str):
     ----------
     hyper : float64 array with the slots of ``HYPER[rule]``, changed in place
     rule : "sgd", "adam" (also AdamW), "rmsprop", "adagrad" or "lion"
+    skip : None, or the flag that says to leave this step out
 
     Raises
     ------
@@ -115,14 +126,15 @@ def advance_step(call, hyper, *, rule: str):
     call.choice("rule", rule, tuple(HYPER))
     hyper = call.inplace("hyper", hyper, dtypes=(FLOAT64,))
     _check_slots(call, hyper, rule)
-    call.run(hyper, rule)
+    call.run(hyper, rule, _skip(call, skip))
     return hyper
 
 
 @primitive(family="optimizer", cuda="optimizer.cu", numba="optimizer.py")
 def sgd_update(
-    call, parameters, gradients, momentum_buffer, hyper, *, nesterov=False, maximize=False
-):
+    call, parameters, gradients, momentum_buffer, hyper, *, nesterov=False, maximize=False,
+    skip=None,
+):  # fmt: skip
     """Stochastic gradient descent: ``w -= lr g``, or with momentum ``b = momentum b + s g``.
 
     With momentum, w -= lr b, or ``lr (g + momentum b)`` with `nesterov`. The factor s is 1 on the
@@ -136,12 +148,13 @@ def sgd_update(
         descent without momentum, which needs no `advance_step`
     hyper : lr, momentum, dampening, weight_decay, step, gradient_scale
     maximize : step along the gradient, not against it
+    skip : None, or the flag that says to leave this step out
 
     Source: Sutskever et al. 2013; the formulas of PyTorch's SGD.
     """
     arrays = _arena(call, parameters, gradients, momentum_buffer=momentum_buffer)
-    hyper = _hyper(call, hyper, "sgd", uses_step=momentum_buffer is not None)
-    call.run(*arrays, hyper, bool(nesterov), bool(maximize))
+    hyper, skip = _hyper(call, hyper, "sgd", skip, uses_step=momentum_buffer is not None)
+    call.run(*arrays, hyper, bool(nesterov), bool(maximize), skip)
     return parameters
 
 
@@ -157,6 +170,7 @@ def adam_update(
     decoupled: bool = False,
     maximize: bool = False,
     max_exp_avg_sq=None,
+    skip=None,
 ):
     """Adam: ``w -= lr / c1 · m / (sqrt(v) / sqrt(c2) + eps)`` with running means m of g, v of g².
 
@@ -171,6 +185,7 @@ def adam_update(
     hyper : lr, beta1, beta2, eps, weight_decay, step, bias_correction1, bias_correction2_sqrt
     decoupled : AdamW
     maximize : step along the gradient, not against it
+    skip : None, or the flag that says to leave this step out
     max_exp_avg_sq : None, or for AMSGrad the largest v so far, updated in place and used for v
 
     Source: Kingma & Ba 2015; Loshchilov & Hutter 2019; Reddi et al. 2018.
@@ -180,15 +195,16 @@ def adam_update(
         exp_avg=exp_avg, exp_avg_sq=exp_avg_sq, max_exp_avg_sq=max_exp_avg_sq,
     )  # fmt: skip
     _require_state(call, exp_avg=exp_avg, exp_avg_sq=exp_avg_sq)
-    hyper = _hyper(call, hyper, "adam")
-    call.run(*arrays, hyper, bool(decoupled), bool(maximize))
+    hyper, skip = _hyper(call, hyper, "adam", skip)
+    call.run(*arrays, hyper, bool(decoupled), bool(maximize), skip)
     return parameters
 
 
 @primitive(family="optimizer", cuda="optimizer.cu", numba="optimizer.py")
 def rmsprop_update(
-    call, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, *, maximize=False
-):
+    call, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, *, maximize=False,
+    skip=None,
+):  # fmt: skip
     """RMSprop: ``w -= lr g / (sqrt(v) + eps)`` with v the running mean of g².
 
     Parameters
@@ -200,6 +216,7 @@ def rmsprop_update(
     grad_avg : None, or (centered) the running mean a of g; v - a² then stands for v, not below 0
     hyper : lr, alpha, eps, weight_decay, momentum, step
     maximize : step along the gradient, not against it
+    skip : None, or the flag that says to leave this step out
 
     Source: Tieleman & Hinton 2012; Graves 2013; the formulas of PyTorch's RMSprop.
     """
@@ -208,13 +225,13 @@ def rmsprop_update(
         square_avg=square_avg, momentum_buffer=momentum_buffer, grad_avg=grad_avg,
     )  # fmt: skip
     _require_state(call, square_avg=square_avg)
-    hyper = _hyper(call, hyper, "rmsprop")
-    call.run(*arrays, hyper, bool(maximize))
+    hyper, skip = _hyper(call, hyper, "rmsprop", skip)
+    call.run(*arrays, hyper, bool(maximize), skip)
     return parameters
 
 
 @primitive(family="optimizer", cuda="optimizer.cu", numba="optimizer.py")
-def adagrad_update(call, parameters, gradients, state_sum, hyper, *, maximize=False):
+def adagrad_update(call, parameters, gradients, state_sum, hyper, *, maximize=False, skip=None):
     """Adagrad: ``s += g²; w -= lr / (1 + (step - 1) lr_decay) · g / (sqrt(s) + eps)``.
 
     Parameters
@@ -224,18 +241,19 @@ def adagrad_update(call, parameters, gradients, state_sum, hyper, *, maximize=Fa
     state_sum : s, float32 (float64) array of that shape, updated in place
     hyper : lr, lr_decay, weight_decay, eps, step, decayed_lr
     maximize : step along the gradient, not against it
+    skip : None, or the flag that says to leave this step out
 
     Source: Duchi et al. 2011; the formulas of PyTorch's Adagrad.
     """
     arrays = _arena(call, parameters, gradients, state_sum=state_sum)
     _require_state(call, state_sum=state_sum)
-    hyper = _hyper(call, hyper, "adagrad")
-    call.run(*arrays, hyper, bool(maximize))
+    hyper, skip = _hyper(call, hyper, "adagrad", skip)
+    call.run(*arrays, hyper, bool(maximize), skip)
     return parameters
 
 
 @primitive(family="optimizer", cuda="optimizer.cu", numba="optimizer.py")
-def lion_update(call, parameters, gradients, exp_avg, hyper, *, maximize=False):
+def lion_update(call, parameters, gradients, exp_avg, hyper, *, maximize=False, skip=None):
     """Lion: ``w = (1 - lr weight_decay) w - lr sign(beta1 m + (1 - beta1) g)``.
 
     Then m = beta2 m + (1 - beta2) g. The sign of 0 is 0, of NaN NaN.
@@ -247,13 +265,14 @@ def lion_update(call, parameters, gradients, exp_avg, hyper, *, maximize=False):
     exp_avg : m, float32 (float64) array of that shape, updated in place
     hyper : lr, beta1, beta2, weight_decay, step
     maximize : step along the gradient, not against it
+    skip : None, or the flag that says to leave this step out
 
     Source: Chen et al. 2023, Symbolic Discovery of Optimization Algorithms, algorithm 2.
     """
     arrays = _arena(call, parameters, gradients, exp_avg=exp_avg)
     _require_state(call, exp_avg=exp_avg)
-    hyper = _hyper(call, hyper, "lion")
-    call.run(*arrays, hyper, bool(maximize))
+    hyper, skip = _hyper(call, hyper, "lion", skip)
+    call.run(*arrays, hyper, bool(maximize), skip)
     return parameters
 
 
@@ -266,43 +285,44 @@ def _require_state(call, **states) -> None:
 
 
 @advance_step.cuda
-def _(launch, hyper, rule):
-    launch(f"advance_step<{rule.title()}Hyper>", grid=(1,), block=(1,), args=(hyper,))
+def _(launch, hyper, rule, skip):
+    launch(f"advance_step<{rule.title()}Hyper>", grid=(1,), block=(1,), args=(hyper, skip))
 
 
 @sgd_update.cuda
-def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize):
+def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize, skip):
     flags = (momentum_buffer is not None,)
     arrays = (parameters, gradients, momentum_buffer)
-    launch_update(launch, "sgd_update", flags, arrays, hyper, (nesterov, maximize))
+    launch_update(launch, "sgd_update", flags, arrays, hyper, skip, (nesterov, maximize))
 
 
 @adam_update.cuda
 def _(
-    launch, parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, hyper, decoupled, maximize
-):
+    launch, parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, hyper, decoupled, maximize,
+    skip,
+):  # fmt: skip
     flags = (max_exp_avg_sq is not None,)
     arrays = (parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq)
-    launch_update(launch, "adam_update", flags, arrays, hyper, (decoupled, maximize))
+    launch_update(launch, "adam_update", flags, arrays, hyper, skip, (decoupled, maximize))
 
 
 @rmsprop_update.cuda
-def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize):
+def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize, skip):
     flags = (momentum_buffer is not None, grad_avg is not None)
     arrays = (parameters, gradients, square_avg, momentum_buffer, grad_avg)
-    launch_update(launch, "rmsprop_update", flags, arrays, hyper, (maximize,))
+    launch_update(launch, "rmsprop_update", flags, arrays, hyper, skip, (maximize,))
 
 
 @adagrad_update.cuda
-def _(launch, parameters, gradients, state_sum, hyper, maximize):
+def _(launch, parameters, gradients, state_sum, hyper, maximize, skip):
     arrays = (parameters, gradients, state_sum)
-    launch_update(launch, "adagrad_update", (), arrays, hyper, (maximize,))
+    launch_update(launch, "adagrad_update", (), arrays, hyper, skip, (maximize,))
 
 
 @lion_update.cuda
-def _(launch, parameters, gradients, exp_avg, hyper, maximize):
+def _(launch, parameters, gradients, exp_avg, hyper, maximize, skip):
     arrays = (parameters, gradients, exp_avg)
-    launch_update(launch, "lion_update", (), arrays, hyper, (maximize,))
+    launch_update(launch, "lion_update", (), arrays, hyper, skip, (maximize,))
 
 
 # ---- the other implementations, cost -------------------------------------------------------------
@@ -316,50 +336,53 @@ lion_update.reference(reference.lion_update)
 
 
 @advance_step.numba
-def _(launch, hyper, rule):
-    launch(f"advance_step_{rule}", (1,), (1,), (hyper,))
+def _(launch, hyper, rule, skip):
+    has_skip = skip is not None  # Numba takes no None for an absent array
+    skip = skip if has_skip else launch.empty((1,), FLOAT32)
+    launch(f"advance_step_{rule}", (1,), (1,), (hyper, skip, np.bool_(has_skip)))
 
 
 @sgd_update.numba
-def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize):
+def _(launch, parameters, gradients, momentum_buffer, hyper, nesterov, maximize, skip):
     arrays = (parameters, gradients, momentum_buffer)
     has_momentum = momentum_buffer is not None
-    launch_numba(launch, "sgd_update", arrays, hyper, has_momentum, nesterov, maximize)
+    launch_numba(launch, "sgd_update", arrays, hyper, skip, has_momentum, nesterov, maximize)
 
 
 @adam_update.numba
 def _(
-    launch, parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, hyper, decoupled, maximize
-):
+    launch, parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, hyper, decoupled, maximize,
+    skip,
+):  # fmt: skip
     arrays = (parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq)
     amsgrad = max_exp_avg_sq is not None
-    launch_numba(launch, "adam_update", arrays, hyper, amsgrad, decoupled, maximize)
+    launch_numba(launch, "adam_update", arrays, hyper, skip, amsgrad, decoupled, maximize)
 
 
 @rmsprop_update.numba
-def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize):
+def _(launch, parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize, skip):
     arrays = (parameters, gradients, square_avg, momentum_buffer, grad_avg)
     flags = (momentum_buffer is not None, grad_avg is not None, maximize)
-    launch_numba(launch, "rmsprop_update", arrays, hyper, *flags)
+    launch_numba(launch, "rmsprop_update", arrays, hyper, skip, *flags)
 
 
 @adagrad_update.numba
-def _(launch, parameters, gradients, state_sum, hyper, maximize):
+def _(launch, parameters, gradients, state_sum, hyper, maximize, skip):
     arrays = (parameters, gradients, state_sum)
-    launch_numba(launch, "adagrad_update", arrays, hyper, maximize)
+    launch_numba(launch, "adagrad_update", arrays, hyper, skip, maximize)
 
 
 @lion_update.numba
-def _(launch, parameters, gradients, exp_avg, hyper, maximize):
+def _(launch, parameters, gradients, exp_avg, hyper, maximize, skip):
     arrays = (parameters, gradients, exp_avg)
-    launch_numba(launch, "lion_update", arrays, hyper, maximize)
+    launch_numba(launch, "lion_update", arrays, hyper, skip, maximize)
 
 
 # ---- cost ----------------------------------------------------------------------------------------
 
 
 @advance_step.cost
-def _(hyper, rule):
+def _(hyper, rule, skip):
     return Cost(flops=10, read=hyper.nbytes, written=hyper.nbytes)
 
 

@@ -7,6 +7,7 @@ The formulas are those of `gpunn.primitives.optimizer`; `hyper` has the slots of
 
 from __future__ import annotations
 
+import functools
 import math
 import threading
 
@@ -60,6 +61,20 @@ def _in_blocks(rule, parameters, gradients, *states, weight_decay=0.0, maximize=
                 stored[...] = w
 
 
+def unless_skipped(update):
+    """The same with one more argument, `skip`: nothing is done where it is given and not 0."""
+    count = update.__code__.co_argcount
+
+    @functools.wraps(update)
+    def wrapped(*args):
+        skip = args[count] if len(args) > count else None
+        if skip is None or not skip[0]:
+            update(*args[:count])
+
+    return wrapped
+
+
+@unless_skipped
 def advance_step(hyper, rule):
     if rule == "sgd":
         _, _, dampening, _, step, _ = hyper.tolist()
@@ -75,6 +90,7 @@ def advance_step(hyper, rule):
         hyper[-1] += 1
 
 
+@unless_skipped
 def sgd_update(parameters, gradients, momentum_buffer, hyper, nesterov, maximize):
     lr, momentum, _, weight_decay, _, gradient_scale = hyper.tolist()
 
@@ -116,6 +132,7 @@ def _running_mean_square(mean, value, factor, t):
     np.add(mean, t, out=mean)
 
 
+@unless_skipped
 def adam_update(
     parameters, gradients, exp_avg, exp_avg_sq, max_exp_avg_sq, hyper, decoupled, maximize
 ):
@@ -143,6 +160,7 @@ def adam_update(
     _in_blocks(rule, parameters, gradients, *states, weight_decay=coupled, maximize=maximize)
 
 
+@unless_skipped
 def rmsprop_update(parameters, gradients, square_avg, momentum_buffer, grad_avg, hyper, maximize):
     lr, alpha, eps, weight_decay, momentum, _ = hyper.tolist()
 
@@ -171,6 +189,7 @@ def rmsprop_update(parameters, gradients, square_avg, momentum_buffer, grad_avg,
     _in_blocks(rule, parameters, gradients, *states, weight_decay=weight_decay, maximize=maximize)
 
 
+@unless_skipped
 def adagrad_update(parameters, gradients, state_sum, hyper, maximize):
     _, _, weight_decay, eps, _, decayed_lr = hyper.tolist()
 
@@ -188,6 +207,7 @@ def adagrad_update(parameters, gradients, state_sum, hyper, maximize):
     )
 
 
+@unless_skipped
 def lion_update(parameters, gradients, exp_avg, hyper, maximize):
     lr, beta1, beta2, weight_decay, _ = hyper.tolist()
     decay = 1 - lr * weight_decay

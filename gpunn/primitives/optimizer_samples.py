@@ -35,6 +35,12 @@ def _lengths(rng) -> Iterator[tuple[str, int, dict]]:
     yield "1003 unaligned", 1003, {"dtypes": FLOATING, "unaligned": True, "numba": False}
 
 
+def _skipped(*args, **kwargs) -> Sample:
+    """The sample of a step that is left out: every bit stays, whatever the gradients hold."""
+    kwargs["skip"] = Fixed(np.ones(1, np.float32))
+    return Sample("skipped", args, kwargs, exact=True)
+
+
 def _values(rng, size) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=size), 0.1 * rng.normal(size=size)
 
@@ -66,6 +72,7 @@ def _(rng):
             hyper = rng.uniform(0.1, 0.95, len(names))
             hyper[names.index("step")] = step
             yield Sample(f"{rule} after {step}", (Fixed(hyper),), {"rule": rule}, (FLOAT64,))
+    yield _skipped(Fixed(updates.hyper_array("adam", beta1=0.9)), rule="adam")
 
 
 @updates.sgd_update.samples
@@ -79,6 +86,7 @@ def _(rng):
     args = (*_values(rng, 99), Accumulator(np.zeros(99)), _hyper("sgd", 1, **values))
     yield Sample("first step, maximize", args, {"maximize": True})
     yield Sample("edges", (*_edges(1), _hyper("sgd", 1, lr=0.1, momentum=0.5)))
+    yield _skipped(*_edges(1), Fixed(updates.hyper_array("sgd", lr=0.1, momentum=0.5)))
 
 
 @updates.adam_update.samples
@@ -98,6 +106,7 @@ def _(rng):
     yield Sample("step 100000", (*_values(rng, 99), *state, _hyper("adam", 100000, **values)))
     edges = _hyper("adam", 1, lr=0.01, beta1=0.9, beta2=0.999, eps=1e-8)
     yield Sample("edges", (*_edges(2), edges), {"decoupled": True})
+    yield _skipped(*_edges(2), edges)
 
 
 @updates.rmsprop_update.samples
@@ -115,6 +124,7 @@ def _(rng):
     parameters, gradients, square = _edges(1)
     hyper = _hyper("rmsprop", 1, lr=0.01, alpha=0.9, eps=1e-8)
     yield Sample("edges", (parameters, gradients, square, None, None, hyper))
+    yield _skipped(parameters, gradients, square, None, None, hyper)
     # v = a² exactly: the difference may come out below zero.
     constant = np.full(50, 0.3)
     state = Accumulator(constant**2), None, Accumulator(constant)
@@ -129,6 +139,7 @@ def _(rng):
         args = (*_values(rng, size), _square(rng, size), _hyper("adagrad", 5, **values))
         yield Sample(name, args, {"maximize": size == 3}, **more)
     yield Sample("edges", (*_edges(1), _hyper("adagrad", 1, lr=0.1, eps=1e-10)))
+    yield _skipped(*_edges(1), _hyper("adagrad", 1, lr=0.1, eps=1e-10))
 
 
 @updates.lion_update.samples
@@ -138,6 +149,7 @@ def _(rng):
         args = (*_values(rng, size), _mean(rng, size), _hyper("lion", 5, **values))
         yield Sample(name, args, {"maximize": size == 3}, **more)
     yield Sample("edges", (*_edges(1), _hyper("lion", 1, lr=0.1, beta1=0.9, beta2=0.99)))
+    yield _skipped(*_edges(1), _hyper("lion", 1, lr=0.1, beta1=0.9, beta2=0.99))
 
 
 # ---- benchmark inputs ----------------------------------------------------------------------------

@@ -21,6 +21,9 @@ normal       z = Phi^-1((word + 1/2) 2^-32), or (b + 1/2) 2^-53 in float64; then
 dropout      keeps element i if u(i) >= p, with the float32 u for every dtype
 ===========  =====================================================================================
 
+All four also take a `counter`: then the seed and the offset are read in device memory, as a
+captured step needs it (`gpunn.primitives.random_counter`), and `advance_counter` moves it on.
+
 The bits are the same everywhere because integers are, and because all floating arithmetic is made
 of + - * / that are each rounded by themselves; `gpunn.primitives.random_reference` says how.
 """
@@ -28,10 +31,12 @@ of + - * / that are each rounded by themselves; `gpunn.primitives.random_referen
 from __future__ import annotations
 
 import math
-import operator
 
 import numpy as np
 
+from gpunn.primitives import random_launch as launches
+from gpunn.primitives.random_counter import UINT64, check_counter, check_integer, origin
+from gpunn.primitives.random_launch import UINT32
 from gpunn.primitives.random_reference import (
     draws_in_passes,
     keep_flags,
@@ -41,27 +46,11 @@ from gpunn.primitives.random_reference import (
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOATING, accumulator_dtype
 
-BLOCK = 256
-UINT32 = np.dtype(np.uint32)
-
 # Operations of one Philox block of four words, and of one normal quantile.
 _PHILOX_FLOPS, _QUANTILE_FLOPS = 80, 50
 
 
 # ---- specification -------------------------------------------------------------------------------
-
-
-_RANGE = "expected an integer from 0 to 2^64 - 1"
-
-
-def _counter(call, name: str, value) -> int:
-    """A seed or an offset as a Python int in [0, 2^64)."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{call.primitive.name}: {name} is {value!r:.60}; {_RANGE}.") from None
-    call.require(0 <= number < 1 << 64, name, f"is {number}", _RANGE)
-    return number
 
 
 def _finite(call, name: str, value, dtype, low: float | None = None) -> float:
@@ -77,7 +66,9 @@ def _finite(call, name: str, value, dtype, low: float | None = None) -> float:
 
 
 @primitive(family="random", cuda="random.cu", numba="random.py")
-def random_bits(call, out, *, seed: int, offset: int = 0, first_block: int = 0):
+def random_bits(
+    call, out, *, seed: int, offset: int = 0, first_block: int = 0, counter=None
+):
     """Fill `out` with the 32-bit words of Philox4x32-10: ``out[i] = word(4 first_block + i)``.
 
     Parameters
@@ -87,6 +78,8 @@ def random_bits(call, out, *, seed: int, offset: int = 0, first_block: int = 0):
     offset : the upper half of the counter, an integer in [0, 2^64)
     first_block : the lower half of the counter for the first four words, an integer in [0, 2^64);
         with it a part of a longer sequence can be made alone
+    counter : None, or a uint64 array (2,), [seed, offset], on the device of `out`: then its seed
+        counts and not `seed`, and `offset` is added to its offset, when the kernel runs
 
     Returns
     -------
@@ -95,18 +88,18 @@ def random_bits(call, out, *, seed: int, offset: int = 0, first_block: int = 0):
     Raises
     ------
     TypeError, ValueError : an `out` of another dtype, not contiguous or read-only; a seed, offset
-        or first_block that is no integer or out of range
+        or first_block that is no integer or out of range; a counter that is no such array
     """
-    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
-    first_block = _counter(call, "first_block", first_block)
+    seed, offset = check_integer(call, "seed", seed), check_integer(call, "offset", offset)
+    first_block = check_integer(call, "first_block", first_block)
     out = call.inplace("out", out, dtypes=(UINT32,))
-    call.run(out, seed, offset, first_block)
+    call.run(out, seed, offset, check_counter(call, counter), first_block)
     return out
 
 
 @primitive(family="random", cuda="random.cu", numba="random.py")
 def random_uniform(
-    call, out, *, seed: int, offset: int = 0, low: float = 0.0, high: float = 1.0
+    call, out, *, seed: int, offset: int = 0, low: float = 0.0, high: float = 1.0, counter=None
 ):
     """Fill `out` with numbers uniform in [low, high): ``out = low + (high - low) u``.
 
@@ -119,6 +112,8 @@ def random_uniform(
     out : float16, bfloat16, float32 or float64 array, contiguous and writable, filled in place
     seed, offset : integers in [0, 2^64); one pair gives one sequence, whatever the device
     low, high : finite numbers, low <= high
+    counter : None, or a uint64 array (2,), [seed, offset], on the device of `out`: then its seed
+        counts and not `seed`, and `offset` is added to its offset, when the kernel runs
 
     Returns
     -------
@@ -126,21 +121,23 @@ def random_uniform(
 
     Raises
     ------
-    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, low > high
+    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, low > high, a
+        counter that is no such array
     """
-    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    seed, offset = check_integer(call, "seed", seed), check_integer(call, "offset", offset)
     out = call.inplace("out", out, dtypes=FLOATING)
     dtype = accumulator_dtype(out.dtype)
     low, high = _finite(call, "low", low, dtype), _finite(call, "high", high, dtype)
     call.require(low <= high, "low", f"is {low} and high is {high}", "give low <= high")
     width = _finite(call, "high - low", high - low, dtype)
-    call.run(out, seed, offset, dtype.type(low), dtype.type(width))
+    counter = check_counter(call, counter)
+    call.run(out, seed, offset, counter, dtype.type(low), dtype.type(width))
     return out
 
 
 @primitive(family="random", cuda="random.cu", numba="random.py")
 def random_normal(
-    call, out, *, seed: int, offset: int = 0, mean: float = 0.0, std: float = 1.0
+    call, out, *, seed: int, offset: int = 0, mean: float = 0.0, std: float = 1.0, counter=None
 ):
     """Fill `out` with normally distributed numbers: ``out = mean + std z``.
 
@@ -153,6 +150,8 @@ def random_normal(
     seed, offset : integers in [0, 2^64); one pair gives one sequence, whatever the device
     mean : a finite number
     std : a finite number >= 0
+    counter : None, or a uint64 array (2,), [seed, offset], on the device of `out`: then its seed
+        counts and not `seed`, and `offset` is added to its offset, when the kernel runs
 
     Returns
     -------
@@ -160,19 +159,21 @@ def random_normal(
 
     Raises
     ------
-    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, std < 0
+    TypeError, ValueError : an `out` that does not fit, a seed or offset out of range, std < 0, a
+        counter that is no such array
     """
-    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    seed, offset = check_integer(call, "seed", seed), check_integer(call, "offset", offset)
     out = call.inplace("out", out, dtypes=FLOATING)
     dtype = accumulator_dtype(out.dtype)
     mean = _finite(call, "mean", mean, dtype)
     std = _finite(call, "std", std, dtype, low=0.0)
-    call.run(out, seed, offset, dtype.type(mean), dtype.type(std))
+    counter = check_counter(call, counter)
+    call.run(out, seed, offset, counter, dtype.type(mean), dtype.type(std))
     return out
 
 
 @primitive(family="random", cuda="random.cu", numba="random.py")
-def dropout(call, x, *, p: float, seed: int, offset: int = 0, out=None):
+def dropout(call, x, *, p: float, seed: int, offset: int = 0, counter=None, out=None):
     """Zero elements with probability p: ``out[i] = x[i] / (1 - p)`` if u(i) >= p, else 0.
 
     u is `random_uniform` in float32 with the same seed and offset, for every dtype of `x`, so the
@@ -186,36 +187,67 @@ def dropout(call, x, *, p: float, seed: int, offset: int = 0, out=None):
     x : float16, bfloat16, float32 or float64 array of any shape
     p : probability of zero, in [0, 1]
     seed, offset : integers in [0, 2^64)
+    counter : None, or a uint64 array (2,), [seed, offset], on the device of `x`: then its seed
+        counts and not `seed`, and `offset` is added to its offset, when the kernel runs
     out : array of the shape and dtype of `x` to write; may be `x` itself
 
     Raises
     ------
     TypeError, ValueError : a dtype that is not floating, p outside [0, 1], a seed or offset out of
-        range, an `out` that does not fit
+        range, a counter that is no such array, an `out` that does not fit
     """
     p = call.number("p", p, low=0.0, high=1.0)
-    seed, offset = _counter(call, "seed", seed), _counter(call, "offset", offset)
+    seed, offset = check_integer(call, "seed", seed), check_integer(call, "offset", offset)
     x = call.array("x", x, dtypes=FLOATING)
+    counter = check_counter(call, counter)
     out = call.output("out", out, shape=x.shape, dtype=x.dtype)
     # u >= p for a multiple u of 2^-24 is a comparison of integers, with no rounding anywhere.
     threshold = np.uint32(math.ceil(p * 2**24))
     scale = accumulator_dtype(x.dtype).type(1 / (1 - p) if p < 1 else 0)
-    call.run(x, out, seed, offset, threshold, scale)
+    call.run(x, out, seed, offset, counter, threshold, scale)
     return out
+
+
+@primitive(family="random", cuda="random.cu", numba="random.py")
+def advance_counter(call, counter, *, draws: int):
+    """Move a counter on: ``counter[1] += draws``, modulo 2^64.
+
+    The last launch of a captured step that has used the offsets counter[1] + 0, …, draws - 1: the
+    next repetition begins behind them.
+
+    Parameters
+    ----------
+    counter : uint64 array (2,), [seed, offset], changed in place
+    draws : an integer in [0, 2^64)
+
+    Returns
+    -------
+    counter
+
+    Raises
+    ------
+    TypeError, ValueError : a counter that is no such array or read-only; draws out of range
+    """
+    draws = check_integer(call, "draws", draws)
+    counter = call.inplace("counter", counter, dtypes=(UINT64,), shape=(2,))
+    call.run(counter, draws)
+    return counter
 
 
 # ---- NumPy reference -----------------------------------------------------------------------------
 
 
 @random_bits.reference
-def _(out, seed, offset, first_block):
+def _(out, seed, offset, counter, first_block):
+    seed, offset = origin(seed, offset, counter)
     flat = out.reshape(-1)
     for start, stop, words in words_in_passes(out.size, seed, offset, first_block):
         flat[start:stop] = words
 
 
 @random_uniform.reference
-def _(out, seed, offset, low, width):
+def _(out, seed, offset, counter, low, width):
+    seed, offset = origin(seed, offset, counter)
     flat, real = out.reshape(-1), low.dtype
     discard, unit = (8, 2.0**-24) if real == np.float32 else (0, 2.0**-53)
     with np.errstate(over="ignore"):  # in a 16-bit out
@@ -229,7 +261,8 @@ def _(out, seed, offset, low, width):
 
 
 @random_normal.reference
-def _(out, seed, offset, mean, std):
+def _(out, seed, offset, counter, mean, std):
+    seed, offset = origin(seed, offset, counter)
     flat = out.reshape(-1)
     with np.errstate(over="ignore"):  # of the largest mean and std, or of a 16-bit out
         for start, stop, draws in draws_in_passes(out.size, seed, offset, mean.dtype):
@@ -240,7 +273,7 @@ def _(out, seed, offset, mean, std):
 
 
 @dropout.reference
-def _(x, out, seed, offset, threshold, scale):
+def _(x, out, seed, offset, counter, threshold, scale):
     if threshold == 0:
         np.copyto(out, x)
         return
@@ -249,7 +282,7 @@ def _(x, out, seed, offset, threshold, scale):
         return
     source, target = x.reshape(-1), out.reshape(-1)
     target_bits = target.view(f"i{out.itemsize}")
-    keep = keep_flags.take(x.size, seed, offset, threshold)
+    keep = keep_flags.take(x.size, *origin(seed, offset, counter), threshold)
     with np.errstate(all="ignore"):
         for start in range(0, x.size, _PIECE):
             piece = slice(start, start + _PIECE)
@@ -262,82 +295,24 @@ def _(x, out, seed, offset, threshold, scale):
 _PIECE = 1 << 16  # elements that stay in the second-level cache
 
 
-# ---- launch --------------------------------------------------------------------------------------
+@advance_counter.reference
+def _(counter, draws):
+    with np.errstate(over="ignore"):
+        counter[1] += np.uint64(draws)
 
 
-def _grid(launch, size: int, each: int = 4) -> tuple[int]:
-    """Blocks of threads, `each` elements a thread; with more than 16 a multiprocessor they loop."""
-    return (max(1, min(-(-size // (each * BLOCK)), 16 * launch.multiprocessors)),)
+# ---- launches ------------------------------------------------------------------------------------
 
-
-def _run(launch, kernel: str, array, args, source=None) -> None:
-    """Launch ``kernel<T, VECTOR>`` (for words ``kernel<VECTOR>``) over the elements of `array`.
-
-    With a `source` that is read, threads take 16 bytes of 16-bit types too, and not 8.
-    """
-    if array.size == 0:
-        return
-    each = 8 if source is not None and array.itemsize == 2 else 4
-    vector = str(launch.aligned(min(16, each * array.itemsize), array, source)).lower()
-    types = vector if array.dtype == UINT32 else f"{launch.ctype(array.dtype)}, {vector}"
-    launch(f"{kernel}<{types}>", _grid(launch, array.size, each), (BLOCK,), args)
-
-
-@random_bits.cuda
-def _(launch, out, seed, offset, first_block):
-    args = (out, launch.int64(out.size), *map(np.uint64, (seed, offset, first_block)))
-    _run(launch, "random_bits", out, args)
-
-
-@random_uniform.cuda
-def _(launch, out, seed, offset, low, width):
-    args = (out, launch.int64(out.size), np.uint64(seed), np.uint64(offset), low, width)
-    _run(launch, "random_uniform", out, args)
-
-
-@random_normal.cuda
-def _(launch, out, seed, offset, mean, std):
-    args = (out, launch.int64(out.size), np.uint64(seed), np.uint64(offset), mean, std)
-    _run(launch, "random_normal", out, args)
-
-
-@dropout.cuda
-def _(launch, x, out, seed, offset, threshold, scale):
-    args = (x, out, launch.int64(x.size), np.uint64(seed), np.uint64(offset), threshold, scale)
-    _run(launch, "dropout", out, args, source=x)
-
-
-def _numba_grid(size: int) -> tuple[int]:
-    return (min(-(-size // (4 * 128)), 65535),)
-
-
-@random_bits.numba
-def _(launch, out, seed, offset, first_block):
-    if out.size:
-        args = (out.reshape(-1), *map(np.uint64, (seed, offset, first_block)))
-        launch("random_bits", _numba_grid(out.size), (128,), args)
-
-
-@random_uniform.numba
-def _(launch, out, seed, offset, low, width):
-    if out.size:
-        args = (out.reshape(-1), np.uint64(seed), np.uint64(offset), low, width)
-        launch(f"random_uniform_{out.dtype}", _numba_grid(out.size), (128,), args)
-
-
-@random_normal.numba
-def _(launch, out, seed, offset, mean, std):
-    if out.size:
-        args = (out.reshape(-1), np.uint64(seed), np.uint64(offset), mean, std)
-        launch(f"random_normal_{out.dtype}", _numba_grid(out.size), (128,), args)
-
-
-@dropout.numba
-def _(launch, x, out, seed, offset, threshold, scale):
-    if x.size:
-        flat = (x.reshape(-1), out.reshape(-1))
-        args = (*flat, np.uint64(seed), np.uint64(offset), threshold, scale)
-        launch("dropout", _numba_grid(x.size), (128,), args)
+random_bits.cuda(launches.random_bits)
+random_uniform.cuda(launches.random_uniform)
+random_normal.cuda(launches.random_normal)
+dropout.cuda(launches.dropout)
+advance_counter.cuda(launches.advance_counter)
+random_bits.numba(launches.numba_random_bits)
+random_uniform.numba(launches.numba_random_uniform)
+random_normal.numba(launches.numba_random_normal)
+dropout.numba(launches.numba_dropout)
+advance_counter.numba(launches.numba_advance_counter)
 
 
 # ---- cost, samples, benchmark inputs -------------------------------------------------------------
@@ -349,22 +324,27 @@ def _philox_flops(array) -> float:
 
 
 @random_bits.cost
-def _(out, seed, offset, first_block):
+def _(out, seed, offset, counter, first_block):
     return Cost(flops=_philox_flops(out), read=0, written=out.nbytes)
 
 
 @random_uniform.cost
-def _(out, seed, offset, low, width):
+def _(out, seed, offset, counter, low, width):
     return Cost(flops=_philox_flops(out) + 4 * out.size, read=0, written=out.nbytes)
 
 
 @random_normal.cost
-def _(out, seed, offset, mean, std):
+def _(out, seed, offset, counter, mean, std):
     flops = _philox_flops(out) + _QUANTILE_FLOPS * out.size
     return Cost(flops=flops, read=0, written=out.nbytes)
 
 
 @dropout.cost
-def _(x, out, seed, offset, threshold, scale):
+def _(x, out, seed, offset, counter, threshold, scale):
     flops = _PHILOX_FLOPS * -(-x.size // 4) + 3 * x.size
     return Cost(flops=flops, read=x.nbytes, written=out.nbytes)
+
+
+@advance_counter.cost
+def _(counter, draws):
+    return Cost(flops=1, read=8, written=8)

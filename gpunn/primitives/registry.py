@@ -57,20 +57,22 @@ class Cost:
 
 
 class _Choice(threading.local):
-    """The choices of this thread: a forced implementation, and who intercepts runs.
+    """The choices of this thread: a forced implementation, who intercepts runs, who listens.
 
-    `special` says whether there is either: the one question that a usual run asks.
+    `special` says whether there is any: the one question that a usual run asks.
     """
 
     special = False
     forced: str | None = None
     intercept: Callable | None = None
+    listener: Callable | None = None
 
     def set(self, **choices) -> dict:
         """Make choices; returns what they were before."""
         before = {name: getattr(self, name) for name in choices}
         self.__dict__.update(choices)
-        self.special = self.forced is not None or self.intercept is not None
+        chosen = (self.forced, self.intercept, self.listener)
+        self.special = any(choice is not None for choice in chosen)
         return before
 
 
@@ -257,6 +259,18 @@ def intercepting(function: Callable[[Call, tuple], None]) -> Iterator[None]:
         _choice.set(**before)
 
 
+@contextlib.contextmanager
+def listening(function: Callable[[Call, tuple, Callable], None] | None) -> Iterator[None]:
+    """Give every run inside the block to ``function(call, args, run)``, which calls
+    ``run(call, args)`` and may look at the clock before and after; None listens no more.
+    """
+    before = _choice.set(listener=function)
+    try:
+        yield
+    finally:
+        _choice.set(**before)
+
+
 def implementation_for(device: Device) -> str:
     """The implementation that runs on `device` now."""
     forced = _choice.forced or os.environ.get("GPUNN_KERNELS") or None
@@ -294,10 +308,18 @@ def implementation_for(device: Device) -> str:
 
 
 def _run_specially(call: Call, args: tuple) -> None:
-    """A run where something was chosen: by `using`, `intercepting` or the environment."""
+    """A run where something was chosen: by a context above or by the environment."""
     if _choice.intercept is not None:
         _choice.intercept(call, args)
-    elif _DEBUG:
+    elif _choice.listener is not None:
+        _choice.listener(call, args, _run_chosen)
+    else:
+        _run_chosen(call, args)
+
+
+def _run_chosen(call: Call, args: tuple) -> None:
+    """Run with the implementation that was chosen; with GPUNN_DEBUG=1 say how long it took."""
+    if _DEBUG:
         _run_and_report(call, args)
     else:
         call.primitive.implement(implementation_for(call.device), call.device, args)
@@ -310,7 +332,8 @@ _FORCED_BY_ENVIRONMENT = bool(os.environ.get("GPUNN_KERNELS"))
 def _require_numba(made: Primitive, args: tuple) -> None:
     for value in args:
         dtype = getattr(value, "dtype", None)
-        if dtype in FLOATING and dtype not in made.numba_dtypes:
+        # (NumPy takes None for float64.)
+        if dtype is not None and dtype in FLOATING and dtype not in made.numba_dtypes:
             raise UnsupportedError(
                 f"{made.name} has no Numba kernel for dtype {dtype} (shape {value.shape}): convert "
                 f"to {' or '.join(d.name for d in made.numba_dtypes)}, or use the CUDA C++ kernel"

@@ -20,11 +20,14 @@ class Metric:
     """Base of metrics: `reset`, `update(prediction, target)` for each batch, `compute`.
 
     `name` is the key under which the history keeps the value. `scalar` is False for metrics whose
-    value is not one number; those do not go into the history.
+    value is not one number; those do not go into the history. `in_step` says that `update` may be
+    part of a compiled training step: it only computes with arrays, reads no value of them, and
+    keeps nothing but arrays and numbers to which it adds.
     """
 
     name = "metric"
     scalar = True
+    in_step = False
 
     def reset(self) -> None:
         """Forget all samples."""
@@ -53,6 +56,7 @@ class Accuracy(Metric):
     """
 
     name = "accuracy"
+    in_step = True
 
     def __init__(self, threshold: float = 0.0):
         self.threshold = threshold
@@ -82,6 +86,8 @@ class TopKAccuracy(Metric):
     Among equal scores the lower class number goes first, so that k = 1 equals `Accuracy`.
     Prediction ``(samples, classes)``, target as in `Accuracy`.
     """
+
+    in_step = True
 
     def __init__(self, k: int = 5):
         if k < 1:
@@ -115,6 +121,7 @@ class MeanSquaredError(Metric):
     """The mean of (prediction - target)² over all elements, summed in float64."""
 
     name = "mse"
+    in_step = True
 
     def __init__(self) -> None:
         self.reset()

@@ -17,7 +17,8 @@ TRAINING, VALIDATION, BEST = "#4477aa", "#cc6677", "#666666"  # told apart by th
 _LONG = {"mae": "mean absolute error", "mse": "mean squared error", "r2": "R²"}
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches. ImportError, saying what to install, without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -61,7 +62,7 @@ def training_curves(history: Any, title: str = "Training", note: str = "") -> An
     best = history.best_epoch
     if best is None and "validation_loss" in history:
         best = history.best("validation_loss")["epoch"]
-    figure = _figure(max(6.0, 4.8 * len(names)), 4.0)
+    figure = new_figure(max(6.0, 4.8 * len(names)), 4.0)
     for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         _curve_panel(axes, history, name, best)
     figure.suptitle(title, fontsize=12, fontweight="bold")
@@ -121,7 +122,7 @@ def confusion_matrix_figure(
     if len(labels) != size:
         raise ValueError(f"{len(labels)} labels for a confusion matrix of {size} classes")
     side = min(12.0, max(4.2, 0.48 * size + 1.4))
-    figure = _figure(side, side)
+    figure = new_figure(side, side)
     axes = figure.subplots()
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)

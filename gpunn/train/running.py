@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
-from gpunn.device import array_module, device_of, to_numpy
+from gpunn.device import Device, empty, to_numpy
 from gpunn.errors import GpunnError
+from gpunn.primitives.running_loss import BAD_STEP, BAD_VALUE, COUNT, TOTAL, add_loss
 
 
 class TrainingError(GpunnError, ArithmeticError):
@@ -25,41 +27,40 @@ class NonFiniteLoss(Exception):
 class LossMean:
     """The mean of a loss over samples: batches weigh by their number of samples, in float64.
 
-    Losses stay on the device and are fetched together, every `every` steps: then, too, it is seen
-    whether one was NaN or infinite, and which. `summed` says that the loss is a sum over the
-    samples of its batch, not a mean.
+    The sums stay where the loss is, in an array that stays too, so that `add` may be part of a
+    compiled step. They are fetched every `every` steps: then, too, it is seen whether a loss was
+    NaN or infinite, and which. `summed` says that the loss is a sum over the samples of its batch,
+    not a mean.
     """
 
-    def __init__(self, summed: bool, every: int):
+    def __init__(self, summed: bool, every: int, device: Device):
         self.summed, self.every = summed, every
-        self.total, self.count, self.steps = 0.0, 0, 0
-        self._waiting: list[tuple[Any, int]] = []
+        self._state: Any = empty((5,), np.float64, device)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new mean."""
+        self._state[...] = 0
+        self._steps = 0
 
     def add(self, loss: Any, samples: int) -> None:
-        """Take in the loss of a batch (an array of shape ()). NonFiniteLoss if a fetched one is."""
-        self._waiting.append((loss, samples))
-        if len(self._waiting) >= self.every:
-            self.fetch()
+        """Take in the loss of a batch (an array of shape ()). Nothing waits for it."""
+        add_loss(self._state, loss, weight=1 if self.summed else samples, count=samples)
 
-    def fetch(self) -> None:
-        """Bring the waiting losses to the host. NonFiniteLoss if one is not finite."""
-        if not self._waiting:
-            return
-        losses = [loss for loss, _ in self._waiting]
-        if isinstance(losses[0], np.ndarray):
-            values = [float(loss) for loss in losses]
-        else:
-            xp = array_module(device_of(losses[0]))
-            values = to_numpy(xp.stack(losses)).astype(np.float64).tolist()
-        waiting, self._waiting = self._waiting, []
-        for value, (_, samples) in zip(values, waiting, strict=True):
-            self.steps += 1
-            if not np.isfinite(value):
-                raise NonFiniteLoss(self.steps, value)
-            self.total += value * (1 if self.summed else samples)
-            self.count += samples
+    def tick(self) -> None:
+        """To be called after every step. NonFiniteLoss if a loss that was not finite is seen."""
+        self._steps += 1
+        if self._steps % self.every == 0:
+            self.value()
 
     def value(self) -> float:
-        """The mean so far; NaN before the first batch."""
-        self.fetch()
-        return self.total / self.count if self.count else float("nan")
+        """The mean so far; NaN before the first batch. NonFiniteLoss if a loss was not finite."""
+        state = to_numpy(self._state)
+        if state[BAD_STEP]:
+            raise NonFiniteLoss(int(state[BAD_STEP]), float(state[BAD_VALUE]))
+        return float(state[TOTAL] / state[COUNT]) if state[COUNT] else math.nan
+
+    @property
+    def empty(self) -> bool:
+        """Whether no step was made since `reset`."""
+        return self._steps == 0

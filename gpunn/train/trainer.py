@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,16 @@ from gpunn.train.inputs import (
     as_loader,
     check_labels,
     input_batches,
-    match_target,
     model_device,
     model_dtype,
     split_batch,
 )
 from gpunn.train.metrics import as_metric
+from gpunn.train.precision import Precision
 from gpunn.train.progress import ProgressBar
 from gpunn.train.regularization import Regularization
 from gpunn.train.running import LossMean, NonFiniteLoss, TrainingError
-
-_FETCH_EVERY = 64  # steps between two looks at the loss on a GPU; on the CPU it costs nothing
+from gpunn.train.step import TrainStep, is_summed, scalar_loss, updates
 
 
 class Trainer:
@@ -54,6 +53,13 @@ class Trainer:
         on (seed, epoch) alone, so that ``fit(epochs=5)`` twice equals ``fit(epochs=10)``. It calls
         `gpunn.manual_seed`. None goes on from the global random state. The initial weights are
         those the model was given: call `gpunn.manual_seed` before making it.
+    precision : "fp32"; "tf32" (operands of float32 products rounded to TF32, on a GPU); "bf16" or
+        "fp16": products and convolutions in 16 bits, with float32 weights, losses and norms, and
+        for fp16 a loss scale that adapts itself (see `gpunn.amp`). None: as it is set outside
+    accumulate : batches whose gradients are added up for one weight update; a step is an update.
+        The loss of each counts 1 / accumulate (a mean over all, if they are of one size)
+    compile : trace the step once and replay it, see `gpunn.compile`. None: on a GPU, and where a
+        step cannot be compiled a warning says why; True raises StepError then
 
     Attributes
     ----------
@@ -75,8 +81,13 @@ class Trainer:
         gradient_clip_value: float | None = None,
         scheduler: Any = None,
         seed: int | None = None,
+        precision: str | None = None,
+        accumulate: int = 1,
+        compile: bool | None = None,
     ):
         _check_parts(model, loss, optimizer)
+        if accumulate < 1:
+            raise ValueError(f"Trainer: accumulate must be 1 or more, got {accumulate}")
         self.model, self.loss = model, loss
         self.device = model_device(model) or as_device(None) if device is None else Device(device)
         if device is not None:
@@ -95,8 +106,13 @@ class Trainer:
         self.seed = None if seed is None else int(seed)
         self.epoch, self.history = 0, History()
         self.epochs, self.steps, self.first_epoch = 0, None, 1
+        self.precision = Precision(precision, self.device, self.optimizer)
+        self.accumulate = int(accumulate)
+        self.step = TrainStep(
+            model, loss, self.optimizer, self.metrics, self.regularization, self.precision,
+            self.device, compile,
+        )  # fmt: skip
         self._stop: str | None = None
-        self._mean: LossMean | None = None
 
     def _schedule(self, scheduler: Any) -> LearningRateScheduler | None:
         ready = (type(None), LearningRateScheduler)
@@ -151,7 +167,8 @@ class Trainer:
         if validation is not None:
             validation = as_loader(validation, "validation", max(batch_size, 256), self.device)
         self.epochs, self.first_epoch = int(epochs), self.epoch + 1
-        self.steps = len(loader) if hasattr(loader, "__len__") else None
+        known = hasattr(loader, "__len__")
+        self.steps = updates(len(loader), self.accumulate) if known else None
         self.history, self._stop = History(), None
         own = [self.scheduler] if self.scheduler else []
         shown = [ProgressBar()] if verbose else []
@@ -198,13 +215,16 @@ class Trainer:
 
     def _train_batches(self, loader: Any, epoch: int, callbacks: CallbackList) -> None:
         self.model.train()
-        self._mean = self._loss_mean()
+        self.step.mean.reset()
         self._reset_metrics()
-        dtype = model_dtype(self.model)
-        step = 0
-        for step, batch in enumerate(loader, start=1):
-            inputs, target = split_batch(batch, self.device, dtype, "train")
-            self._train_step(loader, inputs, target, check=epoch == self.first_epoch and step == 1)
+        if epoch == self.first_epoch:
+            self.step.check(loader)
+        dtype, step = model_dtype(self.model), 0
+        for step, parts in enumerate(self._parts(loader), start=1):
+            for number, batch in enumerate(parts):
+                inputs, target = split_batch(batch, self.device, dtype, "train")
+                last = number + 1 == len(parts)
+                self.step(inputs, target, first=number == 0, parts=len(parts), last=last)
             callbacks("on_batch_end", self, epoch, step)
         if step == 0:
             raise ValueError(
@@ -213,31 +233,11 @@ class Trainer:
                    if epoch > self.first_epoch else "")
             )  # fmt: skip
 
-    def _train_step(self, loader: Any, inputs: list, target: Any, check: bool) -> None:
-        self.optimizer.zero_grad()
-        prediction = self.model(*inputs)
-        if check:
-            check_labels(loader, self.loss, prediction)
-        loss = self._scalar_loss(prediction, target)
-        self._mean.add(loss.array, target.shape[0])
-        loss.backward()
-        self.regularization.apply()
-        self.optimizer.step()
-        for metric in self.metrics:
-            metric.update(prediction.array, target.array)
-
-    def _scalar_loss(self, prediction: Any, target: Any) -> Any:
-        loss = self.loss(prediction, match_target(self.loss, prediction, target))
-        if loss.shape != ():
-            raise ValueError(
-                f"Trainer: the loss has shape {loss.shape}, expected (); "
-                "use reduction='mean' or 'sum'"
-            )
-        return loss
-
-    def _loss_mean(self) -> LossMean:
-        summed = getattr(self.loss, "reduction", "mean") == "sum"
-        return LossMean(summed, 1 if self.device.type == "cpu" else _FETCH_EVERY)
+    def _parts(self, loader: Any) -> Iterator[Sequence[Any]]:
+        """The batches of each weight update; the last one of an epoch may have fewer."""
+        if self.accumulate == 1:
+            return ((batch,) for batch in loader)
+        return _grouped(loader, self.accumulate)
 
     def _reset_metrics(self) -> None:
         for metric in self.metrics:
@@ -245,10 +245,10 @@ class Trainer:
 
     def running(self) -> dict[str, float]:
         """The loss and the scalar metrics of the running epoch so far; waits for the device."""
-        if self._mean is None:
+        if self.step.mean.empty:
             return {}
-        values = {"loss": self._mean.value()}
-        if self._mean.count:
+        values = {"loss": self.step.mean.value()}
+        if not math.isnan(values["loss"]):
             values.update(
                 (metric.name, metric.compute()) for metric in self.metrics if metric.scalar
             )
@@ -294,16 +294,18 @@ class Trainer:
     def _measure(self, loader: Any, name: str) -> dict[str, Any]:
         self.model.eval()
         # A NaN is a result here, not the end of a training: nothing is fetched before the end.
-        mean = LossMean(getattr(self.loss, "reduction", "mean") == "sum", every=2**62)
+        mean = LossMean(is_summed(self.loss), every=2**62, device=self.device)
         self._reset_metrics()
         dtype, samples = model_dtype(self.model), 0
         with no_grad():
             for batch in loader:
                 inputs, target = split_batch(batch, self.device, dtype, name)
-                prediction = self.model(*inputs)
-                if samples == 0:
-                    check_labels(loader, self.loss, prediction)
-                mean.add(self._scalar_loss(prediction, target).array, target.shape[0])
+                with self.precision.forward():
+                    prediction = self.model(*inputs)
+                    if samples == 0:
+                        check_labels(loader, self.loss, prediction)
+                    loss = scalar_loss(self.loss, prediction, target)
+                mean.add(loss.array, target.shape[0])
                 for metric in self.metrics:
                     metric.update(prediction.array, target.array)
                 samples += target.shape[0]
@@ -335,6 +337,18 @@ class Trainer:
         if not parts:
             raise ValueError("predict: the data gave no batches")
         return np.concatenate(parts)
+
+
+def _grouped(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    """Lists of `count` items; the last may be shorter."""
+    group: list[Any] = []
+    for item in items:
+        group.append(item)
+        if len(group) == count:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _check_parts(model: Any, loss: Any, optimizer: Any) -> None:

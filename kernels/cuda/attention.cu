@@ -17,8 +17,8 @@
 template <typename T>
 __global__ void __launch_bounds__(THREADS, 1)
 attention_forward(const T* q, const T* k, const T* v, const void* mask, const int* q_lengths, const int* kv_lengths,
-                  const int* causal_offsets, T* out, Accumulator<T>* log_sum_exp, Accumulator<T>* partial,
-                  Attention p, int tiles, int groups, int parts, bool vector) {
+                  const int* causal_offsets, const uint64* counter, T* out, Accumulator<T>* log_sum_exp,
+                  Accumulator<T>* partial, Attention p, int tiles, int groups, int parts, bool vector) {
     typedef Accumulator<T> A;
     DYNAMIC_SHARED(A, memory);
     const Panels<A> panels(memory);
@@ -54,7 +54,7 @@ attention_forward(const T* q, const T* k, const T* v, const void* mask, const in
             for (int j = 0; j < 4; j++) scores[i][j] *= scale;
         if (p.mask_kind != NO_MASK || !s.all_seen(row0, row0 + TILE, key0, key0 + TILE, p.group))
             mask_tile<T, false>(scores, panels, p, s, mask, row0, key0);
-        const uint32 kept = kept_of_tile<false>(p, s, row0, key0);
+        const uint32 kept = kept_of_tile<false>(p, s, counter, row0, key0);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             A largest = top[i];

@@ -147,8 +147,13 @@ __device__ __forceinline__ uint64 random_block(const Attention& p, int64 row_ind
 }
 __device__ __forceinline__ bool is_kept(const Attention& p, uint32 word) { return word >> 8 >= p.threshold; }
 
-__device__ __forceinline__ bool is_kept(const Attention& p, int64 row_index, int key) {
-    const uint4 words = philox(random_block(p, row_index, key), p.random_offset, p.seed);
+// Where its numbers begin, asked for a tile at a time, so that a counter in device memory, which then lies in the first
+// level's cache, takes no registers from the products.
+__device__ __forceinline__ Origin random_origin(const Attention& p, const uint64* counter) {
+    return Origin(p.seed, p.random_offset, counter);
+}
+__device__ __forceinline__ bool is_kept(const Attention& p, const Origin& from, int64 row_index, int key) {
+    const uint4 words = philox(random_block(p, row_index, key), from.offset, from.seed);
     const uint32 low = key & 1 ? words.y : words.x, high = key & 1 ? words.w : words.z;
     return is_kept(p, key & 2 ? high : low);
 }

@@ -40,7 +40,8 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS, 1)
 attention_grad_q(const T* grad_out, const T* q, const T* k, const T* v, const Accumulator<T>* log_sum_exp,
                  const Accumulator<T>* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
-                 const int* causal_offsets, T* grad_q, Attention p, int tiles, int groups, bool vector) {
+                 const int* causal_offsets, const uint64* counter, T* grad_q, Attention p, int tiles, int groups,
+                 bool vector) {
     typedef Accumulator<T> A;
     DYNAMIC_SHARED(A, memory);
     const Panels<A> panels(memory);
@@ -69,7 +70,7 @@ attention_grad_q(const T* grad_out, const T* q, const T* k, const T* v, const Ac
         products<T>(weights, panels, queries, row0, keys, key0, p.dim, vector);
         products<T>(slopes, panels, grads, row0, values, key0, p.dim, vector);
         prepare_scores<T, false>(weights, panels, p, s, mask, row0, key0);
-        const uint32 kept = kept_of_tile<false>(p, s, row0, key0);
+        const uint32 kept = kept_of_tile<false>(p, s, counter, row0, key0);
 #pragma unroll
         for (int i = 0; i < 4; i++)
 #pragma unroll
@@ -92,7 +93,8 @@ template <typename T>
 __global__ void __launch_bounds__(THREADS, 1)
 attention_grad_kv(const T* grad_out, const T* q, const T* k, const T* v, const Accumulator<T>* log_sum_exp,
                   const Accumulator<T>* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
-                  const int* causal_offsets, T* grad_k, T* grad_v, Attention p, int tiles, int groups, bool vector) {
+                  const int* causal_offsets, const uint64* counter, T* grad_k, T* grad_v, Attention p, int tiles,
+                  int groups, bool vector) {
     typedef Accumulator<T> A;
     DYNAMIC_SHARED(A, memory);
     const Panels<A> panels(memory);
@@ -115,7 +117,7 @@ attention_grad_kv(const T* grad_out, const T* q, const T* k, const T* v, const A
         products<T>(weights, panels, keys, key0, queries, row0, p.dim, vector);
         products<T>(slopes, panels, values, key0, grads, row0, p.dim, vector);
         prepare_scores<T, true>(weights, panels, p, s, mask, row0, key0);
-        const uint32 kept = kept_of_tile<true>(p, s, row0, key0);
+        const uint32 kept = kept_of_tile<true>(p, s, counter, row0, key0);
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             const RowView row(p, s, row0 + tx + 16 * j);

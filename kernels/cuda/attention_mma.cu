@@ -13,7 +13,6 @@
 // tensor cores of an A100; warps of 32 rows would halve that, for registers that DIM = 128 does not have.
 // Registers: DIM / 2 for the sums, KEYS / 2 for the scores; in all 168 for DIM = 64, 208 for 128 (sm_90a).
 // Warps without rows (decoding) only copy.
-// Spills: attention_forward_mma<__nv_bfloat16, 256>: one register of the 255 that a thread can have, on sm_80.
 // Assumes: rows that begin at multiples of 16 bytes, dim a multiple of 8.
 #include "attention_mma.cuh"
 
@@ -24,8 +23,8 @@ template <int DIM> constexpr int KEYS = DIM > 128 ? 32 : 64;
 template <typename T, int DIM>
 __global__ void __launch_bounds__(MMA_THREADS, DIM > 64 ? 2 : 3)
 attention_forward_mma(const T* q, const T* k, const T* v, const void* mask, const int* q_lengths,
-                      const int* kv_lengths, const int* causal_offsets, T* out, float* log_sum_exp, float* partial,
-                      Attention p, int tiles, int parts) {
+                      const int* kv_lengths, const int* causal_offsets, const uint64* counter, T* out,
+                      float* log_sum_exp, float* partial, Attention p, int tiles, int parts) {
     constexpr int N = KEYS<DIM>;
     typedef HeadPanel<T, OWN, DIM> Queries;
     typedef HeadPanel<T, N, DIM> Others;
@@ -75,6 +74,11 @@ attention_forward_mma(const T* q, const T* k, const T* v, const void* mask, cons
     for (int key0 = first; key0 < end; key0 += N, stage ^= 1) {
         if (key0 + N < end) load(key0 + N, stage ^ 1);
         ptx::copy_async_commit();
+        uint32 kept = ~0u;  // made while the copies are under way
+        if (p.threshold != 0 && active) {
+            const int64 rows_index[2] = {rows[0].index(p, s), rows[1].index(p, s)};
+            kept = kept_by_query<N>(p, counter, rows_index, key0);
+        }
         ptx::copy_async_wait<1>();
         __syncthreads();
         if (active) {
@@ -124,8 +128,6 @@ attention_forward_mma(const T* q, const T* k, const T* v, const void* mask, cons
                 for (int j = 0; j < DIM / 8; j++) sums[j][2 * h] *= factor, sums[j][2 * h + 1] *= factor;
             }
             if (p.threshold != 0) {
-                const int64 rows_index[2] = {rows[0].index(p, s), rows[1].index(p, s)};
-                const uint32 kept = kept_by_query<N>(p, rows_index, key0);
 #pragma unroll
                 for (int j = 0; j < N / 8; j++)
 #pragma unroll

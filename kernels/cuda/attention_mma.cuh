@@ -133,18 +133,20 @@ __device__ __forceinline__ void store_lines(unsigned char* panel, const float (&
 // A block of four words belongs to four neighbouring keys of one row. Each lane makes one block where it needs words
 // of several, and lanes exchange words: one call for four weights, as few as there are.
 
-
 // Queries are own lines with indices index[0] (g) and index[1] (g + 8) in (B, H, Tq), keys from `key0` on along the
 // columns. Bit 4 j + e: whether [j][e] is kept.
 template <int KEYS>
-__device__ __forceinline__ uint32 kept_by_query(const Attention& p, const int64 (&index)[2], int key0) {
+__device__ __forceinline__ uint32 kept_by_query(const Attention& p, const uint64* counter, const int64 (&index)[2],
+                                                int key0) {
     const int t = threadIdx.x % 4;
     const bool odd = t % 2 != 0;
+    const Origin from = random_origin(p, counter);
     uint32 kept = 0;
 #pragma unroll 1
     for (int j = 0; j < KEYS / 8; j++) {
         // An even lane makes the words of line g, an odd one of line g + 8; the even ones want words 0 and 1.
-        const uint4 words = philox(random_block(p, odd ? index[1] : index[0], key0 + 8 * j + t / 2 * 4), p.random_offset, p.seed);
+        const uint4 words = philox(random_block(p, odd ? index[1] : index[0], key0 + 8 * j + t / 2 * 4), from.offset,
+                                   from.seed);
         uint32 own[2] = {odd ? words.z : words.x, odd ? words.w : words.y};
         uint32 got[2];
         got[0] = __shfl_xor_sync(FULL_WARP, odd ? words.x : words.z, 1);
@@ -163,16 +165,16 @@ __device__ __forceinline__ uint32 kept_by_query(const Attention& p, const int64 
 // Keys are own lines from `key` on (key + g, key + g + 8), queries along the columns; `index(column)` is the index of
 // one in (B, H, Tq). Bits as above.
 template <int ROWS, typename Index>
-__device__ __forceinline__ uint32 kept_by_key(const Attention& p, int key, Index index) {
+__device__ __forceinline__ uint32 kept_by_key(const Attention& p, const uint64* counter, int key, Index index) {
     const int g = threadIdx.x % WARP / 4, t = threadIdx.x % 4, c = g % 4;
+    const Origin from = random_origin(p, counter);
     uint32 kept = 0;
 #pragma unroll 1
     for (int j = 0; j < ROWS / 8; j++) {
         // The four lanes with one t and one g / 4 want the same four blocks: lane c makes that of weight [j][c], and
         // then they transpose their 4 x 4 words, so that each has its own key's word of all four.
         const int64 row = index(8 * j + 2 * t + c % 2);
-        const uint4 words =
-            philox(random_block(p, row, key + c / 2 * 8 + g / 4 * 4), p.random_offset, p.seed);
+        const uint4 words = philox(random_block(p, row, key + c / 2 * 8 + g / 4 * 4), from.offset, from.seed);
         uint32 w[4] = {words.x, words.y, words.z, words.w};
         const bool odd = c % 2 != 0, upper = c / 2 != 0;
 #pragma unroll

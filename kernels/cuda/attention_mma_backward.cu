@@ -14,7 +14,7 @@
 // then wait for the products):
 //   32 KB for DIM = 64, 64 KB for 128, 96 KB for 256; in grad_kv also what is to be known of each row
 // Registers: grad_kv DIM for its two sums, of no more than 128 columns: a head of 256 is shared by two blocks.
-// Spills: attention_grad_kv_mma<__nv_bfloat16, 256>: up to three registers of the 255 that a thread can have.
+// Spills: attention_grad_kv_mma<__nv_bfloat16, 256>: two registers of the 255 that a thread can have, on sm_80.
 // Assumes: rows that begin at multiples of 16 bytes, dim a multiple of 8.
 #include "attention_mma.cuh"
 
@@ -46,7 +46,8 @@ template <typename T, int DIM>
 __global__ void __launch_bounds__(MMA_THREADS, BLOCKS<DIM>)
 attention_grad_kv_mma(const T* grad_out, const T* q, const T* k, const T* v, const float* log_sum_exp,
                       const float* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
-                      const int* causal_offsets, T* grad_k, T* grad_v, Attention p, int tiles, int groups) {
+                      const int* causal_offsets, const uint64* counter, T* grad_k, T* grad_v, Attention p, int tiles,
+                      int groups) {
     constexpr int ROWS = OTHERS, N = COLUMNS<DIM>;
     typedef HeadPanel<T, OWN, DIM> Keys;
     typedef HeadPanel<T, ROWS, DIM> Rows;
@@ -110,12 +111,12 @@ attention_grad_kv_mma(const T* grad_out, const T* q, const T* k, const T* v, con
         __syncthreads();
         const unsigned char* panel = stages + stage * STAGE;
         const Info& info = *reinterpret_cast<const Info*>(panel + 2 * Rows::BYTES);
+        uint32 kept = ~0u;  // made first, while few registers are in use
+        if (p.threshold != 0) kept = kept_by_key<ROWS>(p, counter, mine, [&](int r) { return info.index[r]; });
         float weights[ROWS / 8][4], slopes[ROWS / 8][4];
         scores_of<T, ROWS, DIM>(weights, key_panel, own, panel, columns);
         scores_of<T, ROWS, DIM>(slopes, value_panel, own, panel + Rows::BYTES, columns);
         const bool plain = p.mask_kind == NO_MASK && s.all_seen(row0, row0 + ROWS, mine, mine + 16, p.group);
-        uint32 kept = ~0u;
-        if (p.threshold != 0) kept = kept_by_key<ROWS>(p, mine, [&](int r) { return info.index[r]; });
 #pragma unroll
         for (int j = 0; j < ROWS / 8; j++)
 #pragma unroll
@@ -152,7 +153,7 @@ template <typename T, int DIM>
 __global__ void __launch_bounds__(MMA_THREADS, BLOCKS<DIM>)
 attention_grad_q_mma(const T* grad_out, const T* q, const T* k, const T* v, const float* log_sum_exp,
                      const float* delta, const void* mask, const int* q_lengths, const int* kv_lengths,
-                     const int* causal_offsets, T* grad_q, Attention p, int tiles) {
+                     const int* causal_offsets, const uint64* counter, T* grad_q, Attention p, int tiles) {
     constexpr int KEYS = OTHERS;
     typedef HeadPanel<T, OWN, DIM> Rows;
     typedef HeadPanel<T, KEYS, DIM> Keys;
@@ -205,6 +206,8 @@ attention_grad_q_mma(const T* grad_out, const T* q, const T* k, const T* v, cons
             load(key0, 0);
         }
         ptx::copy_async_commit();
+        uint32 kept = ~0u;  // made while the copies are under way
+        if (p.threshold != 0) kept = kept_by_query<KEYS>(p, counter, rows_index, key0);
         ptx::copy_async_wait<STAGES<DIM> - 1>();
         __syncthreads();
         const unsigned char* panel = stages + stage * STAGE;
@@ -212,8 +215,6 @@ attention_grad_q_mma(const T* grad_out, const T* q, const T* k, const T* v, cons
         scores_of<T, KEYS, DIM>(weights, query_panel, own, panel, columns);
         scores_of<T, KEYS, DIM>(slopes, grad_panel, own, panel + Keys::BYTES, columns);
         const bool plain = p.mask_kind == NO_MASK && s.all_seen(mine, mine + 16, key0, key0 + KEYS, p.group);
-        uint32 kept = ~0u;
-        if (p.threshold != 0) kept = kept_by_query<KEYS>(p, rows_index, key0);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
             const int64 base = plain ? 0 : mask_row(p, s, rows[h]);

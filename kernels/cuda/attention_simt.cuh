@@ -133,15 +133,17 @@ __device__ __forceinline__ void mask_tile(Accumulator<T> (&scores)[4][4], const 
 
 // Bit 4 i + j: whether dropout keeps the weight (i, j) of this thread.
 template <bool TURNED>
-__device__ __forceinline__ uint32 kept_of_tile(const Attention& p, const Sequence& s, int row0, int key0) {
+__device__ __forceinline__ uint32 kept_of_tile(const Attention& p, const Sequence& s, const uint64* counter, int row0,
+                                               int key0) {
     if (p.threshold == 0) return 0xffffu;
+    const Origin from = random_origin(p, counter);
     const int ty = threadIdx.x / 16, tx = threadIdx.x % 16;
     uint32 kept = 0;
 #pragma unroll 1
     for (int n = 0; n < 16; n++) {
         const int y = ty + n / 4 * 16, x = tx + n % 4 * 16;
         const RowView row(p, s, row0 + (TURNED ? x : y));
-        kept |= static_cast<uint32>(is_kept(p, row.index(p, s), key0 + (TURNED ? y : x))) << n;
+        kept |= static_cast<uint32>(is_kept(p, from, row.index(p, s), key0 + (TURNED ? y : x))) << n;
     }
     return kept;
 }

@@ -18,7 +18,7 @@
 // conversion to A is a handful of instructions a thread, behind the loads of the arena.
 // Launch bounds ask for three blocks a multiprocessor, 80 registers a thread: left to itself the compiler
 // aims at more blocks for some kernels on sm_100a and spills, which gains nothing (see optimizer.cuh).
-// Assumes: the arrays do not overlap; VECTOR only if all pointers are multiples of 16 bytes.
+// `skip` may be null. Assumes: the arrays do not overlap; VECTOR only if all pointers are multiples of 16 bytes.
 #include "optimizer.cuh"
 
 // ---- hyperparameters: the slots of `hyper` in their order ------------------------------------------
@@ -61,8 +61,12 @@ struct LionHyper {
     __device__ void advance() { step += 1; }
 };
 
-template <typename Hyper> __global__ void advance_step(Hyper* hyper) {
-    if (global_thread() == 0) hyper->advance();
+// Whether this step is left out: gradients that overflowed leave a flag in device memory. One load, the same
+// for all threads; an update makes it beside those of its tile, so that nothing waits for it alone.
+__device__ __forceinline__ bool skipped(const float* skip) { return skip != nullptr && *skip != 0; }
+
+template <typename Hyper> __global__ void advance_step(Hyper* hyper, const float* skip) {
+    if (global_thread() == 0 && !skipped(skip)) hyper->advance();
 }
 
 // The gradient that the formulas mean. The branches are the same for all threads; without them an
@@ -81,10 +85,11 @@ __device__ __forceinline__ A effective_gradient(A gradient, A parameter, A weigh
 template <typename T, bool MOMENTUM, bool VECTOR>
 __global__ void __launch_bounds__(256, 3)
 sgd_update(T* parameters, const T* gradients, Accumulator<T>* momentum_buffer, const SgdHyper* hyper,
-           int64 n, bool nesterov, bool maximize) {
+           const float* skip, int64 n, bool nesterov, bool maximize) {
     typedef Accumulator<T> A;
     const Arena<T, MOMENTUM> arena = {parameters, gradients, {momentum_buffer}, n};
     ArenaTile<T, MOMENTUM, VECTOR> tile(arena);
+    if (skipped(skip)) return;
     const A lr = A(hyper->lr), momentum = A(hyper->momentum), weight_decay = A(hyper->weight_decay);
     const A gradient_scale = A(hyper->gradient_scale);
     tile.update([=](A& w, A gradient, A* state) {
@@ -107,12 +112,14 @@ sgd_update(T* parameters, const T* gradients, Accumulator<T>* momentum_buffer, c
 template <typename T, bool AMSGRAD, bool VECTOR>
 __global__ void __launch_bounds__(256, 3)
 adam_update(T* parameters, const T* gradients, Accumulator<T>* exp_avg, Accumulator<T>* exp_avg_sq,
-            Accumulator<T>* max_exp_avg_sq, const AdamHyper* hyper, int64 n, bool decoupled, bool maximize) {
+            Accumulator<T>* max_exp_avg_sq, const AdamHyper* hyper, const float* skip, int64 n,
+            bool decoupled, bool maximize) {
     typedef Accumulator<T> A;
     constexpr int LARGEST = AMSGRAD ? 2 : 0;
     Arena<T, 2 + AMSGRAD> arena = {parameters, gradients, {exp_avg, exp_avg_sq}, n};
     if (AMSGRAD) arena.state[LARGEST] = max_exp_avg_sq;
     ArenaTile<T, 2 + AMSGRAD, VECTOR> tile(arena);
+    if (skipped(skip)) return;
     const A beta1 = A(hyper->beta1), rest1 = A(1 - hyper->beta1);
     const A beta2 = A(hyper->beta2), rest2 = A(1 - hyper->beta2);
     const A eps = A(hyper->eps), step_size = A(hyper->lr) / A(hyper->bias_correction1);
@@ -138,13 +145,14 @@ adam_update(T* parameters, const T* gradients, Accumulator<T>* exp_avg, Accumula
 template <typename T, bool MOMENTUM, bool CENTERED, bool VECTOR>
 __global__ void __launch_bounds__(256, 3)
 rmsprop_update(T* parameters, const T* gradients, Accumulator<T>* square_avg, Accumulator<T>* momentum_buffer,
-               Accumulator<T>* grad_avg, const RmspropHyper* hyper, int64 n, bool maximize) {
+               Accumulator<T>* grad_avg, const RmspropHyper* hyper, const float* skip, int64 n, bool maximize) {
     typedef Accumulator<T> A;
     constexpr int BUFFER = MOMENTUM ? 1 : 0, MEAN = CENTERED ? 1 + MOMENTUM : 0;
     Arena<T, 1 + MOMENTUM + CENTERED> arena = {parameters, gradients, {square_avg}, n};
     if (MOMENTUM) arena.state[BUFFER] = momentum_buffer;
     if (CENTERED) arena.state[MEAN] = grad_avg;
     ArenaTile<T, 1 + MOMENTUM + CENTERED, VECTOR> tile(arena);
+    if (skipped(skip)) return;
     const A lr = A(hyper->lr), alpha = A(hyper->alpha), rest = A(1 - hyper->alpha), eps = A(hyper->eps);
     const A weight_decay = A(hyper->weight_decay), momentum = A(hyper->momentum);
     tile.update([=](A& w, A gradient, A* state) {
@@ -167,10 +175,11 @@ rmsprop_update(T* parameters, const T* gradients, Accumulator<T>* square_avg, Ac
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256, 3)
 adagrad_update(T* parameters, const T* gradients, Accumulator<T>* state_sum, const AdagradHyper* hyper,
-               int64 n, bool maximize) {
+               const float* skip, int64 n, bool maximize) {
     typedef Accumulator<T> A;
     const Arena<T, 1> arena = {parameters, gradients, {state_sum}, n};
     ArenaTile<T, 1, VECTOR> tile(arena);
+    if (skipped(skip)) return;
     const A lr = A(hyper->decayed_lr), weight_decay = A(hyper->weight_decay), eps = A(hyper->eps);
     tile.update([=](A& w, A gradient, A* state) {
         const A g = effective_gradient(gradient, w, weight_decay, maximize);
@@ -185,11 +194,12 @@ adagrad_update(T* parameters, const T* gradients, Accumulator<T>* state_sum, con
 // Moves 20 bytes a float parameter.
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256, 3)
-lion_update(T* parameters, const T* gradients, Accumulator<T>* exp_avg, const LionHyper* hyper, int64 n,
-            bool maximize) {
+lion_update(T* parameters, const T* gradients, Accumulator<T>* exp_avg, const LionHyper* hyper,
+            const float* skip, int64 n, bool maximize) {
     typedef Accumulator<T> A;
     const Arena<T, 1> arena = {parameters, gradients, {exp_avg}, n};
     ArenaTile<T, 1, VECTOR> tile(arena);
+    if (skipped(skip)) return;
     const A lr = A(hyper->lr), decay = A(1 - hyper->lr * hyper->weight_decay);
     const A beta1 = A(hyper->beta1), rest1 = A(1 - hyper->beta1);
     const A beta2 = A(hyper->beta2), rest2 = A(1 - hyper->beta2);

@@ -5,7 +5,11 @@
 //   random_normal    out[i] = mean + std Phi^-1((word(i) + 1/2) 2^-32)
 //   dropout          out[i] = word(i) >> 8 >= threshold ? x[i] scale : 0,  threshold = ceil(p 2^24)
 //
-// (for double: u and the quantile of 53 bits; the mask of dropout is the same for every type.)
+//   advance_counter  counter[1] += draws
+//
+// (for double: u and the quantile of 53 bits; the mask of dropout is the same for every type.) seed and offset come
+// by value or from a counter in device memory, which every thread reads once: two loads that a warp shares, then
+// uniform registers.
 //
 // Who does what: a thread owns the four neighbouring elements of one Philox block and goes on by the
 // grid's size; in dropout of 16-bit elements those of two, because 8 bytes a thread would be too few under
@@ -71,18 +75,21 @@ __device__ __forceinline__ void load_block(const T* x, int64 first, int64 n, T (
 
 template <bool VECTOR>
 __global__ void __launch_bounds__(256)
-random_bits(uint32* out, int64 n, uint64 seed, uint64 offset, uint64 first_block) {
+random_bits(uint32* out, int64 n, uint64 seed, uint64 offset, const uint64* counter, uint64 first_block) {
+    const Origin from(seed, offset, counter);
     for_each_block(n, [=](int64 first, uint64 block) {
-        const Draws<float> words(first_block + block, offset, seed);
+        const Draws<float> words(first_block + block, from);
         store_block<VECTOR>(out, first, n, words.item);
     });
 }
 
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256)
-random_uniform(T* out, int64 n, uint64 seed, uint64 offset, Accumulator<T> low, Accumulator<T> width) {
+random_uniform(T* out, int64 n, uint64 seed, uint64 offset, const uint64* counter, Accumulator<T> low,
+               Accumulator<T> width) {
+    const Origin from(seed, offset, counter);
     for_each_block(n, [=](int64 first, uint64 block) {
-        const Draws<Accumulator<T>> draws(block, offset, seed);
+        const Draws<Accumulator<T>> draws(block, from);
         T value[ITEMS];
 #pragma unroll
         for (int k = 0; k < ITEMS; k++)
@@ -93,10 +100,12 @@ random_uniform(T* out, int64 n, uint64 seed, uint64 offset, Accumulator<T> low, 
 
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256)
-random_normal(T* out, int64 n, uint64 seed, uint64 offset, Accumulator<T> mean, Accumulator<T> std) {
+random_normal(T* out, int64 n, uint64 seed, uint64 offset, const uint64* counter, Accumulator<T> mean,
+              Accumulator<T> std) {
     typedef Accumulator<T> A;
+    const Origin from(seed, offset, counter);
     for_each_block(n, [=](int64 first, uint64 block) {
-        const Draws<A> draws(block, offset, seed);
+        const Draws<A> draws(block, from);
         T value[ITEMS];
 #pragma unroll
         for (int k = 0; k < ITEMS; k++) {
@@ -109,14 +118,16 @@ random_normal(T* out, int64 n, uint64 seed, uint64 offset, Accumulator<T> mean, 
 
 template <typename T, bool VECTOR>
 __global__ void __launch_bounds__(256)
-dropout(const T* x, T* out, int64 n, uint64 seed, uint64 offset, uint32 threshold, Accumulator<T> scale) {
+dropout(const T* x, T* out, int64 n, uint64 seed, uint64 offset, const uint64* counter, uint32 threshold,
+        Accumulator<T> scale) {
     constexpr int BLOCKS = TOGETHER<T>;
+    const Origin from(seed, offset, counter);
     for_each_block<BLOCKS * ITEMS>(n, [=](int64 first, uint64 number) {
         T value[BLOCKS * ITEMS];
         load_block<VECTOR>(x, first, n, value);  // under way while Philox computes
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++) {
-            const Draws<float> words(number * BLOCKS + b, offset, seed);
+            const Draws<float> words(number * BLOCKS + b, from);
 #pragma unroll
             for (int k = b * ITEMS; k < (b + 1) * ITEMS; k++) {
                 const bool keep = words.item[k - b * ITEMS] >> 8 >= threshold;
@@ -126,3 +137,6 @@ dropout(const T* x, T* out, int64 n, uint64 seed, uint64 offset, uint32 threshol
         store_block<VECTOR>(out, first, n, value);
     });
 }
+
+// The offset of a counter for the next repetition of what has used it; one thread.
+__global__ void advance_counter(uint64* counter, uint64 draws) { counter[1] += draws; }

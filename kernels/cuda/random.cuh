@@ -51,6 +51,19 @@ __device__ __forceinline__ uint4 philox(uint64 block, uint64 offset, uint64 seed
     return make_uint4(c0, c1, c2, c3);
 }
 
+// Where the numbers of a launch begin: a seed and an offset by value, or, as a CUDA graph needs it, which repeats a
+// launch with the same arguments, from a counter {seed, offset} in device memory, to which `offset` is added.
+struct Origin {
+    uint64 seed, offset;
+    __device__ __forceinline__ Origin(uint64 given_seed, uint64 given_offset, const uint64* counter)
+        : seed(given_seed), offset(given_offset) {
+        if (counter) {
+            seed = counter[0];
+            offset += counter[1];
+        }
+    }
+};
+
 // ---- draws: the integers that floating numbers are made of --------------------------------------
 
 // float: the word. double: 53 bits, the word and 21 more of the block 2^63 further on.
@@ -58,16 +71,16 @@ template <typename A> struct Draws;
 
 template <> struct Draws<float> {
     uint32 item[4];
-    __device__ __forceinline__ Draws(uint64 block, uint64 offset, uint64 seed) {
-        const uint4 words = philox(block, offset, seed);
+    __device__ __forceinline__ Draws(uint64 block, const Origin& from) {
+        const uint4 words = philox(block, from.offset, from.seed);
         item[0] = words.x, item[1] = words.y, item[2] = words.z, item[3] = words.w;
     }
 };
 
 template <> struct Draws<double> {
     uint64 item[4];
-    __device__ __forceinline__ Draws(uint64 block, uint64 offset, uint64 seed) {
-        const Draws<float> first(block, offset, seed), more(block + (1ull << 63), offset, seed);
+    __device__ __forceinline__ Draws(uint64 block, const Origin& from) {
+        const Draws<float> first(block, from), more(block + (1ull << 63), from);
 #pragma unroll
         for (int k = 0; k < 4; k++)
             item[k] = static_cast<uint64>(first.item[k]) << 21 | more.item[k] >> 11;

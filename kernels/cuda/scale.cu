@@ -11,15 +11,7 @@
 // 16-bit numbers, 6 from float to 16 bits, 10 to add 16-bit numbers to a float total and 6 to begin one with them.
 // Assumes: nothing of the length; out is x or shares no memory with it. VECTOR only if the pointers are multiples
 // of 16 bytes, or, where X is Y, at one distance from them: packs then begin at the first multiple.
-#include "elementwise.cuh"
-
-// A pack as one store, of 8 bytes as well; see store_whole.
-template <typename T, int N> __device__ __forceinline__ void store_at_once(T* target, const Pack<T, N>& pack) {
-    if constexpr (sizeof(pack) == 8)
-        __stwb(reinterpret_cast<uint2*>(target), *reinterpret_cast<const uint2*>(&pack));
-    else
-        store_whole(target, pack);
-}
+#include "store.cuh"
 
 template <typename X, typename Y, bool ADD, bool VECTOR>
 __global__ void __launch_bounds__(256)

@@ -30,7 +30,8 @@ def _neighbour(name):
     return module
 
 
-philox = _neighbour("random").philox
+_random = _neighbour("random")
+philox, origin = _random.philox, _random.origin
 EIGHT = np.uint64(8)
 
 
@@ -97,9 +98,10 @@ def _kernels(real):
     @cuda.jit
     def forward(
         q, k, v, out, log_sum_exp, mask, q_lengths, kv_lengths, offsets, given_q, given_kv,
-        given_offsets, causal, causal_offset, window, kind, threshold, seed, offset, scale,
-        keep_scale,
+        given_offsets, causal, causal_offset, window, kind, threshold, seed, offset, counter,
+        counted, scale, keep_scale,
     ):  # fmt: skip
+        seed, offset = origin(seed, offset, counter, counted)
         scores = cuda.shared.array(THREADS, real)
         weights = cuda.shared.array(THREADS, real)
         sums = cuda.local.array(COLUMNS, real)
@@ -173,8 +175,9 @@ def _kernels(real):
     def grad_q(
         grad, q, k, v, out, log_sum_exp, result, mask, q_lengths, kv_lengths, offsets, given_q,
         given_kv, given_offsets, causal, causal_offset, window, kind, threshold, seed, offset,
-        scale, keep_scale,
+        counter, counted, scale, keep_scale,
     ):  # fmt: skip
+        seed, offset = origin(seed, offset, counter, counted)
         slopes = cuda.shared.array(THREADS, real)
         sums = cuda.local.array(COLUMNS, real)
         row, t, threads = cuda.blockIdx.x, cuda.threadIdx.x, cuda.blockDim.x
@@ -212,8 +215,9 @@ def _kernels(real):
     def grad_kv(
         grad, q, k, v, out, log_sum_exp, result_k, result_v, mask, q_lengths, kv_lengths, offsets,
         given_q, given_kv, given_offsets, causal, causal_offset, window, kind, threshold, seed,
-        offset, scale, keep_scale,
+        offset, counter, counted, scale, keep_scale,
     ):  # fmt: skip
+        seed, offset = origin(seed, offset, counter, counted)
         slopes = cuda.shared.array(THREADS, real)
         weights = cuda.shared.array(THREADS, real)
         sums_k = cuda.local.array(COLUMNS, real)

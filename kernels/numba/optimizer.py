@@ -1,8 +1,10 @@
 """Weight updates over a flat arena: each thread two elements at a time, in a grid-stride loop.
 
-    advance_step_<rule>(hyper)                      count the step; one thread
+    advance_step_<rule>(hyper, skip, has_skip)      count the step; one thread
     sgd_update, adam_update, rmsprop_update, adagrad_update, lion_update
-        (parameters, gradients, state ..., hyper, switches ...)
+        (parameters, gradients, state ..., hyper, switches ..., skip, has_skip)
+
+Where skip[0] is not 0 nothing is done, if there is a skip.
 
 `hyper` is a float64 array; its slots have the numbers below. The gradient is first negated
 (maximize) and then given the coupled weight decay. A state that a switch turns off is not touched.
@@ -26,32 +28,42 @@ from numba import cuda
 
 
 @cuda.jit
-def advance_step_sgd(hyper):
+def advance_step_sgd(hyper, skip, has_skip):
+    if has_skip and skip[0] != 0:
+        return
     hyper[4] += 1.0
     # the first step starts the buffer with the gradient itself, undamped
     hyper[5] = 1.0 if hyper[4] == 1.0 else 1.0 - hyper[2]
 
 
 @cuda.jit
-def advance_step_adam(hyper):
+def advance_step_adam(hyper, skip, has_skip):
+    if has_skip and skip[0] != 0:
+        return
     hyper[5] += 1.0
     hyper[6] = 1.0 - hyper[1] ** hyper[5]
     hyper[7] = math.sqrt(1.0 - hyper[2] ** hyper[5])
 
 
 @cuda.jit
-def advance_step_rmsprop(hyper):
+def advance_step_rmsprop(hyper, skip, has_skip):
+    if has_skip and skip[0] != 0:
+        return
     hyper[5] += 1.0
 
 
 @cuda.jit
-def advance_step_adagrad(hyper):
+def advance_step_adagrad(hyper, skip, has_skip):
+    if has_skip and skip[0] != 0:
+        return
     hyper[4] += 1.0
     hyper[5] = hyper[0] / (1.0 + (hyper[4] - 1.0) * hyper[1])
 
 
 @cuda.jit
-def advance_step_lion(hyper):
+def advance_step_lion(hyper, skip, has_skip):
+    if has_skip and skip[0] != 0:
+        return
     hyper[4] += 1.0
 
 
@@ -74,8 +86,12 @@ def sgd(w, g, b, constants, decays, has_momentum, nesterov, maximize):
 
 
 @cuda.jit
-def sgd_update(parameters, gradients, buffer, hyper, has_momentum, nesterov, maximize):
+def sgd_update(
+    parameters, gradients, buffer, hyper, has_momentum, nesterov, maximize, skip, has_skip
+):
     """b = momentum b + scale g;  w -= lr b, or lr (g + momentum b) with nesterov"""
+    if has_skip and skip[0] != 0:
+        return
     real = parameters.dtype.type
     constants = real(hyper[0]), real(hyper[1]), real(hyper[3]), real(hyper[5])
     decays, n, step = hyper[3] != 0, parameters.size, cuda.gridsize(1)
@@ -105,8 +121,13 @@ def adam(w, g, m, v, top, constants, decays, amsgrad, maximize):
 
 
 @cuda.jit
-def adam_update(parameters, gradients, mean, square, largest, hyper, amsgrad, decoupled, maximize):
+def adam_update(
+    parameters, gradients, mean, square, largest, hyper, amsgrad, decoupled, maximize, skip,
+    has_skip,
+):  # fmt: skip
     """m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g²;  w -= lr' m / (sqrt(v') + eps)"""
+    if has_skip and skip[0] != 0:
+        return
     real = parameters.dtype.type
     coupled = 0.0 if decoupled else hyper[4]
     decay = 1.0 - hyper[0] * hyper[4] if decoupled else 1.0
@@ -150,9 +171,12 @@ def rmsprop(w, g, v, b, a, constants, decays, has_momentum, centered, maximize):
 
 @cuda.jit
 def rmsprop_update(
-    parameters, gradients, square, buffer, mean, hyper, has_momentum, centered, maximize
-):
+    parameters, gradients, square, buffer, mean, hyper, has_momentum, centered, maximize, skip,
+    has_skip,
+):  # fmt: skip
     """v = alpha v + (1 - alpha) g²;  u = g / (sqrt(v) + eps);  w -= lr u"""
+    if has_skip and skip[0] != 0:
+        return
     real = parameters.dtype.type
     zero = real(0)
     constants = (
@@ -192,8 +216,10 @@ def adagrad(w, g, s, constants, decays, maximize):
 
 
 @cuda.jit
-def adagrad_update(parameters, gradients, total, hyper, maximize):
+def adagrad_update(parameters, gradients, total, hyper, maximize, skip, has_skip):
     """s += g²;  w -= lr' g / (sqrt(s) + eps)"""
+    if has_skip and skip[0] != 0:
+        return
     real = parameters.dtype.type
     constants = real(hyper[5]), real(hyper[2]), real(hyper[3])
     decays, n, step = hyper[2] != 0, parameters.size, cuda.gridsize(1)
@@ -218,8 +244,10 @@ def lion(w, g, m, constants, maximize):
 
 
 @cuda.jit
-def lion_update(parameters, gradients, mean, hyper, maximize):
+def lion_update(parameters, gradients, mean, hyper, maximize, skip, has_skip):
     """w = (1 - lr decay) w - lr sign(beta1 m + (1 - beta1) g);  m = beta2 m + (1 - beta2) g"""
+    if has_skip and skip[0] != 0:
+        return
     real = parameters.dtype.type
     constants = (
         real(hyper[0]), real(1.0 - hyper[0] * hyper[3]), real(hyper[1]), real(1.0 - hyper[1]),

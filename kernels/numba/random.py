@@ -1,9 +1,13 @@
 """Random numbers and dropout, the teaching version: one thread a Philox block of four elements.
 
-    random_bits(out, seed, offset, first_block)                out[i] = word(i)
-    random_uniform_<dtype>(out, seed, offset, low, width)      out[i] = low + width * u(i)
-    random_normal_<dtype>(out, seed, offset, mean, std)        out[i] = mean + std * quantile(i)
-    dropout(x, out, seed, offset, threshold, scale)            out[i] = x[i] * scale, or 0
+    random_bits(out, …, first_block)                out[i] = word(i)
+    random_uniform_<dtype>(out, …, low, width)      out[i] = low + width * u(i)
+    random_normal_<dtype>(out, …, mean, std)        out[i] = mean + std * quantile(i)
+    dropout(x, out, …, threshold, scale)            out[i] = x[i] * scale, or 0
+    advance_counter(counter, draws)                 counter[1] += draws; one thread
+
+… is seed, offset, counter, given: with `given` the seed is counter[0] and the offset counts from
+counter[1]; else that array is not read.
 
 word(i) is word i % 4 of Philox4x32-10 at the counter (i // 4, offset) under the key seed. The
 results are those of NumPy bit for bit; gpunn/primitives/random_reference.py explains the quantile.
@@ -73,8 +77,17 @@ def philox(block, offset, seed):
     return c0, c1, c2, c3
 
 
+@cuda.jit(device=True)
+def origin(seed, offset, counter, given):
+    """The seed and the offset that count."""
+    if given:
+        return counter[0], counter[1] + offset
+    return seed, offset
+
+
 @cuda.jit
-def random_bits(out, seed, offset, first_block):
+def random_bits(out, seed, offset, counter, given, first_block):
+    seed, offset = origin(seed, offset, counter, given)
     for block in range(cuda.grid(1), (out.size + 3) // 4, cuda.gridsize(1)):
         words = philox(first_block + np.uint64(block), offset, seed)
         for k in range(4):
@@ -83,7 +96,8 @@ def random_bits(out, seed, offset, first_block):
 
 
 @cuda.jit
-def dropout(x, out, seed, offset, threshold, scale):
+def dropout(x, out, seed, offset, counter, given, threshold, scale):
+    seed, offset = origin(seed, offset, counter, given)
     for block in range(cuda.grid(1), (x.size + 3) // 4, cuda.gridsize(1)):
         words = philox(np.uint64(block), offset, seed)
         for k in range(4):
@@ -94,6 +108,11 @@ def dropout(x, out, seed, offset, threshold, scale):
                     out[i] = x[i] * scale
                 else:
                     out[i] = 0
+
+
+@cuda.jit
+def advance_counter(counter, draws):
+    counter[1] += draws
 
 
 # ---- draws: the word for float32, 53 bits for float64 -------------------------------------------
@@ -126,7 +145,8 @@ def _uniform_kernel(real, draws, add, multiply, dropped, unit):
     dropped, unit = np.uint64(dropped), real(unit)
 
     @cuda.jit
-    def random_uniform(out, seed, offset, low, width):
+    def random_uniform(out, seed, offset, counter, given, low, width):
+        seed, offset = origin(seed, offset, counter, given)
         for block in range(cuda.grid(1), (out.size + 3) // 4, cuda.gridsize(1)):
             bits = draws(np.uint64(block), offset, seed)
             for k in range(4):
@@ -179,7 +199,8 @@ def _quantile(real, integer, add, multiply, half, mantissa, root, artanh, numera
 
 def _normal_kernel(draws, add, multiply, quantile):
     @cuda.jit
-    def random_normal(out, seed, offset, mean, std):
+    def random_normal(out, seed, offset, counter, given, mean, std):
+        seed, offset = origin(seed, offset, counter, given)
         for block in range(cuda.grid(1), (out.size + 3) // 4, cuda.gridsize(1)):
             bits = draws(np.uint64(block), offset, seed)
             for k in range(4):

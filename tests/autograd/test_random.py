@@ -1,10 +1,16 @@
 """The generator: seeds, states, and what is drawn from it."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
 import gpunn.autograd as g
+import gpunn.nn as nn
+import gpunn.nn.functional as F
+from gpunn import kernels
 from gpunn.autograd import random
+from gpunn.device import probe, to_device
 
 
 def draws():
@@ -93,3 +99,91 @@ def test_multinomial():
         g.multinomial(weights, 3)
     with pytest.raises(ValueError, match="not all zero"):
         g.multinomial(weights * 0, 1)
+
+
+# ---- draws of a captured step --------------------------------------------------------------------
+
+needs_emulator = pytest.mark.skipif(
+    not probe.find_emulator().passed, reason=probe.find_emulator().remedy
+)
+
+
+def test_draws_are_by_value_outside_and_from_the_counter_inside():
+    own, counter = g.Generator(9), np.zeros(2, np.uint64)
+    assert own.draw("cpu") == (9, 0, None) and own.draw(None, draws=3) == (9, 1, None)
+    assert own.counter_values().tolist() == [9, 4]
+    with own.capturing(counter) as captured:
+        draws = [own.draw("cpu"), own.draw("cpu", 2), own.draw("cpu")]
+    assert [(seed, offset) for seed, offset, _ in draws] == [(0, 0), (0, 1), (0, 3)]
+    assert all(draw.counter is counter for draw in draws) and captured.draws == 4
+    assert own.draw("cpu") == (9, 4, None)
+    with own.capturing(counter) as again:
+        assert again.draws == 0 and own.draw("cpu").offset == 0
+
+
+def test_a_capture_refuses_what_it_cannot_repeat():
+    own, counter = g.Generator(9), np.zeros(2, np.uint64)
+    for wrong, error in ((np.zeros(2), TypeError), (3, TypeError), (counter[:1], ValueError)):
+        with pytest.raises(error, match="Generator.capturing: counter"), own.capturing(wrong):
+            pass
+    with own.capturing(counter) as captured:
+        with pytest.raises(RuntimeError, match="capturing a step already"):
+            with g.Generator(1).capturing(counter):
+                pass
+        with pytest.raises(RuntimeError, match="not the one that its counter stands for"):
+            g.rand(3, device="cpu", generator=g.Generator(1))
+    assert captured.draws == 0 and own.draw("cpu") == (9, 0, None)
+    with pytest.raises(ZeroDivisionError), own.capturing(counter):
+        raise ZeroDivisionError
+    assert own.draw("cpu") == (9, 1, None)
+
+
+@needs_emulator
+def test_a_capture_is_of_one_device():
+    own = g.Generator(9)
+    with own.capturing(to_device(np.zeros(2, np.uint64), "emulator")) as captured:
+        with pytest.raises(RuntimeError, match="for cpu are asked for while a step on emulator"):
+            g.randperm(3, device="emulator", generator=own)
+        assert g.randn(3, device="emulator", generator=own).device == "emulator"
+    assert captured.draws == 1
+
+
+def test_other_threads_draw_as_ever_while_a_step_is_captured():
+    own = g.Generator(9)
+    with own.capturing(np.zeros(2, np.uint64)) as captured:
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(own.draw, "cpu").result() == (9, 0, None)
+    assert captured.draws == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("emulator", marks=needs_emulator)])
+def test_a_captured_step_repeats_with_new_numbers(device):
+    """What a graph does: one set of launches, and a counter that moves on between them."""
+    x = np.random.default_rng(0).normal(size=(2, 2, 3, 8)).astype(np.float32)
+    drop = nn.Dropout(0.3)
+
+    def step():
+        values = g.tensor(x, device=device, requires_grad=True)
+        out = drop(values + g.randn(2, 2, 3, 8, device=device))
+        out = F.scaled_dot_product_attention(out, out, out, dropout_p=0.4)
+        out.sum().backward()
+        return out.detach().cpu().numpy(), values.grad.cpu().numpy()
+
+    g.manual_seed(5)
+    g.rand(1, device=device)
+    expected = [step() for _ in range(3)]
+    state = random.get_state()
+    g.manual_seed(5)
+    g.rand(1, device=device)
+    counter = to_device(random.default_generator.counter_values(), device)
+    for out, gradient in expected:
+        with random.default_generator.capturing(counter) as captured:
+            got = step()
+        assert captured.draws == 3
+        kernels.advance_counter(counter, draws=captured.draws)
+        random.default_generator.take(captured.draws)
+        np.testing.assert_array_equal(got[0], out)
+        np.testing.assert_array_equal(got[1], gradient)
+    assert random.get_state() == state
+    assert to_device(counter, "cpu").tolist() == [5, state["offset"]]
+    assert not np.array_equal(expected[0][0], expected[1][0])

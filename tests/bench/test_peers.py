@@ -12,7 +12,7 @@ from gpunn.device import Device
 
 CPU = Device("cpu")
 CEILINGS = Ceilings("cpu", 1e10, {"float32": 1e11}, {})
-WITHOUT_PEER = {"advance_step", "random_bits"}
+WITHOUT_PEER = {"advance_counter", "advance_step", "random_bits"}
 
 
 def small(made):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 ARCHITECTURES = {"float32": (9, 0), "other": (8, 0)}
 # Where float64 is meant: losses and norms are summed in it, random numbers made by it; and
 # hyperparameters are float64, which an update converts once; places in resized images.
-WIDE_SOURCES = ("loss.py", "clip.py", "random.py", "resize.py")
+WIDE_SOURCES = ("loss.py", "mlp.py", "clip.py", "random.py", "resize.py")
 WIDE_KERNELS = ("cross_entropy_finish", "advance_step", "_update")
 WIDENED = re.compile(r"\b(?:add|sub|mul|fma|div|sqrt|rcp)(?:\.rn)?\.f64\b")
 

@@ -105,13 +105,13 @@ def test_one_launch_for_neighbours_and_gaps_stay_zero(name, which, monkeypatch):
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_an_eps_of_zero_leaves_the_gaps_alone(name):
     """0 / 0 would put NaN behind the parameters, and from there into their norm."""
-    params = parameters((3,), (4,), (4,), (5,))
+    params = parameters((3,), (8,), (8,), (5,))
     optimizer = getattr(optim, name)(params, eps=0)
     give_gradients(params, 0)
     optimizer.step()
     (arena,) = optimizer._arenas[0]
     assert np.isfinite(arena.parameters).all()
-    assert arena.runs([0, 1, 2, 3], tight=True) == [(0, 3), (4, 17)]
+    assert arena.runs([0, 1, 2, 3], tight=True) == [(0, 3), (8, 29)]
 
 
 def test_an_arena_for_each_dtype():
@@ -130,10 +130,10 @@ def test_an_arena_for_each_dtype():
 
 
 def test_runs_and_cohorts():
-    tensors = parameters((4,), (3,), (8,), (0,), (1,))
+    tensors = parameters((8,), (3,), (16,), (0,), (1,))
     arena = Arena(tensors, list(range(5)), hyper_array("adam"))
-    assert arena.runs([0, 1, 2, 3, 4]) == [(0, 17)]
-    assert arena.runs([0, 2, 3]) == [(0, 4), (8, 16)]
+    assert arena.runs([0, 1, 2, 3, 4]) == [(0, 33)]
+    assert arena.runs([0, 2, 3]) == [(0, 8), (16, 32)]
     assert arena.runs([3]) == []
     assert len(arena.active_cohorts([0, 1, 2, 3, 4])) == 1
     (first,) = arena.active_cohorts([0, 1])

@@ -135,6 +135,21 @@ def test_dropout_takes_the_words_of_the_generator(implementation):
     np.testing.assert_allclose(out, dense(q, k, v, keep=kept / 0.75), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [np.float32, BFLOAT16], ids=str)
+def test_dropout_from_a_counter_is_that_by_value(implementation, dtype):
+    q, k, v = (array.astype(dtype) for array in inputs())
+    counter = np.array([(3 << 40) + 9, (1 << 64) - 2], np.uint64)
+    with using(implementation):
+        counted = both(q, k, v, dropout_p=0.25, seed=1, offset=5, counter=counter)
+        given = both(q, k, v, dropout_p=0.25, seed=(3 << 40) + 9, offset=3)
+        other = both(q, k, v, dropout_p=0.25, seed=(3 << 40) + 9, offset=5)
+    for one, same, different in zip(counted, given, other, strict=True):
+        np.testing.assert_array_equal(one, same)
+        if one is not counted[1]:  # the normalisers know nothing of dropout
+            assert not np.array_equal(one, different)
+
+
 # ---- strides -------------------------------------------------------------------------------------
 
 
@@ -223,6 +238,7 @@ Q, K, V = inputs()
         ({"causal_offset": 0.5, "causal": True}, TypeError, "causal_offset is 0.5"),
         ({"dropout_p": 1.5}, ValueError, "dropout_p is 1.5"),
         ({"seed": -1}, ValueError, "seed is -1"),
+        ({"counter": np.zeros(3, np.uint64)}, ValueError, r"counter has shape \(3,\)"),
         ({"out": np.zeros((2, 5, 4, 16))[..., ::2]}, ValueError, "out .*last dimension"),
         ({"out": Q.astype(np.float32)}, TypeError, "out .*float64"),
         ({"out": Q}, ValueError, "out .*overlaps q"),

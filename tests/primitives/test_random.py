@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gpunn.primitives import parity
-from gpunn.primitives.random import dropout, random_bits, random_normal, random_uniform
+from gpunn.primitives.random import (
+    advance_counter,
+    dropout,
+    random_bits,
+    random_normal,
+    random_uniform,
+)
 from gpunn.primitives.random_reference import standard_normal
 from gpunn.primitives.samples import FLOATING, Sample
 
@@ -310,6 +316,42 @@ def test_nothing_is_written_before_a_refusal():
         with pytest.raises(ValueError):
             random_uniform(out, **arguments)
     assert (out == 7).all()
+
+
+# ---- a seed and an offset in device memory -------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+@given(seed=SEEDS, held=SEEDS, offset=SEEDS)
+def test_a_counter_holds_the_seed_and_the_offset_that_is_added_to(name, seed, held, offset):
+    counter = np.array([seed, held], np.uint64)
+    counted = PRIMITIVES[name](seed=5, offset=offset, counter=counter).copy()
+    np.testing.assert_array_equal(
+        counted, PRIMITIVES[name](seed=seed, offset=(held + offset) % (1 << 64))
+    )
+    assert counter.tolist() == [seed, held]
+
+
+@pytest.mark.parametrize("name", PRIMITIVES)
+def test_a_counter_must_be_two_uint64(name):
+    with pytest.raises(TypeError, match=f"{name}: counter has .* int64 .*expected dtype uint64"):
+        PRIMITIVES[name](seed=0, counter=np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match=rf"{name}: counter has shape \(3,\).*shape \(2,\)"):
+        PRIMITIVES[name](seed=0, counter=np.zeros(3, np.uint64))
+
+
+def test_a_counter_moves_on_and_around():
+    counter = np.array([7, 5], np.uint64)
+    assert advance_counter(counter, draws=3) is counter and counter.tolist() == [7, 8]
+    assert advance_counter(counter, draws=0).tolist() == [7, 8]
+    assert advance_counter(counter, draws=ALL_ONES).tolist() == [7, 7]
+    with pytest.raises(ValueError, match="advance_counter: draws is -1; expected an integer"):
+        advance_counter(counter, draws=-1)
+    with pytest.raises(TypeError, match="advance_counter: counter has .* uint32"):
+        advance_counter(np.zeros(2, np.uint32), draws=1)
+    counter.flags.writeable = False
+    with pytest.raises(ValueError, match="advance_counter: counter .* read-only"):
+        advance_counter(counter, draws=1)
 
 
 # ---- the same bits everywhere --------------------------------------------------------------------

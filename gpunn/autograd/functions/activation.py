@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from gpunn.autograd import random
+from gpunn.autograd.autocast import widened
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, as_float, normal_dim
 from gpunn.autograd.functions.layout import in_axes, memory_order
 from gpunn.autograd.functions.shape import moveaxis
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
+from gpunn.device import device_of
 from gpunn.primitives import activation as primitives
 from gpunn.primitives import random as random_primitives
 from gpunn.primitives import softmax as softmax_primitives
@@ -66,27 +69,29 @@ class LogSoftmax(Function):
 class Dropout(Function):
     """Zeros with probability p, the rest divided by 1 - p
 
-    No mask is stored: the same seed and offset give the same mask on the way back. It is counted
-    along the memory of the input, whatever the order of its axes there.
+    No mask is stored: the same draw gives the same mask on the way back. It is counted along the
+    memory of the input, whatever the order of its axes there.
     """
 
     def forward(self, x, p):
         self.p, self.order = p, memory_order(x)
-        self.seed, self.offset = random.default_generator.take()
+        self.draw = random.default_generator.draw(device_of(x))._asdict()
         return self._dropped(x)
 
     def backward(self, grad):
         return self._dropped(grad)
 
     def _dropped(self, x):
-        how = {"p": self.p, "seed": self.seed, "offset": self.offset}
         if self.order is None:
-            return random_primitives.dropout(x, **how)
-        return in_axes(random_primitives.dropout(x.transpose(self.order), **how), self.order)
+            return random_primitives.dropout(x, p=self.p, **self.draw)
+        x = x.transpose(self.order)
+        return in_axes(random_primitives.dropout(x, p=self.p, **self.draw), self.order)
 
 
 def activate(input: Tensor, activation: str, alpha: float | None = None) -> Tensor:
     """Any of `gpunn.kernels.ACTIVATIONS` by its name, element by element."""
+    if state.low is not None and activation == "softplus":
+        input = widened(input)
     return Activation.apply(as_float(input), activation, alpha)
 
 
@@ -108,6 +113,8 @@ def relu(input: Tensor, inplace: bool = False) -> Tensor:
 def _along(function, input: Tensor, dim: int, name: str) -> Tensor:
     """Apply a function of the last dimension along `dim`."""
     dim = normal_dim(name, dim, input.ndim)
+    if state.low is not None:
+        input = widened(input)
     if input.ndim == 0:
         return function.apply(input.reshape(1)).reshape(())
     if dim == input.ndim - 1:

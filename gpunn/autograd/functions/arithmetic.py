@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import float32, is_float, wide
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import (
@@ -18,6 +19,7 @@ from gpunn.autograd.functions.common import (
     shape_of,
     sum_to,
 )
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
 
 
@@ -216,8 +218,8 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
     if rounding_mode == "trunc":
         ratio = wide((a if isinstance(a, Tensor) else b)._array)
         return cast(wrap(array_xp(ratio).trunc(div(a, b)._array)), ratio.dtype)
-    if not isinstance(a, Tensor):
-        return Div.apply(a, as_float(b))
+    if not isinstance(a, Tensor):  # a reciprocal
+        return Div.apply(a, as_float(b if state.low is None else widened(b)))
     if isinstance(b, Tensor):
         return Div.apply(as_float(a), as_float(b))
     return Div.apply(as_float(a), b)
@@ -225,6 +227,8 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
 
 def pow(input, exponent) -> Tensor:
     """input ** exponent, broadcasting."""
+    if state.low is not None:
+        input, exponent = widened(input), widened(exponent)
     return Pow.apply(*operands("pow", input, exponent))
 
 

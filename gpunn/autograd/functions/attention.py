@@ -12,10 +12,12 @@ import math
 import numpy as np
 
 from gpunn.autograd import random
+from gpunn.autograd.autocast import lowered
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp
 from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives.attention import attention_backward, attention_forward
 
@@ -116,6 +118,9 @@ def scaled_dot_product_attention(
     given = [t for t in (query, key, value) if isinstance(t, Tensor)]
     if len(given) < 3:
         raise TypeError(f"{name}: query, key and value must be Tensors")
+    if state.low is not None:
+        query, key, value, attn_mask = lowered(query, key, value, attn_mask)
+        given = [query, key, value]
     if any(t.ndim < 2 or t.ndim != query.ndim for t in given):
         shapes = ", ".join(str(t.shape) for t in given)
         raise ValueError(
@@ -161,6 +166,8 @@ def packed_attention(
     name = "packed_attention"
     if not isinstance(qkv, Tensor):
         raise TypeError(f"{name}: qkv is {type(qkv).__name__}; expected a Tensor")
+    if state.low is not None:
+        qkv, attn_mask = lowered(qkv, attn_mask)
     if qkv.ndim != 5 or qkv.shape[2] != 3:
         raise ValueError(f"{name}: qkv has shape {qkv.shape}; expected (B, T, 3, H, D)")
     options = _options(
@@ -200,10 +207,10 @@ def _options(
             f"{name}: attn_mask has dtype {mask.dtype}; expected bool (True: may be seen) or "
             f"{query.dtype} (added to the scores)"
         )
-    seed, offset = random.default_generator.take() if dropout_p else (0, 0)
+    draw = random.default_generator.draw(query.device)._asdict() if dropout_p else {}
     return {
         **arrays, "causal": bool(is_causal), "window": window, "scale": scale,
-        "dropout_p": dropout_p, "seed": seed, "offset": offset,
+        "dropout_p": dropout_p, **draw,
     }  # fmt: skip
 
 

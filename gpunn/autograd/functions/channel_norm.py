@@ -8,7 +8,7 @@ kernels take either and the result lies in memory as the input did, see `layout`
 from __future__ import annotations
 
 from gpunn.autograd.function import Function, check_devices
-from gpunn.autograd.functions.common import as_float
+from gpunn.autograd.functions.common import as_float, operands
 from gpunn.autograd.functions.layout import (
     channels_first_view,
     channels_last_view,
@@ -16,6 +16,7 @@ from gpunn.autograd.functions.layout import (
 )
 from gpunn.autograd.functions.padding import pad_dimensions
 from gpunn.autograd.functions.shape import narrow
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives import batch_norm as batch_primitives
 from gpunn.primitives import group_norm as group_primitives
@@ -119,12 +120,18 @@ def _channels(name: str, input: Tensor, channels_last: bool, **named: Tensor | N
     return channels
 
 
-def _check_residual(name: str, input: Tensor, residual: Tensor | None) -> None:
-    if residual is not None and (residual.shape, residual.dtype) != (input.shape, input.dtype):
+def _with_residual(name: str, input: Tensor, residual: Tensor | None):
+    """Both, which must be alike; inside `autocast` in the wider of their dtypes."""
+    if residual is None:
+        return input, None
+    if state.low is not None:
+        input, residual = operands(name, input, residual)
+    if (residual.shape, residual.dtype) != (input.shape, input.dtype):
         raise ValueError(
             f"{name}: residual has shape {residual.shape} and dtype {residual.dtype}, input "
             f"{input.shape} and {input.dtype}; they must be equal"
         )
+    return input, residual
 
 
 def _counted(*tensors: Tensor | None) -> None:
@@ -160,7 +167,7 @@ def batch_norm(
         "batch_norm", input, channels_last, running_mean=running_mean, running_var=running_var,
         weight=weight, bias=bias,
     )  # fmt: skip
-    _check_residual("batch_norm", input, residual)
+    input, residual = _with_residual("batch_norm", input, residual)
     options = {"momentum": momentum}
     if training and num_batches_tracked is not None:
         options["num_batches_tracked"] = num_batches_tracked._array
@@ -185,7 +192,7 @@ def group_norm(
     """
     input = as_float(input)
     _channels("group_norm", input, channels_last, weight=weight, bias=bias)
-    _check_residual("group_norm", input, residual)
+    input, residual = _with_residual("group_norm", input, residual)
     how = {"activation": activation, "alpha": alpha}
     return GroupNorm.apply(
         input, weight, bias, residual, None, None, num_groups, channels_last, eps, {}, how
@@ -214,7 +221,7 @@ def instance_norm(
             input, running_mean, running_var, weight, bias, False, eps=eps, residual=residual,
             channels_last=channels_last, **how,
         )  # fmt: skip
-    _check_residual("instance_norm", input, residual)
+    input, residual = _with_residual("instance_norm", input, residual)
     out = GroupNorm.apply(
         input, weight, bias, residual, running_mean, running_var, channels, channels_last, eps,
         {"momentum": momentum}, how,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from gpunn.autograd.dtypes import float32, is_float, is_low, result_type
-from gpunn.autograd.function import Function, check_devices
+from gpunn.autograd.function import Function, check_devices, converted
 from gpunn.autograd.tensor import Tensor, raw_array, wrap
 from gpunn.device import array_module, device_of
 
@@ -15,15 +15,39 @@ def array_xp(array):
     return np if type(array) is np.ndarray else array_module(device_of(array))
 
 
+def joined(arrays, axis: int):
+    """Arrays of one dtype and device, one after the other along an axis.
+
+    On a GPU by one copy each: CuPy's own function brings a table of addresses there first, which no
+    captured step can repeat.
+    """
+    xp = array_xp(arrays[0])
+    if xp is np:
+        return np.concatenate(arrays, axis)
+    shape = list(arrays[0].shape)
+    shape[axis] = sum(array.shape[axis] for array in arrays)
+    out = xp.empty(tuple(shape), arrays[0].dtype)
+    start = 0
+    for array in arrays:
+        stop = start + array.shape[axis]
+        out[(slice(None),) * axis + (slice(start, stop),)] = array
+        start = stop
+    return out
+
+
 class Cast(Function):
-    """The same values in another dtype; the gradient is cast back."""
+    """The same values in another dtype; the gradient is cast back
+
+    That of a leaf goes there as it came: it is cast on its way into the place where gradients are
+    collected, see `function.accumulate`.
+    """
 
     def forward(self, x, dtype):
         self.dtype = x.dtype
-        return x.astype(dtype)
+        return converted(x, dtype)
 
     def backward(self, grad):
-        return grad.astype(self.dtype)
+        return grad if isinstance(self.edges[0], Tensor) else converted(grad, self.dtype)
 
 
 def cast(x: Tensor, dtype) -> Tensor:

@@ -151,7 +151,8 @@ def _convolve(
     name, dimensions, input, weight, bias, stride, padding, dilation, groups, activation, alpha,
     channels_last,
 ):  # fmt: skip
-    x = checked(name, input, weight, bias, dimensions, channels_last)
+    alone = input.ndim == dimensions + 1
+    x, weight, bias = checked(name, input, weight, bias, dimensions, channels_last)
     groups = check_channels(
         name, x, weight, bias, groups, x.ndim - 1 if channels_last else 1, weight.shape[0]
     )
@@ -161,14 +162,15 @@ def _convolve(
     sizes = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     how = _How(sizes, activation, alpha, channels_last)
     out = Convolution.apply(x, weight, bias, how)
-    return out if x is input else reshape(out, *out.shape[1:])
+    return reshape(out, *out.shape[1:]) if alone else out
 
 
 def _convolve_transposed(
     name, dimensions, input, weight, bias, stride, padding, output_padding, groups, dilation,
     activation, alpha, channels_last,
 ):  # fmt: skip
-    x = checked(name, input, weight, bias, dimensions, channels_last)
+    alone = input.ndim == dimensions + 1
+    x, weight, bias = checked(name, input, weight, bias, dimensions, channels_last)
     groups = check_channels(
         name, x, weight, bias, groups, x.ndim - 1 if channels_last else 1, None
     )
@@ -198,7 +200,7 @@ def _convolve_transposed(
     sizes = {"stride": stride, "padding": tuple(pairs), "dilation": dilation, "groups": groups}
     how = _How(sizes, activation, alpha, channels_last, tuple(result))
     out = TransposedConvolution.apply(x, weight, bias, how)
-    return out if x is input else reshape(out, *out.shape[1:])
+    return reshape(out, *out.shape[1:]) if alone else out
 
 
 # (letters of the spatial sizes, of the kernel's) by the number of spatial dimensions

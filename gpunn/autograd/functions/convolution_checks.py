@@ -7,8 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpunn.autograd.autocast import lowered
 from gpunn.autograd.function import check_devices
 from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 
 
@@ -33,11 +35,13 @@ def each(name: str, argument: str, value, dimensions: int, least: int) -> tuple[
 
 
 def checked(name: str, input: Tensor, weight: Tensor, bias, dimensions: int, channels_last: bool):
-    """The input with a batch dimension; errors for tensors that do not fit each other."""
+    """(the input with a batch dimension, weight, bias); errors where they do not fit each other."""
     shape = "*sizes, C" if channels_last else "C, *sizes"
     for argument, tensor in (("input", input), ("weight", weight)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name}: {argument} is {type(tensor).__name__}; expected a Tensor")
+    if state.low is not None:
+        input, weight, bias = lowered(input, weight, bias)
     x, w = input._array, weight._array
     if w.ndim != dimensions + 2 or x.ndim not in (dimensions + 1, dimensions + 2):
         raise ValueError(
@@ -53,7 +57,7 @@ def checked(name: str, input: Tensor, weight: Tensor, bias, dimensions: int, cha
         )
     if type(x) is not np.ndarray or type(w) is not np.ndarray:
         check_devices(name, *(t for t in (input, weight, bias) if t is not None))
-    return input if x.ndim == dimensions + 2 else reshape(input, 1, *x.shape)
+    return input if x.ndim == dimensions + 2 else reshape(input, 1, *x.shape), weight, bias
 
 
 def check_channels(name: str, input: Tensor, weight: Tensor, bias, groups, axis: int, outputs):

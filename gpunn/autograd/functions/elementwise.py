@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import is_float, wide
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.arithmetic import maximum, minimum
 from gpunn.autograd.functions.common import array_xp, as_float
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
 
 
@@ -36,13 +38,20 @@ class Unary(Function):
             return (grad * self.slope(array_xp(grad), x, y)).astype(grad.dtype, copy=False)
 
 
+# What `autocast` computes in float32: what grows fast, or is steep.
+_EXACT = {"exp", "expm1", "log", "log2", "log10", "log1p", "rsqrt", "reciprocal", "tan"}
+
+
 def _unary(name: str, formula: str, value, slope, keeps: str = "x", floats: bool = True):
     """A public function `name` from its value and its slope."""
+    exact = name in _EXACT
     members = {"value": staticmethod(value), "slope": staticmethod(slope), "keeps": keeps}
     node = type(name.title(), (Unary,), members)
     node.__doc__ = formula
 
     def function(input: Tensor) -> Tensor:
+        if exact and state.low is not None:
+            input = widened(input)
         return node.apply(as_float(input) if floats else input)
 
     function.__name__ = function.__qualname__ = name

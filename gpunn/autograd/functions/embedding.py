@@ -8,7 +8,7 @@ from gpunn.autograd import mode
 from gpunn.autograd.dtypes import wide
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.arithmetic import where
-from gpunn.autograd.functions.common import array_xp, cast
+from gpunn.autograd.functions.common import array_xp, cast, joined
 from gpunn.autograd.functions.indexing import getitem
 from gpunn.autograd.functions.reduction import max as largest
 from gpunn.autograd.functions.shape import reshape
@@ -56,7 +56,7 @@ class SegmentSum(Function):
 
     def backward(self, grad):
         xp = array_xp(grad)
-        return embedding_forward(xp.concatenate([grad, xp.zeros_like(grad[:1])]), self.groups)
+        return embedding_forward(joined([grad, xp.zeros_like(grad[:1])], 0), self.groups)
 
 
 class Rotary(Function):

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from gpunn.autograd.autocast import lowered
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.activation import needs_only_output
 from gpunn.autograd.functions.common import operands, sum_to
 from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives import activation as activation_primitives
 from gpunn.primitives import matmul as primitives
@@ -159,6 +161,8 @@ def matmul(input: Tensor, other: Tensor) -> Tensor:
         input, other = (
             v if isinstance(v, Tensor) else wrap(reference._xp.asarray(v)) for v in (input, other)
         )
+    if state.low is not None:
+        input, other = lowered(input, other)
     a, b = operands("matmul", input, other)
     if a.ndim == 0 or b.ndim == 0 or a.shape[-1] != b.shape[-2 if b.ndim > 1 else 0]:
         raise ValueError(
@@ -196,6 +200,8 @@ def linear(
     Returns (..., out_features). Raises ValueError where the sizes or devices differ, TypeError
     where the dtypes do.
     """
+    if state.low is not None:
+        input, weight, bias = lowered(input, weight, bias)
     x, w = input._array, weight._array
     if w.ndim != 2 or x.ndim < 1 or x.shape[-1] != w.shape[1]:
         raise ValueError(

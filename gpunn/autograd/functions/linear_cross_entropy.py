@@ -31,10 +31,12 @@ import math
 
 import numpy as np
 
+from gpunn.autograd.autocast import lowered, widened
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp
 from gpunn.autograd.functions.loss import check_constant, check_reduction
 from gpunn.autograd.functions.shape import reshape
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives.cross_entropy import (
     cross_entropy_backward,
@@ -257,6 +259,8 @@ def linear_cross_entropy(
     name = "linear_cross_entropy"
     check_reduction(name, reduction)
     check_constant(name, target=target, class_weight=class_weight)
+    if state.low is not None:
+        input, weight, bias = lowered(input, weight, bias)
     rows, labels = _checked(name, input, weight, bias, target, ignore_index)
     most = FLOAT16_ROWS if rows.dtype == FLOAT16 else max(1, rows.shape[0])
     if chunk_rows is None:
@@ -275,6 +279,8 @@ def linear_cross_entropy(
         reduction,
         chunk_rows,
     )
+    if state.low is not None:
+        loss = widened(loss)
     return reshape(loss, target.shape) if reduction == "none" else loss
 
 

@@ -8,7 +8,8 @@ import warnings
 import numpy as np
 
 from gpunn.autograd import mode
-from gpunn.autograd.dtypes import is_float
+from gpunn.autograd.autocast import widened
+from gpunn.autograd.dtypes import is_float, promote
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.arithmetic import where
 from gpunn.autograd.functions.common import array_xp, cast, check_broadcast
@@ -129,12 +130,14 @@ def check_constant(name: str, **tensors: Tensor | None) -> None:
 
 
 def _pair(name: str, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Input and target in one shape; whole numbers become floats as the other one is.
+    """Input and target in one shape and dtype, the wider one; whole numbers become floats.
 
     Broadcasting is allowed as in PyTorch, with its warning.
     """
-    if is_float(input.dtype) != is_float(target.dtype):
-        dtype = input.dtype if is_float(input.dtype) else target.dtype
+    if mode.state.low is not None:
+        input, target = widened(input), widened(target)
+    if input.dtype != target.dtype and (is_float(input.dtype) or is_float(target.dtype)):
+        dtype = promote(input.dtype, target.dtype)
         input, target = cast(input, dtype), cast(target, dtype)
     if input.shape == target.shape:
         return input, target
@@ -192,6 +195,8 @@ def binary_cross_entropy_with_logits(
 
     `weight` scales each loss and `pos_weight` the positive part; both broadcast to the input.
     """
+    if mode.state.low is not None:
+        input, target, weight, pos_weight = map(widened, (input, target, weight, pos_weight))
     if target.shape != input.shape:
         raise ValueError(
             f"binary_cross_entropy_with_logits: target has shape {target.shape}, input "
@@ -213,6 +218,8 @@ def binary_cross_entropy(
     on a GPU, where looking would mean waiting, the loss becomes NaN.
     """
     check_reduction("binary_cross_entropy", reduction)
+    if mode.state.low is not None:
+        input, target = widened(input), widened(target)
     if target.shape != input.shape:
         raise ValueError(
             f"binary_cross_entropy: target has shape {target.shape}, input {input.shape}; "
@@ -257,6 +264,8 @@ def cross_entropy(
     """
     check_reduction("cross_entropy", reduction)
     check_constant("cross_entropy", target=target, weight=weight)
+    if mode.state.low is not None and (reduction == "none" or is_float(target.dtype)):
+        input, target = widened(input), widened(target)  # else the kernel's loss is float32 anyway
     logits, labels, shape = rows_of("cross_entropy", input, target)
     loss = CrossEntropy.apply(
         logits,
@@ -305,6 +314,8 @@ def nll_loss(
 ) -> Tensor:
     """The negative log-likelihood of log-probabilities; arguments as in `cross_entropy`."""
     check_reduction("nll_loss", reduction)
+    if mode.state.low is not None:
+        input = widened(input)
     rows, labels, shape = rows_of("nll_loss", input, target)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise TypeError(

@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.autocast import lowered
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives.matmul import matmul
 from gpunn.primitives.matmul_backward import bias_gradient, linear_weight_gradient
@@ -159,6 +161,8 @@ def recurrent(
     is 0 and its state stays.
     """
     tensors = (input, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0)
+    if state.low is not None:
+        tensors = lowered(*tensors)
     check_devices("recurrent", *(tensor for tensor in tensors if tensor is not None))
     states: list[Any] = []
     how = {"mode": mode, "reverse": reverse}

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import as_dtype, is_float, wide
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import (
@@ -20,6 +21,7 @@ from gpunn.autograd.functions.common import (
 )
 from gpunn.autograd.functions.elementwise import abs, sqrt
 from gpunn.autograd.functions.shape import reshape, squeeze
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
 
 
@@ -182,6 +184,8 @@ def sum(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor
     """The sum over `dim`. Integers and booleans are summed in int64, 16-bit floats in float32."""
     if dtype is not None:
         input = cast(input, as_dtype(dtype))
+    elif state.low is not None:
+        input = widened(input)
     return Sum.apply(input, normal_dims("sum", dim, input.ndim), keepdim)
 
 
@@ -189,6 +193,8 @@ def mean(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tenso
     """The mean over `dim`; NaN for no elements. Raises TypeError for integers, as PyTorch does."""
     if dtype is not None:
         input = cast(input, as_dtype(dtype))
+    elif state.low is not None:
+        input = widened(input)
     if not is_float(input.dtype):
         raise TypeError(
             f"mean: input has dtype {input.dtype} (shape {input.shape}); expected a floating one. "
@@ -203,6 +209,8 @@ def var(
     """The variance over `dim`, divided by n - 1 (`unbiased`) or n, or n - `correction`."""
     if correction is None:
         correction = int(unbiased)
+    if state.low is not None:
+        input = widened(input)
     axes = normal_dims("var", dim, input.ndim)
     return Variance.apply(as_float(input), axes, correction, keepdim)
 
@@ -216,6 +224,8 @@ def std(
 
 def prod(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
     """The product over `dim`."""
+    if state.low is not None:
+        input = widened(input)
     return Prod.apply(input, normal_dims("prod", dim, input.ndim), keepdim)
 
 
@@ -318,6 +328,8 @@ def all(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
 
 def norm(input: Tensor, p: float = 2, dim=None, keepdim: bool = False) -> Tensor:
     """(sum |x|^p)^(1/p) over `dim`; p may be infinity."""
+    if state.low is not None:
+        input = widened(input)
     if p == np.inf:
         return amax(abs(input), dim, keepdim)
     if p == 1:
@@ -330,6 +342,8 @@ def norm(input: Tensor, p: float = 2, dim=None, keepdim: bool = False) -> Tensor
 
 def cumsum(input: Tensor, dim: int) -> Tensor:
     """Running sums along `dim`."""
+    if state.low is not None:
+        input = widened(input)
     return Cumsum.apply(input, normal_dim("cumsum", dim, input.ndim))
 
 
@@ -337,6 +351,8 @@ def logsumexp(input: Tensor, dim, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over `dim`, without overflow."""
     from gpunn.autograd.functions.elementwise import exp, log
 
+    if state.low is not None:
+        input = widened(input)
     input = as_float(input)
     axes = normal_dims("logsumexp", dim, input.ndim)
     with np.errstate(all="ignore"):

@@ -8,7 +8,8 @@ from numbers import Integral
 import numpy as np
 
 from gpunn.autograd.function import Function, check_devices
-from gpunn.autograd.functions.common import as_float
+from gpunn.autograd.functions.common import as_float, operands
+from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives import layer_norm as primitives
 from gpunn.primitives.samples import accumulator_dtype
@@ -202,6 +203,8 @@ def add_layer_norm(
     The step of a residual network: the first goes into the next block, the second is the stream
     that the block's output is added to. Shapes as in `layer_norm`; `residual` is like `input`.
     """
+    if state.low is not None:  # the stream of a residual network stays in float32
+        input, residual = operands("add_layer_norm", input, residual)
     input = as_float(input)
     dims = _dims("add_layer_norm", input, normalized_shape, weight=weight, bias=bias)
     options = {"weight": weight, "bias": bias, "eps": eps}
@@ -215,6 +218,8 @@ def add_rms_norm(
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``(rms_norm(input + residual), input + residual)``, in one kernel; see `add_layer_norm`."""
+    if state.low is not None:  # the stream of a residual network stays in float32
+        input, residual = operands("add_rms_norm", input, residual)
     input = as_float(input)
     dims, eps = _dims("add_rms_norm", input, normalized_shape, weight=weight), _eps(input, eps)
     norm = primitives.rms_norm_forward

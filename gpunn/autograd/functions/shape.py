@@ -9,7 +9,7 @@ import numpy as np
 
 from gpunn.autograd.dtypes import promote
 from gpunn.autograd.function import Function, check_devices
-from gpunn.autograd.functions.common import array_xp, cast, normal_dim, sizes, sum_to
+from gpunn.autograd.functions.common import array_xp, cast, joined, normal_dim, sizes, sum_to
 from gpunn.autograd.functions.layout import (
     MemoryFormat,
     channels_first_view,
@@ -85,7 +85,7 @@ class Cat(Function):
     def forward(self, axis, *arrays):
         self.axis = axis
         self.ends = np.cumsum([array.shape[axis] for array in arrays])[:-1].tolist()
-        return array_xp(arrays[0]).concatenate(arrays, axis)
+        return joined(arrays, axis)
 
     def backward(self, grad):
         return (None, *array_xp(grad).split(grad, self.ends, self.axis))

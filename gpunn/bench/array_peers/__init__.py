@@ -6,6 +6,7 @@ from gpunn.bench.array_peers.common import PEERS
 
 FAMILIES = (
     "convolution", "images", "normalization", "recurrent", "attention", "embedding", "ctc",
+    "augment", "mixed_precision", "mlp",
 )  # fmt: skip
 
 for _family in FAMILIES:

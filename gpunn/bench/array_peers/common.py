@@ -338,6 +338,13 @@ def accumulate(xp, total, part, *, scale=1.0):
     total += scale * wide(part)
 
 
+@peer
+def add_loss(xp, state, loss, *, weight, count):
+    state[0] += weight * loss
+    state[1] += count
+    state[2] += 1
+
+
 # ---- random numbers (others than ours: only their distribution is checked) -----------------------
 
 

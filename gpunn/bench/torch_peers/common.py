@@ -307,6 +307,13 @@ def accumulate(total, part, *, scale=1.0):
 
 
 @peer
+def add_loss(state, loss, *, weight, count):
+    state[0].add_(loss, alpha=weight)
+    state[1].add_(count)
+    state[2].add_(1)
+
+
+@peer
 def random_uniform(out, *, seed, low=0.0, high=1.0):
     return out.uniform_(low, high)
 

@@ -1,0 +1,216 @@
+"""`mlp_train` on the GPU: what fits, where everything lies, and how many blocks share the work.
+
+A step has two phases (kernels/cuda/mlp_train.cu): first blocks own rows of the batch, then tiles of
+the weights, and all blocks meet after each. More blocks shorten the phases, but blocks that meet
+through memory pay for it, and one block alone need not. `choose` estimates both in clock cycles and
+takes the least. The numbers behind the estimates are from data sheets: not yet run on hardware.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import numpy as np
+
+from gpunn.primitives.activation import ACTIVATIONS, DEFAULT_ALPHA
+
+# As in mlp_train.cu: threads of a block, rows of the batch that it owns at a time, the tile of a
+# weight's gradient, and what the sums of a product take of shared memory.
+THREADS, ROWS, TILE_N, TILE_K = 256, 8, 32, 64
+SUMS_BYTES = 4 * ROWS * (THREADS + 1) * 4
+FIELDS = 16  # of a layer in the table
+
+MOST_INPUTS, MOST_OUTPUTS, MOST_BATCH = 1024, 512, 1024
+_MOST_LAYERS = 64
+_STATIC = 2048  # bytes of shared memory that the kernel has beside what it is given
+
+# Clock cycles and rates of one multiprocessor: multiply-adds a cycle, bytes a cycle from the
+# second-level cache and from its own memory, the latency of a product's start and end, of a tile's,
+# and of a meeting of blocks through memory.
+_FMA, _L2, _NEAR = 128, 48, 96
+_PRODUCT, _TILE, _MEET, _STEP = 700, 1200, 2200, 900
+
+
+class Layer(NamedTuple):
+    """A linear layer of the network and what follows it."""
+
+    inputs: int
+    outputs: int
+    weight: int  # where the weight (outputs, inputs) starts in the parameters
+    bias: int | None = None  # and the bias; None, or -1 once complete, where there is none
+    activation: str = "identity"
+    alpha: float | None = None
+    dropout: float = 0.0
+
+    def complete(self) -> Layer:
+        """The same with numbers for what is None."""
+        alpha = DEFAULT_ALPHA.get(self.activation, 0.0) if self.alpha is None else self.alpha
+        bias = -1 if self.bias is None else self.bias
+        return self._replace(bias=bias, alpha=float(alpha), dropout=float(self.dropout))
+
+
+class Network(NamedTuple):
+    """The layers, all of them complete."""
+
+    layers: tuple[Layer, ...]
+
+
+class Plan(NamedTuple):
+    """How a launch is made."""
+
+    blocks: int
+    resident: bool  # one block holds all that it makes in its own memory
+    shared: int  # bytes of dynamic shared memory of a block
+    scratch: int  # floats: copies of the weights, activations, slopes, losses of rows
+    tiles: int  # of all weights
+    table: np.ndarray  # (layers, FIELDS) int64, see mlp_train.cu
+    buffers: tuple[int, int]  # floats of the two buffers of a block's rows
+    clocks: float  # estimated, of one step
+
+
+def why_not(network: Network, batch: int) -> str:
+    """Why the kernel does not take this network, in one sentence; "" if it does."""
+    for i, layer in enumerate(network.layers):
+        most = MOST_INPUTS if i == 0 else MOST_OUTPUTS
+        if not 1 <= layer.inputs <= most:
+            return f"layer {i} has {layer.inputs} inputs, and it takes 1 to {most} there"
+        if not 1 <= layer.outputs <= MOST_OUTPUTS:
+            return f"layer {i} has {layer.outputs} outputs, and it takes 1 to {MOST_OUTPUTS}"
+    if len(network.layers) > _MOST_LAYERS:
+        return f"it has {len(network.layers)} layers, and {_MOST_LAYERS} are the most"
+    if not 1 <= batch <= MOST_BATCH:
+        return f"the batch has {batch} samples, and it takes 1 to {MOST_BATCH}"
+    return ""
+
+
+def quads(width: int) -> int:
+    """`width` rounded up to a multiple of 4: the rows of copies start at multiples of 16 bytes."""
+    return -(-width // 4) * 4
+
+
+class _Places:
+    """Hands out places in the scratch memory, each at a multiple of 16 bytes."""
+
+    def __init__(self):
+        self.used = 0
+
+    def take(self, count: int) -> int:
+        start, self.used = self.used, self.used + quads(count)
+        return start
+
+
+@functools.lru_cache(maxsize=256)
+def _layout(network: Network, batch: int, aligned: bool) -> tuple[np.ndarray, int, int]:
+    """(the table, floats of scratch, tiles)."""
+    rows = -(-batch // ROWS) * ROWS
+    places, tiles, dropouts = _Places(), 0, 0
+    losses = places.take(2 * rows)  # at 0: of each row its loss, then whether it was right
+    assert losses == 0
+    table = np.zeros((len(network.layers), FIELDS), np.int64)
+    below = -1
+    for i, layer in enumerate(network.layers):
+        forward = places.take(layer.inputs * quads(layer.outputs))
+        backward = -1  # the weight itself, whose rows are multiples of 16 bytes, or a copy
+        if i and (layer.inputs % 4 or not aligned):
+            backward = places.take(layer.outputs * quads(layer.inputs))
+        last = i + 1 == len(network.layers)
+        wide = rows * quads(layer.outputs)
+        pre, out = (-1, -1) if last else (places.take(wide), places.take(wide))
+        slope = places.take(wide)
+        threshold, scale = 0, np.float32(0)
+        if layer.dropout > 0:
+            threshold = int(np.ceil(layer.dropout * 2**24))
+            scale = np.float32(1 / (1 - layer.dropout) if layer.dropout < 1 else 0)
+        table[i] = (
+            layer.inputs, layer.outputs, layer.weight, layer.bias,
+            ACTIVATIONS.index(layer.activation), _bits(layer.alpha), threshold, _bits(scale),
+            dropouts if layer.dropout > 0 else -1, tiles, forward, backward, below, pre, slope, 0,
+        )  # fmt: skip
+        dropouts += layer.dropout > 0
+        tiles += -(-layer.outputs // TILE_N) * -(-layer.inputs // TILE_K)
+        below = out
+    table.setflags(write=False)
+    return table, places.used, tiles
+
+
+def _bits(value) -> int:
+    return int(np.float32(value).view(np.int32))
+
+
+def dropouts(network: Network) -> int:
+    """How many layers have dropout: offsets that a step takes."""
+    return sum(layer.dropout > 0 for layer in network.layers)
+
+
+@functools.lru_cache(maxsize=256)
+def choose(
+    network: Network, batch: int, clip: bool, aligned: bool, multiprocessors: int,
+    shared_limit: int, blocks: int | None = None,
+) -> Plan:  # fmt: skip
+    """The plan with the least estimate; with `blocks`, for that many.
+
+    `aligned` says that the parameters start at a multiple of 16 bytes.
+    """
+    table, scratch, tiles = _layout(network, batch, aligned)
+    groups = -(-batch // ROWS)
+    most = min(multiprocessors, max(groups, tiles))
+    counts = {1, most, min(groups, most), min(tiles, most), *(2**k for k in range(1, 8))}
+    options = [min(blocks, most)] if blocks else sorted(n for n in counts if n <= most)
+    buffers = _buffers(network)
+    base = SUMS_BYTES + 4 * sum(buffers) + table.nbytes
+    found = []
+    for count in options:
+        resident = count == 1 and base + 4 * scratch + _STATIC <= shared_limit
+        shared = base + 4 * scratch * resident
+        clocks = estimate(network, batch, clip, count, resident)
+        found.append(Plan(count, resident, shared, scratch, tiles, table, buffers, clocks))
+    return min(found, key=lambda plan: plan.clocks)
+
+
+def _buffers(network: Network) -> tuple[int, int]:
+    """Floats of the two buffers of a block's rows, which take turns from layer to layer."""
+    widths = [network.layers[0].inputs, *(layer.outputs for layer in network.layers)]
+    return ROWS * quads(max(widths[::2])), ROWS * quads(max(widths[1::2]))
+
+
+class Part(NamedTuple):
+    """What a part of a step is estimated to take of a multiprocessor that has the most to do."""
+
+    name: str  # "rows", "weights", "meetings"
+    clocks: float
+    limit: str  # "compute", "memory" (the second-level cache, or the block's own), "latency"
+
+
+def estimate_parts(
+    network: Network, batch: int, clip: bool, blocks: int, resident: bool
+) -> tuple[Part, ...]:
+    """The parts of a step by `blocks` blocks."""
+    groups, rate = -(-batch // ROWS), _NEAR if resident else _L2
+    latency, compute, memory, tiles = 0.0, 0.0, 0.0, 0
+    for i, layer in enumerate(network.layers):
+        weights = layer.inputs * quads(layer.outputs)
+        ways = 2 if i else 1  # forward, and for all but the first layer backward
+        latency += ways * _PRODUCT
+        compute += ways * ROWS * weights / _FMA
+        memory += ways * 4 * weights / rate
+        tiles += -(-layer.outputs // TILE_N) * -(-layer.inputs // TILE_K)
+    rows = _part("rows", -(-groups // blocks), latency, compute, memory)
+    weights = _part(
+        "weights", -(-tiles // blocks), _TILE, TILE_N * TILE_K * groups * ROWS / _FMA,
+        (4 * (TILE_N + TILE_K) * groups * ROWS + 32 * TILE_N * TILE_K) / rate,
+    )  # fmt: skip
+    meetings = (3 if clip else 2) * _MEET if blocks > 1 else 0
+    return rows, weights, Part("meetings", _STEP + meetings, "latency")
+
+
+def _part(name: str, times: int, latency: float, compute: float, memory: float) -> Part:
+    most = max(latency, compute, memory)
+    limit = {latency: "latency", memory: "memory", compute: "compute"}[most]
+    return Part(name, times * (latency + max(compute, memory)), limit)
+
+
+def estimate(network: Network, batch: int, clip: bool, blocks: int, resident: bool) -> float:
+    """Clock cycles of a step by `blocks` blocks."""
+    parts = estimate_parts(network, batch, clip, blocks, resident)
+    return sum(part.clocks for part in parts)

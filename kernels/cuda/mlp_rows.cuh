@@ -1,0 +1,258 @@
+// mlp_rows.cuh - the first phase of a step of mlp_train.cu: rows of the batch through the network and back.
+//
+// A block holds what a layer makes of its 8 rows in shared memory, number by number with the 8 rows side by side, so
+// that a thread gets four rows of a number by one 16-byte load, the same for all threads of a warp.
+// A product (8, depth) x (depth, columns): a thread owns 4 columns for all 8 rows, 32 sums in registers. For each k it
+// loads 16 bytes of the weights (neighbouring threads neighbouring columns), 32 of the rows, and makes 32 multiply-adds:
+// the multiply-adds, 8 cycles of a multiprocessor a warp, are what it waits for, not the 6 of its loads. There are fewer
+// columns than threads have; the others take other k of the same columns, and the sums are added in shared memory,
+// always in the same order. Eight loads of weights are under way at a time in each thread, 32 KB of the block.
+#pragma once
+#include "mlp.cuh"
+
+constexpr int AHEAD = 8;  // loads of weights that a thread has under way
+
+__device__ __forceinline__ void multiply_add(float (&sum)[ROWS][4], const float* numbers, const Pack<float, 4>& w) {
+    const Pack<float, 4> low = load_pack<float, 4>(numbers), high = load_pack<float, 4>(numbers + 4);
+#pragma unroll
+    for (int r = 0; r < 4; r++)
+#pragma unroll
+        for (int c = 0; c < 4; c++) {
+            sum[r][c] += low.item[r] * w.item[c];
+            sum[r + 4][c] += high.item[r] * w.item[c];
+        }
+}
+
+// ending(column, row, sum over k of in[k][row] weight[k][column]) for all `columns`, a multiple of 4 up to 512, and all 8
+// rows; each pair by the same thread in every product of as many columns. All threads of the block have met behind it.
+template <typename Ending>
+__device__ __forceinline__ void product(const float* in, int depth, const float* weight, int columns, float* sums,
+                                        Ending ending) {
+    const int wide = columns / 4, most = THREADS / wide, enough = divide_up(depth, 4);
+    const int slices = most < enough ? most : enough;
+    const int slice = threadIdx.x / wide, own = slice * columns + threadIdx.x % wide * 4;
+    if (slice < slices) {
+        float sum[ROWS][4] = {};
+        const int stride = slices * columns;
+        const float* from = weight + own;
+        int k = slice;
+        for (; k + (AHEAD - 1) * slices < depth; k += AHEAD * slices) {
+            Pack<float, 4> pack[AHEAD];
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) pack[u] = load_pack<float, 4>(from + u * stride);
+            from += AHEAD * stride;
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) multiply_add(sum, in + (k + u * slices) * ROWS, pack[u]);
+        }
+        for (; k < depth; k += slices, from += stride) multiply_add(sum, in + k * ROWS, load_pack<float, 4>(from));
+#pragma unroll
+        for (int e = 0; e < ROWS * 4; e++) sums[e * (THREADS + 1) + threadIdx.x] = sum[e / 4][e % 4];
+    }
+    __syncthreads();
+    // Eight rows of four columns a warp: with the odd pitch no two threads meet in a bank, here or in `in`.
+    const int row = threadIdx.x % ROWS;
+    for (int column = threadIdx.x / ROWS; column < columns; column += THREADS / ROWS) {
+        const float* part = sums + (row * 4 + column % 4) * (THREADS + 1) + column / 4;
+        float total = 0;
+#pragma unroll 4
+        for (int s = 0; s < slices; s++) total += part[s * wide];
+        ending(column, row, total);
+    }
+    __syncthreads();
+}
+
+// Whether dropout keeps element `index` of a layer's (batch, outputs), as the primitive dropout does.
+__device__ __forceinline__ bool kept(const MlpLayer& layer, const MlpData& data, int step, int64 index) {
+    const uint64 offset = data.offset + static_cast<uint64>(step) * data.dropouts + layer.dropout;
+    const uint4 words = philox(static_cast<uint64>(index) / 4, offset, data.seed);
+    const int which = static_cast<int>(index % 4);
+    const uint32 word = which == 0 ? words.x : which == 1 ? words.y : which == 2 ? words.z : words.w;
+    return word >> 8 >= layer.threshold;
+}
+
+// ---- the loss ------------------------------------------------------------------------------------------------
+
+// Of one row by one warp, lanes over the outputs: in shared memory z[n][row] becomes the slope. Every lane returns the
+// row's loss; `right` is whether the largest output, the first of equals and NaN above all, stands at the label.
+__device__ __forceinline__ float row_cross_entropy(float* z, int outputs, int64 label, float smoothing, float scale,
+                                                   bool& right) {
+    const int lane = threadIdx.x % WARP;
+    float largest = -infinity<float>(), best = -infinity<float>();
+    int place = 1 << 30;
+    for (int n = lane; n < outputs; n += WARP) {
+        const float value = z[n * ROWS];
+        largest = maximum(largest, value);
+        if (place == 1 << 30 || value > best || (value != value && best == best)) best = value, place = n;
+    }
+    largest = warp_reduce<Maximum>(largest);
+#pragma unroll
+    for (int step = WARP / 2; step > 0; step /= 2) {
+        const float value = __shfl_xor_sync(FULL_WARP, best, step);
+        const int at = __shfl_xor_sync(FULL_WARP, place, step);
+        const bool same = value == best || (value != value && best != best);
+        const bool above = value > best || (value != value && best == best);
+        if (above || (same && at < place)) best = value, place = at;
+    }
+    right = place == label;
+    float sum = 0, spread = 0;
+    for (int n = lane; n < outputs; n += WARP) {
+        const float far = z[n * ROWS] - largest;
+        sum += expf(far);
+        spread += far;
+    }
+    const float log_sum = logf(warp_reduce<Sum>(sum));
+    const bool known = label >= 0 && label < outputs;
+    float loss = known ? log_sum - (z[label * ROWS] - largest) : not_a_number();
+    if (smoothing > 0) {
+        spread = warp_reduce<Sum>(spread);
+        loss = (1 - smoothing) * loss + smoothing * (log_sum - spread / outputs);
+    }
+    __syncwarp();  // all have read the label's before it changes
+    for (int n = lane; n < outputs; n += WARP) {
+        float slope = expf(z[n * ROWS] - largest - log_sum) - smoothing / outputs;
+        if (n == label) slope -= 1 - smoothing;
+        z[n * ROWS] = known ? slope * scale : loss;
+    }
+    return loss;
+}
+
+__device__ __forceinline__ float row_squares(float* z, int outputs, const float* wanted, float scale) {
+    float sum = 0;
+    for (int n = threadIdx.x % WARP; n < outputs; n += WARP) {
+        const float difference = z[n * ROWS] - wanted[n];
+        sum += difference * difference;
+        z[n * ROWS] = 2 * scale * difference;
+    }
+    return warp_reduce<Sum>(sum);
+}
+
+// The losses of the block's rows, and their slopes in shared memory and in `slope` for the weights.
+__device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData& data, const MlpLayer& layer, float* z,
+                                           int step, int first_row) {
+    const int lane = threadIdx.x % WARP, row = threadIdx.x / WARP, outputs = layer.outputs;
+    const int wide = whole_packs(outputs);
+    const int64 sample = data.sample(step, net.batch, first_row + row);
+    float loss = 0;
+    bool right = false;
+    z += row;
+    if (sample == -1) {
+        for (int n = lane; n < outputs; n += WARP) z[n * ROWS] = 0;
+    } else if (!data.exists(sample)) {
+        loss = not_a_number();
+        for (int n = lane; n < outputs; n += WARP) z[n * ROWS] = loss;
+    } else if (net.options & MSE) {
+        const float scale = 1.0f / (static_cast<float>(data.counts[step]) * static_cast<float>(outputs));
+        loss = row_squares(z, outputs, data.wanted + sample * outputs, scale);
+    } else {
+        const float scale = 1.0f / static_cast<float>(data.counts[step]);
+        loss = row_cross_entropy(z, outputs, data.labels[sample], data.smoothing, scale, right);
+    }
+    __syncwarp();
+    float* slope = net.scratch + layer.slope + static_cast<int64>(first_row + row) * wide;
+    for (int n = lane; n < wide; n += WARP) slope[n] = z[n * ROWS];  // zeros behind the outputs
+    if (lane == 0) {
+        net.scratch[first_row + row] = loss;
+        net.scratch[net.rows + first_row + row] = right ? 1.0f : 0.0f;
+    }
+    __syncthreads();
+}
+
+// ---- the phase -----------------------------------------------------------------------------------------------
+
+// The rows' data, transposed: eight rows of four neighbouring numbers a warp.
+__device__ __forceinline__ void gather_rows(const MlpData& data, int inputs, int64 sample, float* out) {
+    const bool exists = data.exists(sample);
+    const float otherwise = sample == -1 ? 0.0f : not_a_number();
+    const float* from = data.x + (exists ? sample * inputs : 0);
+    for (int start = threadIdx.x / ROWS; start < inputs; start += AHEAD * (THREADS / ROWS)) {
+        float value[AHEAD];
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            const int k = start + u * (THREADS / ROWS);
+            value[u] = exists && k < inputs ? from[k] : otherwise;
+        }
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++) {
+            const int k = start + u * (THREADS / ROWS);
+            if (k < inputs) out[k * ROWS + threadIdx.x % ROWS] = value[u];
+        }
+    }
+}
+
+__device__ __forceinline__ void layer_forward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int l,
+                                              int step, int first_row, bool real) {
+    const MlpLayer layer = net.layer(l);
+    const bool last = l + 1 == net.layers;
+    const int wide = whole_packs(layer.outputs);
+    float* const out = block.of(l + 1);
+    float* const pre = net.scratch + layer.pre;
+    float* const next = last ? nullptr : net.scratch + net.layer(l + 1).input;
+    const float* const bias = layer.bias < 0 ? nullptr : net.parameters + layer.bias;
+    product(block.of(l), layer.inputs, net.scratch + layer.forward, wide, block.sums, [&](int n, int row, float sum) {
+        const bool inside = n < layer.outputs;
+        if (inside && bias != nullptr) sum += bias[n];
+        if (!last) {
+            const int64 number = first_row + row, at = number * wide + n;
+            pre[at] = sum;
+            float value[1] = {sum};
+            activate<float>(value, layer.activation, layer.alpha);
+            if (layer.dropout >= 0)
+                value[0] = kept(layer, data, step, number * layer.outputs + n) ? value[0] * layer.scale : 0.0f;
+            sum = inside && real ? value[0] : 0.0f;  // this thread's row is the same in all columns
+            next[at] = sum;
+        }
+        out[n * ROWS + row] = inside ? sum : 0.0f;
+    });
+}
+
+// The slope of the layer below `l` from the slope of `l`.
+__device__ __forceinline__ void layer_backward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int l,
+                                               int step, int first_row, bool real) {
+    const MlpLayer layer = net.layer(l), below = net.layer(l - 1);
+    const int wide = whole_packs(layer.inputs);
+    const float* const weight =
+        layer.backward < 0 ? net.parameters + layer.weight : net.scratch + layer.backward;
+    float* const out = block.of(l);
+    const float* const pre = net.scratch + below.pre;
+    float* const slope = net.scratch + below.slope;
+    product(block.of(l + 1), layer.outputs, weight, wide, block.sums, [&](int k, int row, float sum) {
+        const int64 number = first_row + row, at = number * wide + k;
+        if (below.dropout >= 0)
+            sum = kept(below, data, step, number * layer.inputs + k) ? sum * below.scale : 0.0f;
+        float value[1] = {sum};
+        const float saved[1] = {pre[at]};
+        differentiate<float>(value, saved, below.activation, below.alpha);
+        sum = k < layer.inputs && real ? value[0] : 0.0f;
+        slope[at] = sum;
+        out[k * ROWS + row] = sum;
+    });
+}
+
+__device__ __forceinline__ void train_rows(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int step) {
+    for (int first_row = blockIdx.x * ROWS; first_row < net.batch; first_row += gridDim.x * ROWS) {
+        const int64 sample = data.sample(step, net.batch, first_row + threadIdx.x % ROWS);
+        gather_rows(data, net.layer(0).inputs, sample, block.of(0));
+        __syncthreads();
+        for (int l = 0; l < net.layers; l++) layer_forward(net, data, block, l, step, first_row, sample != -1);
+        row_losses(net, data, net.layer(net.layers - 1), block.of(net.layers), step, first_row);
+        for (int l = net.layers - 1; l > 0; l--) layer_backward(net, data, block, l, step, first_row, sample != -1);
+    }
+}
+
+// The step's loss and hits from those of its rows: by one block.
+__device__ __forceinline__ void sum_losses(const MlpNetwork& net, const MlpData& data, int step, float* losses,
+                                           int* correct) {
+    __shared__ double partial[WARP];
+    double loss = 0, right = 0;
+    for (int row = threadIdx.x; row < net.batch; row += THREADS) {
+        loss += net.scratch[row];
+        right += net.scratch[net.rows + row];
+    }
+    loss = block_reduce<Sum>(loss, partial);
+    right = block_reduce<Sum>(right, partial);
+    if (threadIdx.x == 0) {
+        const double each = net.options & MSE ? net.layer(net.layers - 1).outputs : 1;
+        losses[step] = static_cast<float>(loss / (data.counts[step] * each));
+        correct[step] = static_cast<int>(right);
+    }
+}
