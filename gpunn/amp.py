@@ -43,7 +43,8 @@ class GradScaler:
 
     Parameters
     ----------
-    device : where the scale lives; None for the device of the first loss
+    device : where the scale lives; None for the device of the first loss (inside `gpunn.compile` it
+        must be there before)
     init_scale : the first scale
     growth_factor, growth_interval : the scale is multiplied by the one after so many good steps in
         a row
@@ -83,6 +84,8 @@ class GradScaler:
         self._scale: Tensor | None = None  # a view of the state
         self._flags: list[Any] = []  # where the k-th optimizer of a step has its overflows noted
         self._stages: dict[int, str] = {}  # by the id of an optimizer: "unscaled" or "stepped"
+        if self._enabled and self._device is not None:
+            self._on(self._device)
 
     # ---- the state on the device ----------------------------------------------------------------
 

@@ -29,3 +29,7 @@ class UnsupportedError(GpunnError, NotImplementedError):
 
 class StepError(GpunnError, RuntimeError):
     """A compiled step does something that a replay could not repeat; the text names it."""
+
+
+class WorkerError(GpunnError, RuntimeError):
+    """A worker of a DataLoader failed; the text names the batch, its samples and the error."""

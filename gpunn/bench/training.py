@@ -1,180 +1,180 @@
-"""Training steps to compare: ours on two devices, or ours and PyTorch's, from the same weights."""
+"""Whole training steps, timed: ours and PyTorch's in turns, from the same weights and batches.
+
+Contestants
+    gpunn                   zero_grad, forward, loss, backward, update, as a user writes it
+    gpunn compiled          the same step under `gpunn.compile`
+    gpunn fused             many steps by one kernel, where the network is a small perceptron
+    torch, torch fused      the same step of PyTorch, and with an optimizer of fused=True
+    torch.compile           forward and loss compiled, on a GPU
+    torch reduce-overhead   the same with mode="reduce-overhead": CUDA graphs
+
+All compute in one precision. PyTorch has what makes it fast: cuDNN (which may try its kernels out),
+channels-last images, flash attention, autocast. Before anything is timed all go through the same
+losses; calls that trace, compile or capture lie in that part.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import math
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from gpunn.bench.timing import Contestant, clock_for, interleave, one_line
+from gpunn.bench.training_jobs import (
+    BATCHES,
+    COMPILE,
+    EAGER,
+    FUSED,
+    JOBS,
+    LEARNING_RATE,
+    REDUCE,
+    Job,
+    digits,
+    initial_state,
+    jobs_on,
+    mlp,
+)
 from gpunn.device.device import Device
+from gpunn.primitives.registry import listening
+
+__all__ = [
+    "JOBS", "Job", "check", "contestants", "jobs_on", "losses", "our_step", "run_job",
+    "table_of",
+]  # fmt: skip
 
 STEPS_COMPARED = 20
-# Two correct float32 trainings drift apart by rounding; twenty steps stay far below this.
-LOSS_TOLERANCE = 1e-4
+# Two correct float32 trainings drift apart by rounding; twenty steps stay far below this. In
+# bfloat16 products are off by 2^-9 of their size, and AdamW's first steps go by signs alone.
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
+FUSED_STEPS = 4 * BATCHES  # of one launch
+OURS, OUR_COMPILED, OUR_FUSED = "gpunn", "gpunn compiled", "gpunn fused"
 
 
-@dataclass(frozen=True)
-class Job:
-    """A network, written once for both libraries, and the batches it is trained on.
+@dataclass
+class Racer:
+    """Something to compare and time: `run(i)` makes `calls` steps, `losses(n)` the first n."""
 
-    `network` is a function of the module `nn`, gpunn's or PyTorch's; `products` are the multiply-
-    adds of each layer for one example, the first layer's first.
-    """
-
-    name: str
-    batch: int
-    input_shape: tuple[int, ...]
-    classes: int
-    products: tuple[int, ...]
-    network: Callable[[Any], Any]
-
-    @property
-    def flops(self) -> float:
-        """Of the products of one step: forward, and backward to weights and inputs."""
-        return 2.0 * self.batch * (3 * sum(self.products) - self.products[0])
+    run: Callable[[int], Any]
+    losses: Callable[[int], list[float]]
+    calls: int = 1
+    library: str = "gpunn"
 
 
-def mlp(layers: Sequence[int], batch: int) -> Job:
-    """``mlp-784-256-128-10``: linear layers with ReLU between them."""
-    pairs = list(zip(layers, layers[1:], strict=False))
-
-    def network(nn):
-        parts = []
-        for fan_in, fan_out in pairs:
-            parts += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        return nn.Sequential(*parts[:-1])
-
-    products = tuple(a * b for a, b in pairs)
-    name = "mlp-" + "-".join(map(str, layers))
-    return Job(name, batch, (layers[0],), layers[-1], products, network)
+# ---- ours ----------------------------------------------------------------------------------------
 
 
-def cnn(batch: int) -> Job:
-    """``cnn-32-64``: two convolutions of 3x3 on one 28x28 channel, a pool, two linear layers."""
-
-    def network(nn):
-        return nn.Sequential(
-            nn.Conv2d(1, 32, 3), nn.ReLU(),
-            nn.Conv2d(32, 64, 3), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(64 * 12 * 12, 128), nn.ReLU(), nn.Linear(128, 10),
-        )  # fmt: skip
-
-    products = (26 * 26 * 9 * 32, 24 * 24 * 9 * 32 * 64, 64 * 12 * 12 * 128, 128 * 10)
-    return Job("cnn-32-64", batch, (1, 28, 28), 10, products, network)
-
-
-def lstm(batch: int) -> Job:
-    """``lstm-32-128``: 50 steps of 32 numbers through an LSTM, the last output classified."""
-    steps, inputs, hidden, classes = 50, 32, 128, 10
-
-    def network(nn):
-        class Reader(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.layer = nn.LSTM(inputs, hidden, batch_first=True)
-                self.head = nn.Linear(hidden, classes)
-
-            def forward(self, x):
-                return self.head(self.layer(x)[0][:, -1])
-
-        return Reader()
-
-    gates = 4 * hidden
-    products = (steps * inputs * gates, steps * hidden * gates, hidden * classes)
-    return Job("lstm-32-128", batch, (steps, inputs), classes, products, network)
-
-
-JOBS = (
-    mlp((784, 256, 128, 10), 128),
-    mlp((64, 256, 128, 10), 32),
-    mlp((64, 256, 128, 10), 128),
-    mlp((64, 256, 128, 10), 512),
-    cnn(64),
-    lstm(64),
-)
-
-
-def data(job: Job, batches: int = 16) -> tuple[np.ndarray, np.ndarray]:
-    """Random batches with labels that a network can learn: inputs and labels."""
-    rng, size = np.random.default_rng(7), math.prod(job.input_shape)
-    x = rng.standard_normal((batches, job.batch, size), dtype=np.float32)
-    teacher = rng.standard_normal((size, job.classes), dtype=np.float32)
-    labels = (x @ teacher).argmax(-1).astype(np.int64)
-    return x.reshape(batches, job.batch, *job.input_shape), labels
-
-
-def digits(batch: int = 128) -> tuple[np.ndarray, np.ndarray] | None:
-    """Batches of scikit-learn's handwritten digits in [0, 1]; None without scikit-learn."""
-    if importlib.util.find_spec("sklearn") is None:
-        return None
-    from gpunn.data.digits import load_digits
-
-    x, y = load_digits()
-    whole = len(x) // batch * batch
-    return (x[:whole] / 16).reshape(-1, batch, x.shape[1]), y[:whole].reshape(-1, batch)
-
-
-def initial_state(job: Job) -> dict[str, np.ndarray]:
-    """The state dict that both libraries begin with, drawn by our layers on the CPU."""
-    import gpunn
-    from gpunn import nn
-
-    gpunn.manual_seed(11)
-    model = job.network(nn).to("cpu")
-    return {name: value.numpy().copy() for name, value in model.state_dict().items()}
-
-
-def our_step(job: Job, device: Device, batches=None) -> Callable[[int], Any]:
+def our_step(
+    job: Job, device: Device, batches=None, compiled: bool = False
+) -> Callable[[int], Any]:
     """step(i) trains our network on the i-th batch and returns the loss (a Tensor)."""
     import gpunn
-    import gpunn.nn.functional as F
-    from gpunn import nn, optim
+    from gpunn import optim
 
-    model = job.network(nn).to(device)
-    model.load_state_dict(initial_state(job))
-    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
-    pairs = [
-        (gpunn.tensor(x, device=device), gpunn.tensor(y, device=device))
-        for x, y in zip(*(batches or data(job)), strict=True)
-    ]
+    model = _our_model(job, device)
+    optimizer = job.update(optim, model.parameters())
+    pairs = _our_batches(job, device, batches)
+    low = job.precision == "bf16"
 
-    def step(i: int):
-        inputs, labels = pairs[i % len(pairs)]
+    def train(inputs, labels):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model(inputs), labels)
+        with gpunn.autocast("bfloat16") if low else contextlib.nullcontext():
+            loss = _our_loss(job, model, inputs, labels)
         loss.backward()
         optimizer.step()
         return loss
 
-    return step
+    if compiled:  # as the Trainer does it: the loss need not be copied, it is looked at first
+        train = gpunn.compile(train, copy_outputs=False, name=job.name)
+    return lambda i: train(*pairs[i % len(pairs)])
+
+
+def _our_model(job: Job, device: Device) -> Any:
+    from gpunn import nn
+
+    model = job.network(nn).to(device)
+    model.load_state_dict(initial_state(job))
+    return model
+
+
+def _our_batches(job: Job, device: Device, batches=None) -> list[tuple[Any, Any]]:
+    import gpunn
+
+    pairs = [
+        (gpunn.tensor(x, device=device), gpunn.tensor(y, device=device))
+        for x, y in zip(*(batches or job.data()), strict=True)
+    ]
+    if job.channels_last:
+        pairs = [(x.to(memory_format=gpunn.channels_last), y) for x, y in pairs]
+    return pairs
+
+
+def _our_loss(job: Job, model: Any, inputs: Any, labels: Any) -> Any:
+    import gpunn.nn.functional as F
+
+    if hasattr(model, "loss"):
+        return model.loss(inputs, labels)
+    return (F.sequence_cross_entropy if job.per_position else F.cross_entropy)(
+        model(inputs), labels
+    )
+
+
+def our_fused(job: Job, device: Device) -> Racer:
+    """`FUSED_STEPS` steps a run. ValueError, saying why, for what one kernel does not train."""
+    from gpunn import nn, optim
+    from gpunn.device import to_device, to_numpy
+    from gpunn.train.fused import fused_plan
+
+    model = _our_model(job, device)
+    optimizer = job.update(optim, model.parameters())
+    network = fused_plan(model, nn.CrossEntropyLoss(), optimizer, batch_size=job.batch)
+    if not network:
+        raise ValueError(network.reason)
+    x, labels = (values.reshape(-1, *values.shape[2:]) for values in job.data())
+    x, labels = network.prepare(x, labels)
+    rows = np.arange(len(labels), dtype=np.int64).reshape(-1, job.batch)
+    order = to_device(np.tile(rows, (FUSED_STEPS // len(rows), 1)), device)
+
+    def losses(steps: int) -> list[float]:
+        first = to_device(rows[np.arange(steps) % len(rows)], device)
+        return to_numpy(network.run(x, labels, first, LEARNING_RATE)[0]).tolist()
+
+    return Racer(lambda i: network.run(x, labels, order, LEARNING_RATE), losses, len(order))
+
+
+# ---- PyTorch's -----------------------------------------------------------------------------------
 
 
 def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
-    """The same by PyTorch: `kind` is "torch", "torch fused" (AdamW) or "torch.compile"."""
+    """The same by PyTorch; `kind` is the name of the contestant."""
     import torch
     import torch.nn.functional as F
 
     where = torch.device(str(device))
+    state = {name: torch.from_numpy(value) for name, value in initial_state(job).items()}
     model = job.network(torch.nn).to(where)
-    state = initial_state(job)
-    model.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=kind != "torch")
+    model.load_state_dict(state)
     pairs = [
         (torch.from_numpy(x).to(where), torch.from_numpy(y).to(where))
-        for x, y in zip(*data(job), strict=True)
+        for x, y in zip(*job.data(), strict=True)
     ]
+    if job.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        pairs = [(x.to(memory_format=torch.channels_last), y) for x, y in pairs]
+    optimizer = job.update(torch.optim, model.parameters(), fused=kind != EAGER)
+    low = job.precision == "bf16"
 
     def objective(inputs, labels):
-        return F.cross_entropy(model(inputs), labels)
+        with torch.autocast(where.type, torch.bfloat16, enabled=low):
+            scores = model(inputs)
+            return F.cross_entropy(scores.reshape(-1, scores.shape[-1]), labels.reshape(-1))
 
-    if kind == "torch.compile":
-        mode = "reduce-overhead" if where.type == "cuda" else "default"
+    if kind in (COMPILE, REDUCE):
+        mode = "reduce-overhead" if kind == REDUCE else "default"
         objective = torch.compile(objective, mode=mode)
 
     def step(i: int):
@@ -188,20 +188,47 @@ def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
     return step
 
 
-def contestants(job: Job, device: Device, compiled: bool) -> dict[str, Callable[[int], Any]]:
-    """Everything to time, ready to step; ours first."""
-    found = {"gpunn": our_step(job, device)}
+@contextlib.contextmanager
+def torch_as_fast_as_exact() -> Iterator[None]:
+    """float32 means float32, also in cuDNN, and cuDNN may try which kernel is the fastest."""
+    if importlib.util.find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    cudnn, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32
+    cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32 = False, True, False
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.benchmark, products.allow_tf32 = before
+
+
+# ---- all together --------------------------------------------------------------------------------
+
+
+def contestants(job: Job, device: Device, compiled: bool) -> dict[str, Callable[[], Racer]]:
+    """What makes each, by name; ours first. `compiled`: with those that torch.compile makes."""
+
+    def stepping(make: Callable, *args: Any, library: str = "gpunn") -> Callable[[], Racer]:
+        def made() -> Racer:
+            step = make(job, device, *args)
+            return Racer(step, lambda steps: losses(step, steps), library=library)
+
+        return made
+
+    found = {OURS: stepping(our_step), OUR_COMPILED: stepping(our_step, None, True)}
+    if job.name.startswith("mlp"):
+        found[OUR_FUSED] = lambda: our_fused(job, device)
     if importlib.util.find_spec("torch") is None:
         return found
     import torch
 
     if device.type == "cuda" and not torch.cuda.is_available():
         return found
-    found["torch"] = torch_step(job, device, "torch")
-    found["torch fused"] = torch_step(job, device, "torch fused")
-    if compiled and device.type == "cuda":
-        found["torch.compile"] = torch_step(job, device, "torch.compile")
-    return found
+    kinds = (EAGER, FUSED, *((REDUCE, COMPILE) if compiled and device.type == "cuda" else ()))
+    return found | {kind: stepping(torch_step, kind, library="torch") for kind in kinds}
 
 
 def losses(step: Callable[[int], Any], steps: int = STEPS_COMPARED) -> list[float]:
@@ -210,58 +237,115 @@ def losses(step: Callable[[int], Any], steps: int = STEPS_COMPARED) -> list[floa
 
 
 def disagreement(a: Sequence[float], b: Sequence[float]) -> float:
-    """The largest relative difference of two loss curves."""
-    return float(np.max(np.abs(np.subtract(a, b)) / np.maximum(np.abs(a), 1e-12)))
+    """The largest relative difference of two loss curves where both have the first steps."""
+    a, b = np.array(a[:STEPS_COMPARED]), np.array(b[:STEPS_COMPARED])
+    return float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)))
 
 
 def run_job(
-    job: Job, device: Device, samples: int, compiled: bool, threads: int, seconds: float = 0.02
-) -> list[dict[str, Any]]:
-    """Check the trajectories, then time the contestants in turns; a row each.
+    job: Job, device: Device, samples: int, compiled: bool, threads: int, seconds: float = 0.02,
+    curve: int | None = None, budget: float | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Compare the losses of `curve` steps, then time the contestants in turns; a row each.
 
-    Rows without times have a ``reason``. ``over_ours`` is a contestant's time over ours.
+    A sample lasts `seconds` at least; where `budget` seconds do not suffice for all samples there
+    are fewer. Rows without times have a ``reason``. ``over_ours`` is a contestant's time over ours,
+    layer by layer and not compiled.
     """
-    steps = contestants(job, device, compiled)
-    curves: dict[str, list[float]] = {}
-    rejected: dict[str, str] = {}
-    with clock_for(device) as clock:
-        for name, step in steps.items():
-            try:
-                curves[name] = losses(step)
-            except Exception as error:  # torch.compile without a compiler, for one
-                if name == "gpunn":
-                    raise
-                rejected[name] = one_line(error)
-                continue
-            apart = disagreement(curves["gpunn"], curves[name])
-            if not apart <= LOSS_TOLERANCE:
-                rejected[name] = f"the losses differ from ours by {apart:.1e} of their size"
-        library = {"gpunn": "gpunn"}
+    curve = max(curve or job.curve, 5)  # traced, recorded, captured, and then replayed
+    with torch_as_fast_as_exact(), clock_for(device) as clock:
+        found = _compared(job, contestants(job, device, compiled), curve)
         racers = [
-            Contestant(name, steps[name], library=library.get(name, "torch"))
-            for name in curves
-            if name not in rejected
+            Contestant(name, one.racer.run, one.racer.calls, one.racer.library)
+            for name, one in found.items()
+            if not one.reason
         ]
+        if budget is not None:
+            least = sum(max(seconds, f.step_seconds * f.racer.calls) for f in found.values()
+                        if not f.reason)  # fmt: skip
+            samples = max(3, min(samples, int(budget / least)))
         timings, failed = interleave(racers, clock, samples, sample_seconds=seconds)
-    rejected |= failed
     rows = []
-    for name in steps:
+    for name, one in found.items():
         row: dict[str, Any] = {
             "job": job.name, "batch": job.batch, "device": str(device), "contestant": name,
-            "threads": threads, "flops": job.flops,
+            "threads": threads, "flops": job.flops, "precision": job.precision,
         }  # fmt: skip
-        if name in rejected:
-            row["reason"] = rejected[name]
+        if one.reason or name in failed:
+            row["reason"] = one.reason or failed[name]
         else:
-            timing, ours = timings[name], timings.get("gpunn")
+            timing, ours = timings[name], timings.get(OURS)
             row |= {
                 "median": timing.median, "quartiles": list(timing.quartiles),
                 "samples": list(timing.samples), "inner": timing.inner,
-                "losses": [curves[name][0], curves[name][-1]],
+                "losses": [one.curve[0], one.curve[-1]],
                 "over_ours": timing.median / ours.median if ours else None,
             }  # fmt: skip
+        row |= {"curve": one.curve, "primitives": sorted(one.primitives)}
         rows.append(row)
+    for row in rows:
+        row |= judged(job, row, rows)
     return rows
+
+
+@dataclass
+class _Compared:
+    """A contestant after the comparison: what it did, or the reason why it is not timed."""
+
+    racer: Racer | None
+    curve: list[float]
+    reason: str
+    primitives: set[str]
+    step_seconds: float = 0.0
+
+
+def _compared(job: Job, makers: dict[str, Callable[[], Racer]], curve: int) -> dict[str, _Compared]:
+    found: dict[str, _Compared] = {}
+    tolerance = LOSS_TOLERANCE[job.precision]
+    for name, make in makers.items():
+        used: set[str] = set()
+
+        def note(call, args, run, used=used):
+            used.add(call.primitive.name)
+            return run(call, args)
+
+        try:
+            racer = make()
+            with listening(note) if racer.library == "gpunn" else contextlib.nullcontext():
+                values = racer.losses(curve)
+            begin = time.perf_counter()
+            racer.losses(2)
+            step_seconds = (time.perf_counter() - begin) / 2
+        except Exception as error:  # torch.compile without a compiler, for one
+            if name == OURS:
+                raise
+            found[name] = _Compared(None, [], one_line(error), used)
+            continue
+        apart = disagreement(found[OURS].curve, values) if name != OURS else 0.0
+        reason = ""
+        if not apart <= tolerance:
+            reason = f"the losses differ from ours by {apart:.1e} of their size"
+        found[name] = _Compared(racer, values, reason, used, step_seconds)
+    return found
+
+
+def judged(job: Job, row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """``target``, how many times faster than which peers this row should be, and ``reached``.
+
+    `reached` is None where that was not measured: the targets are for GPUs.
+    """
+    targets = [target for target in job.targets if target.ours == row["contestant"]]
+    if not targets:
+        return {"target": "", "reached": None}
+    times = {other["contestant"]: other["median"] for other in rows if "median" in other}
+    verdicts = []
+    for target in targets:
+        peers = [times[peer] for peer in target.peers if peer in times]
+        if "median" in row and peers and row["device"].startswith("cuda"):
+            verdicts.append(min(peers) / row["median"] >= target.times)
+    missed = False in verdicts
+    known = missed or len(verdicts) == len(targets)
+    return {"target": "; ".join(map(str, targets)), "reached": not missed if known else None}
 
 
 def table_of(rows: Sequence[dict[str, Any]]) -> str:
@@ -273,17 +357,23 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         start = [row["job"], row["batch"], row["device"], row["threads"], row["contestant"]]
         if "reason" in row:
-            cells.append([*start, "-", "", "", "", row["reason"]])
+            cells.append([*start, "-", "", "", "", row["reason"], ""])
             continue
         low, high = row["quartiles"]
         cells.append([
             *start, seconds_text(row["median"]), f"{100 * (high - low) / row['median']:.0f}%",
             f"{1 / row['median']:,.0f}", significant(row["flops"] / row["median"] / 1e9),
-            f"{row['over_ours']:.2f}x" if row["over_ours"] else "",
+            f"{row['over_ours']:.2f}x" if row["over_ours"] else "", target_text(row),
         ])  # fmt: skip
     headers = ["job", "batch", "device", "threads", "by", "step", "spread", "steps/s", "GFLOP/s",
-               "time over ours"]  # fmt: skip
+               "time over ours", "target on a GPU"]  # fmt: skip
     return table(headers, cells, right=(1, 3, 5, 6, 7, 8, 9))
+
+
+def target_text(row: dict[str, Any]) -> str:
+    """A row's target and whether it is reached."""
+    verdict = {True: ": reached", False: ": missed", None: ""}[row.get("reached")]
+    return f"{row.get('target', '')}{verdict}"
 
 
 def check(name: str, device: Device, steps: int) -> dict[str, Any]:
@@ -292,14 +382,14 @@ def check(name: str, device: Device, steps: int) -> dict[str, Any]:
     `name` is "digits" (real digits where scikit-learn is there, else random data) or "mlp".
     """
     job = mlp((64, 256, 128, 10), 128) if name == "digits" else JOBS[0]
-    batches = (digits(job.batch) if name == "digits" else None) or data(job)
+    batches = (digits(job.batch) if name == "digits" else None) or job.data()
     expected = losses(our_step(job, Device("cpu"), batches), steps)
     got = losses(our_step(job, device, batches), steps)
     failures = []
     # Rounding grows with the steps; only the beginning is held to the tight bound.
-    apart = disagreement(expected[:STEPS_COMPARED], got[:STEPS_COMPARED])
-    if not apart <= LOSS_TOLERANCE:
-        text = f"losses differ by {apart:.1e} of their size, allowed {LOSS_TOLERANCE:.0e}"
+    apart, allowed = disagreement(expected, got), LOSS_TOLERANCE["fp32"]
+    if not apart <= allowed:
+        text = f"losses differ by {apart:.1e} of their size, allowed {allowed:.0e}"
         failures.append({"case": f"{name}, first {STEPS_COMPARED} steps", "reason": text})
     first, last = np.mean(got[: steps // 2]), np.mean(got[steps // 2 :])
     if steps > STEPS_COMPARED and not last < first:

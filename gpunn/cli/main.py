@@ -10,7 +10,8 @@ import sys
 import gpunn
 from gpunn.errors import GpunnError
 
-COMMANDS = ("train", "predict", "evaluate", "bench", "check", "kernels", "doctor")
+COMMANDS = ("train", "predict", "evaluate", "bench", "profile", "explain", "check", "kernels",
+            "doctor")  # fmt: skip
 
 EXAMPLE = """examples:
   gpunn train digits              train a network on real handwritten digits
@@ -18,6 +19,8 @@ EXAMPLE = """examples:
   gpunn doctor                    which devices can be used, and do the kernels work?
   gpunn kernels --compile sm_90a  compile every kernel, no GPU needed
   gpunn bench softmax_forward     time a kernel against its peers
+  gpunn profile mlp --by layer    time each layer and kernel of a training step
+  gpunn explain gpt2              which kernels a step launches on a GPU, and what limits them
   gpunn check mine.cu --list      run a CUDA kernel on the CPU and report its faults
 """
 

@@ -47,6 +47,12 @@ def add_parser(subparsers: Any) -> None:
         "--hidden", type=int, nargs="+", metavar="N", help="widths of the hidden layers"
     )
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is random")
+    parser.add_argument(
+        "--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="of products (default: fp32)"
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="profile some steps; tables and trace in the folder"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="use only N samples")
     parser.add_argument(
         "--output", metavar="DIR", help="the run folder, new (default: runs/<job>-<time>)"
@@ -77,8 +83,9 @@ def run(args: argparse.Namespace) -> int:
         hidden=None if args.hidden is None else tuple(args.hidden),
         seed=args.seed,
         limit=args.limit,
+        precision=args.precision,
     )
-    result = run_job(job, config, args.output, verbose=not args.quiet)
+    result = run_job(job, config, args.output, verbose=not args.quiet, profile=args.profile)
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
     print(summary(result), flush=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
+from gpunn.autograd import mode
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.errors import StepError
 
@@ -16,7 +18,7 @@ def split(name: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
     """(the Tensors among the arguments, the signature of all), in a fixed order.
 
     Raises StepError for an argument that is neither a Tensor nor a plain value, nor a tuple, list
-    or dict of such.
+    or dict of such, and for a Tensor whose gradient would be asked for.
     """
     tensors: list[Tensor] = []
     key = [_key(name, f"argument {i}", value, tensors) for i, value in enumerate(args)]
@@ -27,23 +29,38 @@ def split(name: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
 
 def _key(name: str, where: str, value: Any, tensors: list) -> Any:
     if isinstance(value, Tensor):
+        if value._requires_grad and mode.state.enabled:
+            raise StepError(
+                f"compiled step {name}: {where} requires a gradient, which would end at the step's "
+                "copy of it; pass x.detach(), or let the step reach the tensor by its closure"
+            )
         array = value._array
         tensors.append(value)
         kind = "cpu" if type(array) is np.ndarray else str(value.device)
-        return (kind, array.shape, array.dtype.num, array.strides, value._requires_grad)
+        return (kind, array.shape, array.dtype.num, array.strides)
     if isinstance(value, (tuple, list)):
         inner = tuple(_key(name, where, part, tensors) for part in value)
-        return (type(value).__name__, inner)
+        return (type(value), inner)
     if isinstance(value, dict):
-        inner = tuple((word, _key(name, where, value[word], tensors)) for word in sorted(value))
-        return ("dict", inner)
+        inner = tuple((word, _key(name, where, value[word], tensors)) for word in _words(value))
+        return (dict, inner)
     if isinstance(value, _VALUES):
-        return (type(value), value)
+        # 0.0 and -0.0 are equal and NaN is not, so the bits of a float are compared.
+        is_float = isinstance(value, (float, complex, np.inexact))
+        return (type(value), value, np.array(value).tobytes() if is_float else b"")
     remedy = "gpunn.tensor(array)" if isinstance(value, np.ndarray) else "a Tensor or a number"
     raise StepError(
         f"compiled step {name}: {where} is {type(value).__name__}, which can be neither copied "
         f"into place nor compared; give {remedy}"
     )
+
+
+def _words(value: dict) -> list:
+    """The keys of a dict in an order that does not depend on how it was made, if there is one."""
+    try:
+        return sorted(value)
+    except TypeError:
+        return list(value)
 
 
 def rebuild(args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple[tuple, dict]:
@@ -54,38 +71,57 @@ def rebuild(args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple[tuple, di
     return new_args, new_kwargs
 
 
-def _replace(value: Any, remaining: Any) -> Any:
+def _replace(value: Any, remaining: Iterator[Tensor]) -> Any:
     if isinstance(value, Tensor):
         return next(remaining)
     if isinstance(value, (tuple, list)):
-        return type(value)(_replace(part, remaining) for part in value)
+        return _like(value, [_replace(part, remaining) for part in value])
     if isinstance(value, dict):
-        replaced = {word: _replace(value[word], remaining) for word in sorted(value)}
+        replaced = {word: _replace(value[word], remaining) for word in _words(value)}
         return {word: replaced[word] for word in value}
     return value
 
 
-def map_tensors(value: Any, function: Any) -> Any:
+def _like(value: Any, parts: list) -> Any:
+    """A tuple, named tuple or list of the kind of `value`."""
+    return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+
+
+def map_tensors(value: Any, function: Callable[[Tensor], Any]) -> Any:
     """A result with `function` applied to each Tensor in it; tuples, lists and dicts stay."""
     if isinstance(value, Tensor):
         return function(value)
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(map_tensors(part, function) for part in value))
     if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(part, function) for part in value)
+        return _like(value, [map_tensors(part, function) for part in value])
     if isinstance(value, dict):
         return {word: map_tensors(part, function) for word, part in value.items()}
     return value
 
 
+def check_result(name: str, value: Any) -> None:
+    """Raise StepError for a result that a replay could not give anew."""
+    if isinstance(value, (tuple, list)):
+        for part in value:
+            check_result(name, part)
+    elif isinstance(value, dict):
+        for part in value.values():
+            check_result(name, part)
+    elif not isinstance(value, (Tensor, *_VALUES)):
+        remedy = "the Tensor itself" if hasattr(value, "dtype") else "its Tensors"
+        raise StepError(
+            f"compiled step {name}: it returns {type(value).__name__}, which a replay could not "
+            f"give anew; return {remedy}, or a tuple, list or dict of Tensors and plain values"
+        )
+
+
 def shown(key: Any) -> str:
-    """A signature as text: "(32, 64) float32, (32,) int64"."""
+    """A signature as text: "(32, 64), (32,), 0.1"."""
     parts: list[str] = []
 
     def walk(part: Any) -> None:
-        if isinstance(part, tuple) and len(part) == 5 and isinstance(part[1], tuple):
+        if isinstance(part, tuple) and len(part) == 4 and isinstance(part[1], tuple):
             parts.append(str(part[1]))
-        elif isinstance(part, tuple) and len(part) == 2 and isinstance(part[0], type):
+        elif isinstance(part, tuple) and len(part) == 3 and isinstance(part[2], bytes):
             parts.append(repr(part[1]))
         elif isinstance(part, tuple):
             for inner in part:

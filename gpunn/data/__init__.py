@@ -5,11 +5,12 @@ from gpunn.data.digits import load_digits
 from gpunn.data.loader import DataLoader
 from gpunn.data.scaling import Normalizer
 from gpunn.data.splits import Split, random_split, split_indices, train_validation_test_split
-from gpunn.data.transforms import RandomAffine
+from gpunn.data.transforms import ImageAugmentation, RandomAffine
 
 __all__ = [
     "DataLoader",
     "Dataset",
+    "ImageAugmentation",
     "Normalizer",
     "RandomAffine",
     "Split",

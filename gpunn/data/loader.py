@@ -1,17 +1,30 @@
-"""`DataLoader`: batches of a dataset, shuffled by seed and epoch, that can stop and go on."""
+"""`DataLoader`: batches of a dataset, shuffled by seed and epoch, that can stop and go on.
+
+A batch takes four steps: it is made on the host (by workers, if there are any, ahead of time),
+staged in pinned memory, sent to the GPU on a stream of its own while the batch before is computed
+with, and given. With data that are on the GPU already only the first and the last are left, there.
+"""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from gpunn.autograd.random import default_generator
-from gpunn.autograd.tensor import Tensor
-from gpunn.data.dataset import TensorDataset, as_dataset, collate, take
+from gpunn.data.dataset import Subset, TensorDataset, as_dataset
+from gpunn.data.fields import each, staged, started, taken, tensor
 from gpunn.data.splits import permutation, resolve_seed
-from gpunn.device import device_of, to_device
+from gpunn.data.workers import KINDS, Batches, Job, Workers, generator
+from gpunn.device import Device, device_of, to_device
+from gpunn.device.transfer import Uploader, free_memory
+from gpunn.text import bytes_text
+
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that data may take to be kept there
+AHEAD = 2  # batches on their way to a GPU while one is computed with
 
 
 class DataLoader:
@@ -30,18 +43,33 @@ class DataLoader:
     seed : the seed itself; if neither is given, that of `gpunn.manual_seed`
     drop_last : leave out the last batch if it is not full
     transform : ``transform(fields, rng) -> fields`` on each batch of arrays, as `RandomAffine`
-        does; `rng` is a NumPy Generator that depends only on (seed, epoch, batch)
+        does; `rng` is a NumPy Generator that depends only on (seed, epoch, batch). One that has
+        ``on_device = True``, such as `ImageAugmentation`, runs on `device`, after the upload.
     collate_fn : makes a batch of a list of samples, in place of stacking them
     device : where the batches go; None leaves them where the data are
-    num_workers, pin_memory, persistent_workers : accepted as PyTorch scripts give them, and without
-        effect: batches are made in this process, array data in one gather for each batch
+    resident : whether arrays are kept on the device: True, False, or "auto": if they take at most
+        half of the GPU's free memory, and there is no work for workers on the host. Else each batch
+        is uploaded, two ahead, through pinned memory. `plan` says what was chosen.
+    num_workers : threads or processes that make batches ahead, in their order and with the same
+        bits; 0 makes them here, when they are asked for. Data that are on a device need none.
+    worker_kind : "thread" for what lets go of the interpreter (NumPy, reading and decoding files),
+        "process" for what computes in Python itself. Processes get a copy of the dataset each.
+    prefetch_factor : batches that each worker has begun
+    persistent_workers : keep the workers from one epoch to the next; `close` ends them
+    pin_memory : accepted as PyTorch scripts give it, and without effect: what goes to a GPU always
+        goes through pinned memory
 
     A batch is what a sample is: a tuple of Tensors for ``(x, y)``, a dict for mappings, else one
     Tensor.
 
+    Leaving the loop, by ``break``, by an error or by Ctrl-C, ends the workers after the sample that
+    each is at.
+
     Raises
     ------
-    ValueError for an empty dataset, a batch size below 1, or no full batch with drop_last.
+    ValueError for an empty dataset, a batch size below 1, or no full batch with drop_last;
+    TypeError for what cannot be sent to worker processes. In the loop WorkerError, at its batch,
+    for what failed in a worker.
 
     Examples
     --------
@@ -63,14 +91,24 @@ class DataLoader:
         transform: Callable[[Any, np.random.Generator], Any] | None = None,
         collate_fn: Callable[[list], Any] | None = None,
         device: Any = None,
+        resident: bool | str = "auto",
         num_workers: int = 0,
-        pin_memory: bool = False,
+        worker_kind: str = "thread",
+        prefetch_factor: int | None = None,
         persistent_workers: bool = False,
+        pin_memory: bool = False,
     ):
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise ValueError(f"DataLoader: batch_size must be an integer ≥ 1, got {batch_size!r}")
         if seed is not None and generator is not None:
             raise ValueError("DataLoader: give either seed or generator, not both")
+        self.num_workers = _count("num_workers", num_workers, 0)
+        self.prefetch_factor = _count("prefetch_factor", prefetch_factor or 2, 1)
+        if worker_kind not in KINDS:
+            raise ValueError(
+                f"DataLoader: worker_kind is {worker_kind!r}; expected 'thread' or 'process'"
+            )
+        self.worker_kind, self.persistent_workers = worker_kind, bool(persistent_workers)
         self.dataset = as_dataset(dataset, "DataLoader")
         self.batch_size = int(batch_size)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
@@ -85,8 +123,80 @@ class DataLoader:
                 f"DataLoader: {len(self.dataset)} samples make no full batch of "
                 f"{self.batch_size}; use a smaller batch_size or drop_last=False"
             )
-        if device is not None and isinstance(self.dataset, TensorDataset) and collate_fn is None:
-            self.dataset = self.dataset.to(device)  # once, not at every batch
+        self._workers: Workers | None = None  # kept from epoch to epoch
+        self._place(resident)
+
+    # ---- where the data are ----------------------------------------------------------------------
+
+    def _place(self, resident: bool | str) -> None:
+        """Choose where the arrays are kept, and bring them there."""
+        if resident not in (True, False, "auto"):
+            raise ValueError(
+                f"DataLoader: resident is {resident!r}; expected True, False or 'auto'"
+            )
+        whole = _array_dataset(self.dataset) if self.collate_fn is None else None
+        if resident is True and (whole is None or self.device is None):
+            raise ValueError(
+                "DataLoader: resident=True keeps arrays on a device; it needs device= and "
+                f"a dataset of arrays without collate_fn, not {type(self.dataset).__name__}"
+            )
+        target = None if self.device is None else Device(self.device)
+        why = ""
+        if target is not None and whole is not None and resident:
+            why = self._reason_to_keep(whole, target) if resident == "auto" else ""
+            if not why:
+                if not isinstance(self.dataset, TensorDataset):  # a part of one: no more than that
+                    self.dataset = TensorDataset(*self.dataset.take(slice(None)))
+                self.dataset = self.dataset.to(target)  # once, not at every batch
+        arrays = getattr(self.dataset, "arrays", ()) if whole is not None else ()
+        there = {device_of(array) for array in arrays}
+        on_host = not any(place.type != "cpu" for place in there)
+        remote = target is not None and target.type != "cpu" and there != {target}
+        self._uploader = Uploader(target, depth=AHEAD + 1) if target is not None else None
+        self._late = getattr(self.transform, "on_device", False) and remote
+        self._active = self.num_workers if on_host else 0
+        self._job = Job(self.dataset, self.collate_fn, None if self._late else self.transform)
+        self.plan = self._described(target, arrays, remote, why)
+
+    def _reason_to_keep(self, whole: TensorDataset, target: Device) -> str:
+        """Why arrays stay on the host; "" if they need not."""
+        on_device = self.transform is None or getattr(self.transform, "on_device", False)
+        if target.type != "cpu" and self.num_workers and not on_device:
+            return "because workers are to transform them there"
+        size = sum(a.nbytes for a in whole.arrays if device_of(a) != target)
+        size = size * len(self.dataset) // max(1, len(whole))
+        free = free_memory(target) if target.type == "cuda" else None
+        if free is not None and size > RESIDENT_SHARE * free:
+            return (
+                f"because they need {bytes_text(size)} and {target} has {bytes_text(free)} free, "
+                f"of which they may take {RESIDENT_SHARE:.0%}"
+            )
+        return ""
+
+    def _described(self, target: Device | None, arrays, remote: bool, why: str) -> str:
+        """What was chosen, in words."""
+        size = f" ({bytes_text(sum(a.nbytes for a in arrays))})" if arrays else ""
+        what = f"{len(self.dataset):,} samples{size}"
+        if remote:
+            way = (
+                f"uploaded through pinned memory, {AHEAD} batches ahead"
+                if target.type == "cuda"
+                else "copied batch by batch"
+            )
+            text = f"{what} stay on the host{', ' + why if why else ''}; to {target} {way}"
+        else:
+            places = " and ".join(sorted({str(device_of(a)) for a in arrays})) or "the host"
+            text = f"{what} are kept on {places}"
+        if self._late:
+            text += f"; {type(self.transform).__name__} runs there"
+        if not self._active:
+            return text + ("; there is nothing for workers to do" if self.num_workers else "")
+        one = self._active == 1
+        kind = {"thread": "thread", "process": "process" if one else "processe"}[self.worker_kind]
+        return (
+            f"{text}; {self._active} worker {kind}{' makes' if one else 's make'} up to "
+            f"{self._active * self.prefetch_factor} batches ahead"
+        )
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -114,15 +224,22 @@ class DataLoader:
         return self._batches(epoch, first)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
+        with contextlib.closing(self._given(epoch, first)) as batches:
+            for number, fields in enumerate(batches, first):
+                if self._late:
+                    fields = self.transform(fields, generator((self.seed, epoch, number)))
+                last = number + 1 == len(self)
+                self._running = None if last else (epoch, number + 1)
+                yield each(tensor, fields)
+
+    def _work(self, epoch: int, first: int) -> Iterator[tuple[str, Any, tuple]]:
+        """What each batch is made of: its name, the sample numbers, the seed of its randomness."""
         order = self._placed(self.order(epoch)) if self.shuffle else None
         for number in range(first, len(self)):
-            span = slice(number * self.batch_size, (number + 1) * self.batch_size)
-            fields = self._fetch(span if order is None else order[span])
-            if self.transform is not None:
-                fields = self.transform(fields, self._generator(epoch, number))
-            last = number + 1 == len(self)
-            self._running = None if last else (epoch, number + 1)
-            yield _as_tensors(fields, self.device)
+            end = min((number + 1) * self.batch_size, len(self.dataset))
+            span = slice(number * self.batch_size, end)
+            indices = span if order is None else order[span]
+            yield f"batch {number} of epoch {epoch}", indices, (self.seed, epoch, number)
 
     def _placed(self, order: np.ndarray):
         """The order where the arrays are: on a GPU it goes there once an epoch, not each batch."""
@@ -131,17 +248,72 @@ class DataLoader:
         places = {device_of(array) for array in self.dataset.arrays}
         return to_device(order, places.pop()) if len(places) == 1 else order
 
-    def _fetch(self, indices: np.ndarray | slice) -> Any:
-        if self.collate_fn is None:
-            return take(self.dataset, indices)
-        if isinstance(indices, slice):
-            indices = range(*indices.indices(len(self.dataset)))
-        return self.collate_fn([self.dataset[int(index)] for index in indices])
+    def _given(self, epoch: int, first: int) -> Iterator[Any]:
+        """Batches where they are wanted; on a GPU the next ones are on their way already."""
+        uploader, made = self._uploader, self._made(epoch, first)
+        with contextlib.closing(made):
+            if uploader is None:
+                yield from made
+                return
+            ahead = AHEAD if uploader.asynchronous else 0
+            under_way: collections.deque = collections.deque()
+            end: Any = None  # why there are no more
+            while True:
+                while end is None and len(under_way) <= ahead:
+                    try:
+                        under_way.append(each(started(uploader), next(made)))
+                    except Exception as error:  # StopIteration is one
+                        end = error  # at its turn, after the batches before it
+                if under_way:
+                    yield each(taken, under_way.popleft())
+                elif isinstance(end, StopIteration):
+                    return
+                else:
+                    raise end
 
-    def _generator(self, epoch: int, batch: int) -> np.random.Generator:
-        # The 1 keeps this stream apart from the one that orders the samples.
-        key = np.random.SeedSequence([self.seed, epoch, batch, 1])
-        return np.random.Generator(np.random.PCG64(key))
+    def _made(self, epoch: int, first: int) -> Iterator[Any]:
+        """Batches as they are made on the host, or on the device of data that are there."""
+        work = self._work(epoch, first)
+        if not self._active:
+            for _, indices, key in work:
+                yield self._job(indices, key)
+            return
+        workers = self._workers or self._new_workers()
+        if self.persistent_workers and self._workers is None:
+            self._workers = workers
+        batches = Batches(workers, work, self._active * self.prefetch_factor)
+        try:
+            yield from batches
+        finally:
+            batches.cancel()
+            if workers is not self._workers:
+                workers.stop()
+
+    def _new_workers(self) -> Workers:
+        job: Callable = self._job
+        if self.worker_kind == "thread" and self._uploader is not None:
+            make, stage = self._job, staged(self._uploader)
+
+            def job(indices, key, stopped):  # the copy into pinned memory is theirs, too
+                return each(stage, make(indices, key, stopped))
+
+        return Workers(job, self._active, self.worker_kind)
+
+    def close(self) -> None:
+        """End persistent workers and let go of pinned memory; the loader can be used again."""
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.stop()
+        if self._uploader is not None:
+            self._uploader.close()
+
+    def __del__(self):
+        workers = self.__dict__.get("_workers")
+        if workers is not None:
+            with contextlib.suppress(Exception):
+                workers.stop()
+
+    # ---- stop and go on --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
         """Where the loader stands: seed, epoch and the next batch in it.
@@ -174,11 +346,14 @@ class DataLoader:
         self._running = None
 
 
-def _as_tensors(fields: Any, device: Any) -> Any:
-    if isinstance(fields, dict):
-        return {key: _as_tensors(value, device) for key, value in fields.items()}
-    if isinstance(fields, (tuple, list)):
-        return tuple(_as_tensors(value, device) for value in fields)
-    if not isinstance(fields, Tensor):
-        fields = Tensor(fields if hasattr(fields, "dtype") else collate([fields])[0])
-    return fields if device is None else Tensor(to_device(fields.array, device))
+def _count(name: str, value: Any, low: int) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
+        raise ValueError(f"DataLoader: {name} must be an integer ≥ {low}, got {value!r}")
+    return int(value)
+
+
+def _array_dataset(dataset: Any) -> TensorDataset | None:
+    """The dataset of arrays that this is, or is a part of."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if isinstance(dataset, TensorDataset) else None

@@ -1,12 +1,23 @@
-"""Random changes to training images that keep their meaning: `RandomAffine`."""
+"""Random changes to training images that keep their meaning.
+
+`RandomAffine` turns, scales and shifts; `ImageAugmentation` crops, mirrors and cuts out, and makes
+normalised numbers of bytes in the same pass. Both are transforms of a `DataLoader`; the second also
+works on Tensors within a training step.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.dtypes import as_dtype
+from gpunn.autograd.functions.layout import channels_first_view, channels_last_view
+from gpunn.autograd.random import Generator, default_generator
+from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import array_module, device_of, to_device
+from gpunn.primitives.augment import augment_images
 
 
 class RandomAffine:
@@ -92,3 +103,174 @@ def _bilinear(xp, flat, width: int, rows, columns):
     upper = at(0) + (at(1) - at(0)) * right
     lower = at(width) + (at(width + 1) - at(width)) * right
     return upper + (lower - upper) * down
+
+
+class ImageAugmentation:
+    """Random crop, mirror image and cutout of each image, then ``(scale v - mean) / std``.
+
+    One kernel does all of it while it reads the images (`gpunn.kernels.augment_images`): bytes go
+    in, numbers of `dtype` come out. In evaluation only the middle is cropped and normalised.
+
+    - ``DataLoader(..., transform=ImageAugmentation(...))`` changes the first field of a batch. It
+      runs on the loader's device, so that only bytes are uploaded, and gathers from data that are
+      there in the same pass. The random numbers come from the loader's seed, epoch and batch.
+    - Called with a Tensor, in a training step or a compiled one, it draws from `generator`.
+
+    Parameters
+    ----------
+    crop : pixels around the image before the crop, so that it moves by as many each way
+    flip : mirror from left to right, for half of the images; or the probability
+    cutout : edge of the square that is overwritten, in pixels; 0 for none
+    mean, std : a number for each channel, or one for all, in units of ``scale v``
+    dtype : of the result: float32, float16 or bfloat16
+    size : (height, width) of the crop; None for that of the images
+    reflect : surround the image with its mirror images and not with `fill`
+    brightness, contrast : each image is scaled by 1 + contrast r and shifted by brightness r', r
+        and r' uniform in [-1, 1), in units of the result
+    scale : factor of the values; None for 1/255 of bytes and 1 of floating-point numbers
+    fill : around the image and in the square, in units of the images; None for their mean
+    channels_last : images are (N, H, W, C), and not (N, C, H, W), both before and after
+    generator : for Tensors; None for gpunn's own
+
+    The images are uint8 or float32. Results of shape (N, C, H, W) are views of memory where the
+    channels are innermost, as the layers of images like it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gpunn.data import ImageAugmentation
+    >>> augment = ImageAugmentation(crop=4, cutout=8, mean=(0.49, 0.48, 0.45), std=0.25)
+    >>> images = np.zeros((10, 3, 32, 32), np.uint8)
+    >>> (x,) = augment((images,), np.random.default_rng(0))
+    >>> x.shape, x.dtype
+    ((10, 3, 32, 32), dtype('float32'))
+    """
+
+    on_device = True  # for the DataLoader: to be run where the batch goes
+
+    def __init__(
+        self,
+        crop: int = 4,
+        flip: bool | float = True,
+        cutout: int = 0,
+        mean: Sequence[float] | float = 0.0,
+        std: Sequence[float] | float = 1.0,
+        dtype: Any = np.float32,
+        *,
+        size: tuple[int, int] | None = None,
+        reflect: bool = False,
+        brightness: float = 0.0,
+        contrast: float = 0.0,
+        scale: float | None = None,
+        fill: float | None = 0.0,
+        channels_last: bool = False,
+        generator: Generator | None = None,
+    ):
+        self.crop, self.cutout = int(crop), int(cutout)
+        self.flip = (0.5 if flip else 0.0) if isinstance(flip, bool) else float(flip)
+        self.mean, self.std = (_numbers(n, v) for n, v in (("mean", mean), ("std", std)))
+        if np.min(self.std) <= 0:
+            raise ValueError(f"ImageAugmentation: std is {std!r}; expected numbers above 0")
+        self.dtype, self.size, self.reflect = as_dtype(dtype), size, bool(reflect)
+        self.brightness, self.contrast = float(brightness), float(contrast)
+        self.scale, self.fill = scale, fill
+        self.channels_last, self.generator = bool(channels_last), generator
+        self.training = True
+
+    def train(self, mode: bool = True) -> ImageAugmentation:
+        """Change images at random from now on, or with False only normalise them; returns self."""
+        self.training = bool(mode)
+        return self
+
+    def eval(self) -> ImageAugmentation:
+        """Only normalise from now on; returns self."""
+        return self.train(False)
+
+    def evaluation(self) -> ImageAugmentation:
+        """One with the same settings that only normalises: for the validation data."""
+        other = ImageAugmentation.__new__(ImageAugmentation)
+        other.__dict__ |= self.__dict__ | {"training": False}
+        return other
+
+    def __call__(self, images: Any, rng: np.random.Generator | None = None):
+        """A Tensor of images changed, or with `rng` the batch ``(images, …)`` of a DataLoader."""
+        if rng is not None:
+            if not isinstance(images, (tuple, list)):
+                return self.gather(images, None, rng)
+            return (self.gather(images[0], None, rng), *images[1:])
+        if not isinstance(images, Tensor):
+            raise TypeError(
+                f"ImageAugmentation: expected a Tensor, or a batch and a NumPy Generator, got "
+                f"{type(images).__name__}"
+            )
+        if images.requires_grad:
+            raise ValueError(
+                "ImageAugmentation: the images require a gradient, and there is none through an "
+                "augmentation; give images.detach()"
+            )
+        draw = {}
+        if self.training:
+            generator = default_generator if self.generator is None else self.generator
+            draw = generator.draw(device_of(images.array))._asdict()
+        return wrap(self._apply(images.array, None, draw))
+
+    def gather(self, images: Any, indices: Any, rng: np.random.Generator):
+        """The changed images at `indices` (an int64 array, a slice, or None for all)."""
+        if isinstance(indices, slice):
+            images, indices = images[indices], None
+        draw = {"seed": int(rng.integers(1 << 63))} if self.training else {}
+        return self._apply(images, indices, draw)
+
+    def _apply(self, images, indices, draw: dict):
+        if isinstance(images, Tensor):
+            images = images.array
+        if getattr(images, "ndim", None) != 4:
+            expected = "(N, H, W, C)" if self.channels_last else "(N, C, H, W)"
+            raise ValueError(
+                f"ImageAugmentation: images have shape {getattr(images, 'shape', None)}; expected "
+                f"{expected}"
+            )
+        if not self.channels_last:
+            images = channels_last_view(images)
+        for name in ("mean", "std"):
+            count = np.size(getattr(self, name))
+            if count not in (1, images.shape[3]):
+                raise ValueError(
+                    f"ImageAugmentation: {name} has {count} numbers for images of "
+                    f"{images.shape[3]} channels"
+                )
+        result = augment_images(
+            images, indices=indices, **draw, random=self.training, size=self.size,
+            padding=self.crop, reflect=self.reflect, flip=self.flip, cutout=self.cutout,
+            brightness=self.brightness, contrast=self.contrast,
+            scale=self.scale if self.scale is not None else _usual_scale(images.dtype),
+            mean=self.mean, std=self.std, fill=self.fill, dtype=self.dtype,
+        )  # fmt: skip
+        return result if self.channels_last else channels_first_view(result)
+
+    def __repr__(self) -> str:
+        shown = {
+            name: value
+            for name, value in vars(self).items()
+            if not name.startswith("_") and name != "dtype" and value is not None
+        }
+        settings = ", ".join(f"{name}={value!r}" for name, value in shown.items())
+        return f"ImageAugmentation({settings}, dtype={self.dtype})"
+
+
+def _usual_scale(dtype) -> float:
+    return 1 / 255 if dtype == np.uint8 else 1.0
+
+
+def _numbers(name: str, value) -> float | tuple[float, ...]:
+    """A number, or a tuple of one for each channel."""
+    try:
+        found = np.asarray(value, np.float64)
+    except (TypeError, ValueError):
+        found = np.array(np.nan)
+    if found.ndim > 1 or found.size == 0 or not np.isfinite(found).all():
+        raise ValueError(
+            f"ImageAugmentation: {name} is {value!r:.60}; expected a number, or one for each "
+            "channel"
+        )
+    return float(found) if found.ndim == 0 else tuple(found.tolist())

@@ -123,7 +123,8 @@ def to_device(array: Any, device: Device | str):
         tracing.host_read("a copy to the CPU")
         return array.get()
     if tracing.state.trace is not None and device_of(array).type == "cpu":
-        tracing.host_write(f"to_device() of an array of shape {array.shape}")
+        if not tracing.state.once:
+            tracing.host_write(f"to_device() of an array of shape {array.shape}")
     if device.type == "emulator":  # always a copy, as to a GPU
         return emulator_numpy.array(array.get() if is_cupy(array) else array)
     if isinstance(array, EmulatorArray):

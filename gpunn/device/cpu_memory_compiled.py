@@ -200,17 +200,20 @@ def class_of(size):
 def spare_block(c, size, zero):
     """A block that was given back, or a new one."""
     kind, room = class_of(size)
-    add(c + IN_USE, room)
-    poke(c + TOP, max(peek(c + TOP), peek(c + IN_USE)))
     address = peek(c + HEADS + 8 * kind)
-    if address == 0:
+    if address:
+        poke(c + HEADS + 8 * kind, peek(address - 32))
+        add(c + SPARE, -room)
+        if zero:
+            _set(address, 0, size)
+    else:
+        address = library_block(room, kind, zero)
+        if address == 0:
+            return 0
         add(c + FRESH, 1)
         add(c + FRESH_BYTES, room)
-        return library_block(room, kind, zero)
-    poke(c + HEADS + 8 * kind, peek(address - 32))
-    add(c + SPARE, -room)
-    if zero:
-        _set(address, 0, size)
+    add(c + IN_USE, room)
+    poke(c + TOP, max(peek(c + TOP), peek(c + IN_USE)))
     return address
 
 

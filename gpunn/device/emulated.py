@@ -48,6 +48,8 @@ class EmulatorArray(np.ndarray):
         if "where" in options:
             options["where"] = plain(options["where"])
         if step.state.special:
+            if step.state.graph is not None and ufunc is np.matmul:
+                _refuse_product(inputs)
             compute = getattr(ufunc, method)
             result = step.run(compute, plain(inputs), options, writes=out is not None)
         else:
@@ -63,6 +65,7 @@ class EmulatorArray(np.ndarray):
         if step.state.special and not _is_basic(key):
             if step.state.graph is not None and _is_mask(key):
                 tracing.shape_from_values("an index that is a mask")
+            _refuse_host_index(key)
             return placed(step.run(operator.getitem, (plain(self), plain(key))))
         found = super().__getitem__(key)
         if isinstance(found, np.ndarray):
@@ -74,7 +77,10 @@ class EmulatorArray(np.ndarray):
         if step.state.graph is None:
             super().__setitem__(key, value)
             return
-        step.refuse_uploads("an assignment", [key, value])
+        if _is_mask(key):
+            tracing.waits("an assignment through a mask", "assign where(mask, value, x) instead")
+        _refuse_host_index(key)
+        step.refuse_uploads("an assignment", value)
         step.run(operator.setitem, (plain(self), plain(key), plain(value)), writes=True)
 
     def item(self, *args):
@@ -130,9 +136,45 @@ def placed(value: Any) -> Any:
     return value
 
 
+# ---- what CuPy 14 cannot do while a graph is captured, read in its source -------------------------
+
+# The shape of the result, or what is done, depends on values, for which CuPy waits.
 _BY_VALUES = frozenset(
-    "nonzero compress argwhere flatnonzero unique extract trim_zeros intersect1d".split()
+    "argwhere bincount compress extract flatnonzero histogram intersect1d nonzero setdiff1d "
+    "setxor1d trim_zeros union1d unique".split()
 )
+# CuPy asks a library of NVIDIA's, which it does not while it captures.
+_BY_LIBRARY = frozenset(
+    "cholesky det dot eigh eigvalsh einsum inner inv lstsq matrix_power matrix_rank multi_dot pinv "
+    "qr slogdet solve svd tensordot vdot".split()
+)
+# CuPy brings a table of addresses to the GPU if there are more than eight arrays.
+_JOINS = frozenset("block column_stack concatenate dstack hstack stack vstack".split())
+
+
+def _refuse_as_cupy(name: str, args: tuple = (), kwargs: dict | None = None) -> None:
+    """Refuse a function of NumPy by name, while a graph is captured."""
+    kwargs = kwargs or {}
+    if name in _BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
+        tracing.shape_from_values(name)
+    if name in _BY_LIBRARY:
+        tracing.waits(f"{name}() of raw arrays", "use gpunn's own functions of Tensors")
+    if name in _JOINS and args and len(args[0]) > 8:
+        tracing.host_write(f"{name} of {len(args[0])} arrays")
+    if name == "repeat" and any(isinstance(value, np.ndarray) for value in args[1:]):
+        tracing.shape_from_values(name)
+
+
+def _refuse_product(inputs: tuple) -> None:
+    if any(value.dtype.kind not in "iub" for value in inputs if isinstance(value, np.ndarray)):
+        tracing.waits("@ of raw arrays", "use gpunn's own functions of Tensors")
+
+
+def _refuse_host_index(key: Any) -> None:
+    if step.state.graph is not None:
+        parts = key if isinstance(key, tuple) else (key,)
+        if any(type(part) in (np.ndarray, list) for part in parts):
+            tracing.host_write("an index of the host")
 
 
 def _is_basic(key: Any) -> bool:
@@ -143,17 +185,18 @@ def _is_basic(key: Any) -> bool:
 
 def _is_mask(key: Any) -> bool:
     parts = key if isinstance(key, tuple) else (key,)
-    return any(isinstance(part, np.ndarray) and part.dtype == np.bool_ for part in parts)
+    return any(
+        isinstance(part, (np.ndarray, list)) and np.asarray(part).dtype == np.bool_
+        for part in map(plain, parts)
+    )
 
 
 def _computed(function, name: str, args: tuple, kwargs: dict) -> Any:
     """NumPy's function (or method) of arrays on the emulator, with results there."""
     out = kwargs.get("out")
     if step.state.special:
-        if step.state.graph is not None and (
-            name in _BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1)
-        ):
-            tracing.shape_from_values(name)
+        if step.state.graph is not None:
+            _refuse_as_cupy(name, args, kwargs)
         step.refuse_uploads(name, [args, kwargs])
         result = step.run(function, plain(args), plain(kwargs), writes=out is not None)
     else:
@@ -246,8 +289,11 @@ class EmulatorModule:
 
     @staticmethod
     def _copied(value: Any, dtype: Any, order: str) -> EmulatorArray:
-        """A copy in the memory of a compiled step; of the host's arrays only outside a capture."""
-        if step.state.graph is not None and type(value) is not EmulatorArray:
+        """A copy in the memory of a compiled step; of the host's arrays only outside a capture.
+
+        A single number CuPy fills in by a kernel, so that it may be captured.
+        """
+        if step.state.graph is not None and type(value) is not EmulatorArray and np.ndim(value):
             tracing.host_write("asarray()")
         how = {"copy": True, "order": order}
         return placed(step.run(np.array, (plain(value), dtype), how))

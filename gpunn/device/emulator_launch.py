@@ -79,7 +79,9 @@ class EmulatorLauncher(Launcher):
         emulated_step.launch(kernel, tuple(map(plain, args)), run)
 
     def empty(self, shape, dtype):
-        return plain(emulator_empty(shape, dtype))  # bytes 0xFF, which are NaN
+        array = emulator_empty(shape, dtype)  # bytes 0xFF, which are NaN
+        # In a compiled step, what launch code itself does with the array has to be noted, too.
+        return array if emulated_step.state.special else plain(array)
 
     def sibling(self, source: str) -> EmulatorLauncher:
         return _launcher(source, Chip(self.arch, self.multiprocessors, self.shared_limit))

@@ -4,9 +4,9 @@ Capture runs the step's Python once while the driver only notes the launches, wi
 a replay is one call of the driver for all of them. CuPy captures in relaxed mode, on a stream of
 its own, because the default stream cannot be captured.
 
-Nothing may wait for the GPU or copy from the host meanwhile. CuPy itself refuses to wait; its
-copies from the host would be captured with the address of a buffer that is soon used for something
-else, so `CupyGraphs` has them refused.
+Nothing may wait for the GPU or copy from the host meanwhile. CuPy itself refuses both, since
+version 10 and by asking the driver whether its current stream captures; single numbers it gives to
+kernels by value, so these are as they were at the capture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gpunn.device import probe, tracing
+from gpunn.device import probe
 from gpunn.device.device import Device
 from gpunn.device.emulated_step import EmulatorGraph, host_memory
 from gpunn.device.emulated_step import using_memory as using_emulator_memory
@@ -24,30 +24,30 @@ from gpunn.device.step_memory import StepMemory
 CUDA_ALIGNMENT = 512  # as CuPy's own pool
 
 
+def _on(device: Device) -> contextlib.AbstractContextManager:
+    """A context in which CuPy uses `device`; tests have others than GPUs."""
+    return device.activate() if device.type == "cuda" else contextlib.nullcontext()
+
+
 class CupyGraphs:
     """The few functions of CuPy that captures need; a test and `gpunn bench` have others."""
 
     def __init__(self, device: Device):
         self.device = device
-        self._streams: list[Any] = []
 
     def begin(self) -> Any:
         """Start to capture on a stream of its own, which becomes CuPy's current one."""
-        cuda = probe.import_cupy().cuda
-        stream = cuda.Stream(non_blocking=True)
+        stream = probe.import_cupy().cuda.Stream(non_blocking=True)
         stream.__enter__()
         try:
             stream.begin_capture()
         except BaseException:
             stream.__exit__(None, None, None)
             raise
-        cuda.set_pinned_memory_allocator(_refuse_pinned)
         return stream
 
     def end(self, stream: Any) -> Any:
         """End the capture; gives the graph. Raises what CuPy raises if it was broken off."""
-        cuda = probe.import_cupy().cuda
-        cuda.set_pinned_memory_allocator(probe.import_cupy().get_default_pinned_memory_pool().malloc)
         try:
             return stream.end_capture()
         finally:
@@ -70,12 +70,13 @@ class CupyGraphs:
 
     def allocate(self, size: int) -> tuple[int, Any]:
         """(address, owner) of memory from CuPy's pool."""
-        memory = probe.import_cupy().cuda.get_allocator()(size)
+        with _on(self.device):
+            memory = probe.import_cupy().cuda.get_allocator()(size)
         return memory.ptr, memory
 
     @contextlib.contextmanager
     def using_memory(self, memory: StepMemory) -> Iterator[None]:
-        """A context in which CuPy takes memory from a `StepMemory`."""
+        """A context in which this thread's CuPy takes memory from a `StepMemory`."""
         cuda = probe.import_cupy().cuda
         pool = cuda.get_allocator()
 
@@ -86,8 +87,12 @@ class CupyGraphs:
             owned = cuda.UnownedMemory(block.ptr, size, block, self.device.index)
             return cuda.MemoryPointer(owned, 0)
 
-        # What the step allocates must not go back to `take`: the pool is asked for it directly.
-        memory.allocate_with(lambda size: (lambda got: (got.ptr, got))(pool(size)))
+        def fresh(size: int):  # what the memory itself needs must not come back to `take`
+            with _on(self.device):
+                found = pool(size)
+            return found.ptr, found
+
+        memory.allocate_with(fresh)
         with cuda.using_allocator(take):
             yield
 
@@ -107,11 +112,6 @@ def _is_dense(array: Any) -> bool:
     return True
 
 
-def _refuse_pinned(size: int):
-    tracing.host_write("an operation")
-    raise RuntimeError("pinned memory is not given out while a graph is captured")
-
-
 class CudaGraph:
     """A captured step on a GPU."""
 
@@ -123,7 +123,7 @@ class CudaGraph:
 
     def capture(self, run: Callable[[], Any]) -> Any:
         """Run while the driver takes notes. Nothing is computed before `replay`."""
-        with self.device.activate() if self.device.type == "cuda" else contextlib.nullcontext():
+        with _on(self.device):
             stream = self._driver.begin()
             try:
                 result = run()
@@ -136,11 +136,13 @@ class CudaGraph:
 
     def replay(self) -> None:
         """Launch all of it."""
-        self._driver.launch(self._graph)
+        with _on(self.device):
+            self._driver.launch(self._graph)
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy an argument of the step into its place."""
-        self._driver.copy(target, source)
+        with _on(self.device):
+            self._driver.copy(target, source)
 
 
 def step_memory(device: Device, driver: Any = None) -> tuple[StepMemory, Callable]:

@@ -55,9 +55,24 @@ class Trace:
 
 class _State(threading.local):
     trace: Trace | None = None
+    once = False  # inside `made_once`
 
 
 state = _State()
+
+
+@contextlib.contextmanager
+def made_once() -> Iterator[None]:
+    """What is made inside is kept for all later steps, such as a table or the state of a scaler.
+
+    So it may come from the host, although a step that was traced does not make it again. Inside a
+    capture it may not: the GPU cannot.
+    """
+    before, state.once = state.once, True
+    try:
+        yield
+    finally:
+        state.once = before
 
 
 @contextlib.contextmanager
@@ -93,6 +108,12 @@ def host_write(what: str) -> None:
         )
 
 
+def waits(what: str, remedy: str) -> None:
+    """To be called where a GPU could not do `what` while it is captured."""
+    if state.trace is not None:
+        state.trace.refuse(f"{what} would have to wait for the GPU", remedy)
+
+
 def shape_from_values(what: str) -> None:
     """To be called where the shape of a result depends on values."""
     if state.trace is not None:
@@ -106,8 +127,26 @@ def _where() -> str:
     """The place in the user's code, as " (file.py, line n)"."""
     frame = sys._getframe(2)
     while frame is not None:
-        name = frame.f_code.co_filename
-        if not name.startswith((_PACKAGE, "<")) and not name.endswith("contextlib.py"):
-            return f" ({Path(name).name}, line {frame.f_lineno})"
+        if _is_users(frame.f_code.co_filename):
+            return _place(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return ""
+
+
+def place_of(error: BaseException) -> str:
+    """The place in the user's code where an error came from, as " (file.py, line n)", or ""."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        if _is_users(step.tb_frame.f_code.co_filename):
+            found = _place(step.tb_frame.f_code.co_filename, step.tb_lineno)
+        step = step.tb_next
+    return found
+
+
+def _is_users(file: str) -> bool:
+    libraries = ("/cupy/", "/numpy/", "contextlib.py")
+    return not file.startswith((_PACKAGE, "<", "cupy")) and not any(part in file for part in libraries)
+
+
+def _place(file: str, line: int) -> str:
+    return f" ({Path(file).name}, line {line})"

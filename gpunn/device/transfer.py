@@ -125,6 +125,11 @@ class Uploader:
             driver = CupyTransfers(self.device)
         self._link = None if driver is None else _Link(driver, depth)
 
+    @property
+    def asynchronous(self) -> bool:
+        """Whether copies run beside the computation, so that it pays to begin them early."""
+        return self._link is not None
+
     def upload(self, array: Any, out: Any = None):
         """`array` on the device, ready for what is queued next on the current stream.
 

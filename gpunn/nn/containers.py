@@ -17,7 +17,7 @@ from gpunn.nn.convolution import (
     ConvTranspose3d,
 )
 from gpunn.nn.linear import Linear
-from gpunn.nn.module import Module
+from gpunn.nn.module import Module, structure
 
 # The exact classes that can have an activation in their kernel; a subclass could do something else.
 _FUSING = frozenset(
@@ -57,6 +57,7 @@ class _Indexed(Module):
     def _refill(self, modules: Iterable[Module]) -> None:
         modules = list(modules)
         self._modules.clear()
+        structure.changes += 1
         for module in modules:
             self.append(module)
 
@@ -83,6 +84,7 @@ def _checked(container: Module, module: Module) -> Module:
         raise TypeError(
             f"{type(container).__name__}: expected a Module, got {type(module).__name__}"
         )
+    structure.changes += 1
     return module
 
 
@@ -166,6 +168,7 @@ class ModuleDict(Module):
 
     def __delitem__(self, key: str) -> None:
         del self._modules[key]
+        structure.changes += 1
 
     def __len__(self) -> int:
         return len(self._modules)

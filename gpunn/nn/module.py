@@ -20,6 +20,18 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+class _Structure:
+    """`changes` rises whenever some module gets other attributes, parts or hooks, or moves.
+
+    By it a compiled step, which does not run `forward` again, knows that it has to look.
+    """
+
+    changes = 0
+
+
+structure = _Structure()
+
+
 class HookHandle:
     """What `register_forward_hook` gives; as a context it removes the hook at the end."""
 
@@ -29,6 +41,7 @@ class HookHandle:
     def remove(self) -> None:
         """Take the hook away; nothing happens the second time."""
         self._hooks.pop(self, None)
+        structure.changes += 1
 
     def __enter__(self) -> HookHandle:
         return self
@@ -76,6 +89,7 @@ class Module:
     # ---- attributes are registered ---------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
+        structure.changes += 1
         if isinstance(value, (Parameter, Module)):
             if "_modules" not in self.__dict__:
                 raise AttributeError(
@@ -121,6 +135,7 @@ class Module:
 
     def _forget(self, name: str) -> bool:
         """Remove whatever `name` stands for; whether it was registered."""
+        structure.changes += 1
         self.__dict__.pop(name, None)
         self._not_saved.discard(name)
         found = [kind.pop(name) for kind in self._registers() if name in kind]
@@ -165,6 +180,7 @@ class Module:
         """
         handle = HookHandle(self._forward_hooks)
         self._forward_hooks[handle] = hook
+        structure.changes += 1
         return handle
 
     # ---- walking over what is inside -------------------------------------------------------------
@@ -322,6 +338,7 @@ class Module:
                 array = array.astype(dtype, copy=False)
             tensor._array = array if device is None else moved(array, device)
 
+        structure.changes += 1
         for module in self.modules():
             for register in (module._parameters, module._buffers):
                 for tensor in register.values():

@@ -157,11 +157,12 @@ class Arena:
 
     def low(self, dtype):
         """The parameters in a 16-bit dtype, cast now: a flat array with the arena's offsets."""
-        copies = self._copies(dtype)
+        copies = self.copies_in(dtype)
         copies.refresh(None)
         return copies.parameters
 
-    def _copies(self, dtype) -> LowCopies:
+    def copies_in(self, dtype) -> LowCopies:
+        """The place for copies in a 16-bit dtype, whatever they are now."""
         if dtype not in self.lows:
             self.lows[dtype] = LowCopies(self, dtype)
         return self.lows[dtype]
@@ -175,7 +176,7 @@ class Arena:
         tensor = self.tensors[i]
         if tensor._array is not self.views[i]:
             return None
-        copies = self._copies(dtype)
+        copies = self.copies_in(dtype)
         if copies.block is not block or copies.versions[i] != tensor._cell[0]:
             copies.refresh(block)
         return copies

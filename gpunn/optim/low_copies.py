@@ -53,7 +53,15 @@ class LowCopies:
             cell[0] += before != now
         self.block, self.versions = block, versions
 
-    # ---- in a walk back ---------------------------------------------------------------------------
+    def make_gradients(self) -> None:
+        """Take the memory of the gradients, if it is not there yet."""
+        arena = self._arena()
+        if self.gradients is None:
+            self.gradients = empty((arena.size,), self.parameters.dtype, arena.device)
+            self.gradients.view(np.uint8)[...] = 0  # the gaps between the parameters stay zeros
+            self.slots = [arena.part(self.gradients, i) for i in range(len(arena.tensors))]
+
+    # ---- in a walk back --------------------------------------------------------------------------
 
     def claim(self, place: int, node):
         """Where the gradient of a copy may be written for `node`; None if there is no place."""
@@ -62,10 +70,7 @@ class LowCopies:
             return None
         if self._claims.setdefault(place, node) is not node:
             return None  # another copy of the same parameter in this walk
-        if self.gradients is None:
-            self.gradients = empty((arena.size,), self.parameters.dtype, arena.device)
-            self.gradients.view(np.uint8)[...] = 0  # the gaps between the parameters stay zeros
-            self.slots = [arena.part(self.gradients, i) for i in range(len(arena.tensors))]
+        self.make_gradients()
         return self.slots[place]
 
     def receive(self, place: int, node, grad) -> bool:

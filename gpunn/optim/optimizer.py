@@ -269,6 +269,13 @@ class Optimizer:
         for i in active:
             arena.tensors[i]._cell[0] += 1  # a graph that saved the old value must not be used
 
+    def prepare_low(self, dtype) -> None:
+        """Take the memory that steps inside `gpunn.autocast` need for copies in a 16-bit dtype."""
+        self._follow_parameters()
+        for arenas in self._arenas:
+            for arena in arenas:
+                arena.copies_in(dtype).make_gradients()
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or fill them with zeros."""
         self._follow_parameters()

@@ -88,7 +88,7 @@ _CHUNK = 1 << 16  # elements at a time: looked at and multiplied while they are 
 @unscale_gradients.reference
 def _(gradients, scale, found_inf):
     with np.errstate(all="ignore"):
-        factor = gradients.dtype.type(1 / np.float64(scale[0]))
+        factor = 1 / gradients.dtype.type(scale[0])
         for start in range(0, gradients.size, _CHUNK):
             some = gradients[start : start + _CHUNK]
             if not np.isfinite(some).all():
@@ -117,11 +117,9 @@ def _(state, growth, backoff, interval):
 def _(launch, gradients, scale, found_inf):
     if gradients.size == 0:
         return
-    vector = launch.alike(16, gradients)
-    types = f"{launch.ctype(gradients.dtype)}, {launch.ctype(scale.dtype)}"
     launch(
-        f"unscale_gradients<{types}, {str(vector).lower()}>",
-        grid=elementwise_grid(gradients.size, gradients.itemsize, vector),
+        f"unscale_gradients<{launch.ctype(gradients.dtype)}, {launch.ctype(scale.dtype)}>",
+        grid=elementwise_grid(gradients.size, gradients.itemsize, True),
         block=(BLOCK,),
         args=(gradients, scale, found_inf, launch.int64(gradients.size)),
     )

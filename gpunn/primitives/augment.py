@@ -35,6 +35,7 @@ UINT8, INT64 = np.dtype(np.uint8), np.dtype(np.int64)
 OUTPUTS = (FLOAT32, FLOAT16, BFLOAT16)
 _MOST = 2**31 - 1
 _CHANNELS = 2048  # whose constants fit into a block's shared memory
+_NUMBERED = 64  # channels with constants of their own, which are arguments of the kernel
 
 # ---- specification -------------------------------------------------------------------------------
 
@@ -57,8 +58,8 @@ def augment_images(
     brightness: float = 0.0,
     contrast: float = 0.0,
     scale: float = 1.0,
-    mean=None,
-    std=None,
+    mean=0.0,
+    std=1.0,
     fill: float | None = 0.0,
     dtype=None,
     out=None,
@@ -70,7 +71,7 @@ def augment_images(
     shifted by brightness r', each r uniform in [-1, 1), and overwritten in a square of `cutout`
     pixels around a random pixel (smaller where it meets the edge). Without, the crop is from the
     middle and the rest is left out. Computed in float32 as ``v a + b`` with a = scale / std and
-    b = -mean / std, each operation rounded once, and then rounded to `dtype`. NaN and inf travel.
+    b = -mean / std, each rounded once, and then rounded to `dtype`. NaN and inf travel.
     The square is that of DeVries and Taylor, "Improved Regularization of Convolutional Neural
     Networks with Cutout" (2017).
 
@@ -89,7 +90,8 @@ def augment_images(
     reflect : pad with the mirrored image (padding < H, W), else with `fill`
     flip, cutout, brightness, contrast : as above; all at least 0, flip at most 1
     scale : factor of the values, such as 1 / 255
-    mean, std : float32 arrays (C,) on the device of `images`; None for 0 and for 1
+    mean, std : a number for all channels, or a sequence of one for each of at most 64 channels; std
+        above 0. They are part of the launch, so nothing is copied to the device for them.
     fill : what stands around the image and in the square, in the units of `images`, normalised like
         them; None for 0 in `out`, which is the mean
     dtype : of the result: float32 (the default), float16 or bfloat16
@@ -114,10 +116,6 @@ def augment_images(
     if indices is not None:
         indices = call.array("indices", indices, dtypes=(INT64,), ndim=1)
         check_range(call, "indices", indices, samples, f"for the {samples} images")
-    mean, std = (
-        None if value is None else call.array(name, value, dtypes=(FLOAT32,), shape=(channels,))
-        for name, value in (("mean", mean), ("std", std))
-    )
     plan = Augmentation(
         *_geometry(call, height, width, size, padding, reflect),
         reflect=bool(reflect),
@@ -126,7 +124,7 @@ def augment_images(
         cutout=_count(call, "cutout", cutout),
         brightness=_finite(call, "brightness", brightness, 0.0),
         contrast=_finite(call, "contrast", contrast, 0.0),
-        scale=_finite(call, "scale", scale),
+        **_constants(call, channels, scale, mean, std),
         fill=None if fill is None else _finite(call, "fill", fill),
     )
     seed, offset = check_integer(call, "seed", seed), check_integer(call, "offset", offset)
@@ -134,7 +132,7 @@ def augment_images(
     count = samples if indices is None else len(indices)
     call.require(count <= _MOST, "images", f"gives {count} images", "expected fewer than 2^31")
     out = _output(call, out, dtype, (count, *plan.size, channels))
-    call.run(images, indices, mean, std, out, seed, offset, counter, plan)
+    call.run(images, indices, out, seed, offset, counter, plan)
     return out
 
 
@@ -166,6 +164,36 @@ def _finite(call, name: str, value, low: float | None = None) -> float:
         "expected a number that is finite in float32",
     )  # fmt: skip
     return number
+
+
+def _constants(call, channels: int, scale, mean, std) -> dict:
+    """``factor`` and ``term``, tuples of one number, or of one for each channel."""
+    found = []
+    for name, value in (("scale", scale), ("mean", mean), ("std", std)):
+        try:
+            numbers = np.asarray(value, np.float64)
+        except (TypeError, ValueError):
+            numbers = None
+        if numbers is None or numbers.ndim > (name != "scale"):
+            allowed = "a number" + (", or one for each channel" if name != "scale" else "")
+            raise TypeError(f"{call.primitive.name}: {name} is {value!r:.60}; expected {allowed}.")
+        call.require(
+            numbers.size in (1, channels) and numbers.size <= _NUMBERED, name,
+            f"has {numbers.size} numbers, and the images {channels} channels",
+            f"give one number, or one for each of at most {_NUMBERED} channels",
+        )  # fmt: skip
+        found.append(numbers)
+    scale, mean, std = found
+    call.require(bool((std > 0).all()), "std", f"is {std.tolist()}", "expected numbers above 0")
+    with np.errstate(all="ignore"):
+        made = [np.float32(part) for part in np.broadcast_arrays(scale / std, -mean / std)]
+    named = f"is {scale.tolist()} with mean {mean.tolist()} and std {std.tolist()}"
+    finite = all(np.isfinite(part).all() for part in made)
+    call.require(finite, "scale", named, "expected what is finite in float32")
+    return {
+        name: tuple(part.reshape(-1).tolist())
+        for name, part in zip(("factor", "term"), made, strict=True)
+    }
 
 
 def _geometry(call, height: int, width: int, size, padding, reflect):
@@ -214,10 +242,10 @@ augment_images.numba(dtypes=(FLOAT32,))(implementation.launch_numba)
 
 
 @augment_images.cost
-def _(images, indices, mean, std, out, seed, offset, counter, plan):
+def _(images, indices, out, seed, offset, counter, plan):
     source = min(out.size, len(out) * math.prod(images.shape[1:])) * images.itemsize
-    tables = sum(array.nbytes for array in (indices, mean, std) if array is not None)
-    return Cost(flops=2 * out.size, read=source + tables, written=out.nbytes)
+    numbers = 0 if indices is None else indices.nbytes
+    return Cost(flops=2 * out.size, read=source + numbers, written=out.nbytes)
 
 
 # ---- samples, benchmark inputs -------------------------------------------------------------------
@@ -240,8 +268,7 @@ def _bytes(rng, *shape):
 def _(rng):
     usual = {
         "padding": 2, "flip": 0.5, "cutout": 3, "scale": 1 / 255,
-        "mean": Fixed(np.array([0.5, 0.4, 0.3], np.float32)),
-        "std": Fixed(np.array([0.2, 0.3, 0.25], np.float32)),
+        "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.25),
     }  # fmt: skip
     yield _sample("7x6x3", _bytes(rng, 4, 7, 6, 3), (4, 7, 6, 3), usual, OUTPUTS)
     yield _sample("7x6x3 unaligned", _bytes(rng, 4, 7, 6, 3), (4, 7, 6, 3), usual, OUTPUTS,
@@ -255,8 +282,8 @@ def _(rng):
     numbers[0, 1, 1], numbers[2, 2, 3] = np.nan, -np.inf
     yield _sample("reflected and jittered", numbers, (3, 5, 9, 3), jittered, OUTPUTS)
     strided = np.asfortranarray(_bytes(rng, 3, 6, 7, 3))
-    yield _sample("as they lie", strided, (3, 6, 7, 3), usual | {"flip": 1.0, "std": None})
-    whole = {"random": False, "size": (3, 2), "std": Fixed(np.full(1, 0.5, np.float32))}
+    yield _sample("as they lie", strided, (3, 6, 7, 3), usual | {"flip": 1.0, "std": 1.0})
+    whole = {"random": False, "size": (3, 2), "std": 0.5}
     yield _sample("the middle, 1 channel", _bytes(rng, 2, 6, 5, 1), (2, 3, 2, 1), whole)
     yield _sample("as they are", _bytes(rng, 1, 1, 1, 5), (1, 1, 1, 5), {})
     yield _sample("nothing", _bytes(rng, 0, 4, 4, 3), (0, 4, 4, 3), usual)

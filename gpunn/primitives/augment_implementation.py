@@ -23,7 +23,10 @@ FLOAT32 = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class Augmentation:
-    """The settings of a call, checked; `flip` in units of 2^-24, `fill` None for 0 at the end."""
+    """The settings of a call, checked; `flip` in units of 2^-24, `fill` None for 0 at the end.
+
+    A value v becomes ``v factor + term``; these are tuples of one number or one for each channel.
+    """
 
     size: tuple[int, int]
     padding: int
@@ -33,7 +36,8 @@ class Augmentation:
     cutout: int
     brightness: float
     contrast: float
-    scale: float
+    factor: tuple[float, ...]
+    term: tuple[float, ...]
     fill: float | None
 
 
@@ -54,7 +58,7 @@ class Choices(NamedTuple):
     fill: np.ndarray
 
 
-def _choose(images, count: int, mean, std, seed: int, offset: int, plan: Augmentation) -> Choices:
+def _choose(images, count: int, seed: int, offset: int, plan: Augmentation) -> Choices:
     words = philox_words(0, 2 * count, seed, offset).reshape(count, 8)
     if not plan.random:
         words = np.zeros_like(words)
@@ -77,7 +81,8 @@ def _choose(images, count: int, mean, std, seed: int, offset: int, plan: Augment
         top, left = (np.full(count, space // 2) for space in spare)
         flip = np.zeros(count, np.bool_)
     factor, term = (
-        np.broadcast_to(v, (count, images.shape[3])) for v in _constants(images, mean, std, plan)
+        np.broadcast_to(np.array(numbers, np.float32), (count, images.shape[3]))
+        for numbers in (plan.factor, plan.term)
     )
     if plan.random:
         contrast = jitter(5, plan.contrast) + np.float32(1)
@@ -90,24 +95,16 @@ def _choose(images, count: int, mean, std, seed: int, offset: int, plan: Augment
     )  # fmt: skip
 
 
-def _constants(images, mean, std, plan: Augmentation):
-    """v * a + b is (scale v - mean) / std; each of a and b rounded once."""
-    channels = images.shape[3]
-    std = np.ones(channels, np.float32) if std is None else std
-    mean = np.zeros(channels, np.float32) if mean is None else mean
-    return np.float32(plan.scale) / std, -mean / std
-
-
 # ---- NumPy ---------------------------------------------------------------------------------------
 
 _AT_ONCE = 1 << 18  # elements of the result that a thread makes at a time
 
 
-def reference(images, indices, mean, std, out, seed, offset, counter, plan):
+def reference(images, indices, out, seed, offset, counter, plan):
     if out.size == 0:
         return
     with np.errstate(all="ignore"):
-        chosen = _choose(images, len(out), mean, std, *origin(seed, offset, counter), plan)
+        chosen = _choose(images, len(out), *origin(seed, offset, counter), plan)
     if indices is None:
         indices = np.arange(len(out))
     # NumPy takes the images one by one, so the compiled loop is worth its time sooner than usual.
@@ -173,7 +170,7 @@ def _mirrored(first: int, count: int, size: int) -> np.ndarray:
 _BLOCK, _PACKS = 128, 4  # threads, and packs of 16 bytes a thread, at most
 
 
-def launch_cuda(launch, images, indices, mean, std, out, seed, offset, counter, plan):
+def launch_cuda(launch, images, indices, out, seed, offset, counter, plan):
     if out.size == 0:
         return
     count, size = len(out), math.prod(out.shape[1:])
@@ -192,18 +189,28 @@ def launch_cuda(launch, images, indices, mean, std, out, seed, offset, counter, 
     shape = (
         *images.shape[1:], *steps, *plan.size, plan.padding, plan.reflect, plan.random, plan.flip,
         plan.cutout, plan.fill is not None, pieces, by_row, by_channel,
+        len(plan.factor) > 1,
     )  # fmt: skip
-    numbers = (plan.scale, plan.fill or 0.0, plan.brightness, plan.contrast)
+    numbers = (plan.fill or 0.0, plan.brightness, plan.contrast)
     launch(
         f"augment_images<{launch.ctype(images.dtype)}, {launch.ctype(out.dtype)}>",
         grid=(count * pieces,),
         block=(threads,),
         args=(
-            images, indices, mean, std, out, np.uint64(seed), np.uint64(offset), counter,
-            *map(np.float32, numbers), structure("int64", source), structure("int32", shape),
+            images, indices, out, np.uint64(seed), np.uint64(offset), counter,
+            *map(np.float32, numbers), _table(plan.factor, plan.term),
+            structure("int64", source), structure("int32", shape),
         ),
         shared=16 * channels,
     )  # fmt: skip
+
+
+@functools.lru_cache(1 << 8)
+def _table(factor: tuple[float, ...], term: tuple[float, ...]) -> np.ndarray:
+    """AugmentNumbers, as one argument by value."""
+    made = np.zeros((2, 64), np.float32)
+    made[0, : len(factor)], made[1, : len(term)] = factor, term
+    return made.reshape(-1).view(np.dtype((np.void, made.nbytes)))
 
 
 def _division(by: int) -> tuple[int, int]:
@@ -215,19 +222,25 @@ def _division(by: int) -> tuple[int, int]:
     return (1 << shift) // by + 1, shift
 
 
-def launch_numba(launch, images, indices, mean, std, out, seed, offset, counter, plan):
+def launch_numba(launch, images, indices, out, seed, offset, counter, plan):
     if out.size == 0:
         return
+
+    channels = out.shape[3]
+    each = (
+        tuple(map(np.float32, numbers if len(numbers) > 1 else numbers * channels))
+        for numbers in (plan.factor, plan.term)
+    )
 
     def given(array, shape, dtype):
         return (launch.empty(shape, dtype) if array is None else array), np.bool_(array is not None)
 
     args = (
-        images, *given(indices, (1,), np.int64), *given(mean, (1,), FLOAT32),
-        *given(std, (1,), FLOAT32), out, *numba_arguments(launch, seed, offset, counter),
+        images, *given(indices, (1,), np.int64), out,
+        *numba_arguments(launch, seed, offset, counter),
         np.int64(plan.padding), np.bool_(plan.reflect), np.bool_(plan.random),
         np.uint64(plan.flip), np.int64(plan.cutout), np.float32(plan.brightness),
-        np.float32(plan.contrast), np.float32(plan.scale), np.float32(plan.fill or 0.0),
+        np.float32(plan.contrast), *each, np.float32(plan.fill or 0.0),
         np.bool_(plan.fill is not None),
     )  # fmt: skip
     launch("augment_images", numba_grid(out.size // out.shape[3]), (64,), args)

@@ -48,6 +48,7 @@ class Work(NamedTuple):
     seed: int
     offset: int
     blocks: int | None
+    team: int | None
 
 
 @primitive(family="mlp", cuda="mlp_train.cu", numba="mlp.py")
@@ -55,7 +56,8 @@ def mlp_train(
     call, x, target, order, parameters, hyper, first_state=None, second_state=None, *, layers,
     rule: str = "sgd", nesterov: bool = False, decoupled: bool = False,
     loss: str = "cross_entropy", label_smoothing: float = 0.0, max_norm: float | None = None,
-    seed: int = 0, offset: int = 0, blocks: int | None = None, losses=None, correct=None,
+    seed: int = 0, offset: int = 0, blocks: int | None = None, team: int | None = None,
+    losses=None, correct=None,
 ):  # fmt: skip
     """Train a multilayer perceptron for ``len(order)`` steps. Returns (losses, correct).
 
@@ -85,7 +87,8 @@ def mlp_train(
     seed, offset : of the masks of dropout. The dropouts of one step take one offset each, in the
         order of the layers, and the steps follow each other: step s begins at
         offset + s · (number of layers with dropout), as the layers one by one would.
-    blocks : of the GPU's kernel; None for what `mlp_plan` estimates to be best
+    blocks, team : of the GPU's kernel, its blocks and how many of them share out the products of
+        the same rows; None for what `mlp_plan` estimates to be best
     losses, correct : arrays to write
 
     Returns
@@ -106,6 +109,7 @@ def mlp_train(
         call.number("label_smoothing", label_smoothing, low=0, high=1),
         None if max_norm is None else call.number("max_norm", max_norm, low=0),
         _counter(call, "seed", seed), _counter(call, "offset", offset), blocks,
+        team,
     )  # fmt: skip
     _check_options(call, work)
     samples, outputs = x.shape[0], work.network.layers[-1].outputs
@@ -120,7 +124,7 @@ def mlp_train(
         order.shape[0] <= _MOST_STEPS, "order", f"has {order.shape[0]} steps",
         f"give at most {_MOST_STEPS} a call",
     )  # fmt: skip
-    if isinstance(x, np.ndarray) and isinstance(order, np.ndarray):
+    if type(x) is np.ndarray:  # on a GPU the question would wait for all work under way
         _check_order(call, order, samples, target, outputs, loss)
     parameters = call.inplace("parameters", parameters, dtypes=(x.dtype,))
     states = _states(call, parameters, work, first_state, second_state)
@@ -189,9 +193,13 @@ def _check_options(call, work: Work) -> None:
         work.label_smoothing == 0 or work.loss == "cross_entropy", "label_smoothing",
         "is given with mse", "it belongs to cross_entropy",
     )  # fmt: skip
+    for name in ("blocks", "team"):
+        value = getattr(work, name)
+        call.require(value is None or value >= 1, name, f"is {value}", "give 1 or more, or None")
     call.require(
-        work.blocks is None or work.blocks >= 1, "blocks", f"is {work.blocks}", "give 1 or more"
-    )
+        work.team is None or (work.blocks or 0) >= work.team, "team", f"is {work.team}",
+        f"blocks is {work.blocks}: give as many blocks or more",
+    )  # fmt: skip
 
 
 def _states(call, parameters, work: Work, first, second) -> tuple:
@@ -262,3 +270,4 @@ def _(x, target, order, parameters, first, second, hyper, losses, correct, work)
 mlp_train.samples(mlp_samples.samples)
 mlp_train.inputs(mlp_samples.inputs)
 mlp_train.bench_shapes = mlp_samples.BENCH_SHAPES
+mlp_train.bench_in_float32 = True

@@ -8,7 +8,7 @@ import numpy as np
 
 from gpunn.errors import UnsupportedError
 from gpunn.primitives.activation import ACTIVATIONS
-from gpunn.primitives.mlp_plan import THREADS, choose, dropouts
+from gpunn.primitives.mlp_plan import COUNT_STRIDE, THREADS, choose, dropouts
 from gpunn.primitives.samples import FLOAT32, FLOAT64
 
 INT32, INT64 = np.dtype(np.int32), np.dtype(np.int64)
@@ -50,16 +50,17 @@ def launch_cuda(
     clip = work.max_norm is not None
     plan = choose(
         work.network, batch, clip, launch.aligned(16, parameters), launch.multiprocessors,
-        launch.shared_limit, work.blocks,
+        launch.shared_limit, work.blocks, work.team,
     )  # fmt: skip
     layers = len(work.network.layers)
     table = _on_device(launch, plan.table)
     scratch = launch.empty((1 if plan.resident else plan.scratch,), FLOAT32)
     gradients = launch.empty((parameters.size if clip else 1,), FLOAT32)
     squares = launch.empty((plan.tiles if clip else 1,), FLOAT64)
-    counts = launch.empty((steps + 1,), INT32)  # real rows of each step; then meetings of blocks
+    meetings = (1 + plan.blocks // plan.members) * COUNT_STRIDE  # of all blocks, and of each team
+    counts = launch.empty((steps + meetings,), INT32)  # before them the real rows of each step
     grid = (min(4 * launch.multiprocessors, -(-steps * 32 // _PREPARE_BLOCK)),)
-    prepare = (order, np.int32(steps), np.int32(batch), counts)
+    prepare = (order, np.int32(steps), np.int32(batch), counts, np.int32(meetings))
     launch("mlp_count_rows", grid, (_PREPARE_BLOCK,), prepare)
     vector = x.shape[1] % 4 == 0 and launch.aligned(16, x)
     floating = target if work.loss == "mse" else None
@@ -67,10 +68,10 @@ def launch_cuda(
     args = (
         x, np.int64(x.shape[0]), labels, floating, order, np.int32(steps), np.int32(batch),
         parameters, first, second, hyper, np.int32(hyper.shape[1]), table, np.int32(layers),
-        np.int32(plan.tiles), scratch, *map(np.int32, plan.buffers), gradients, squares, counts,
-        losses, correct, np.float32(work.label_smoothing), np.float64(work.max_norm or 0),
-        np.uint64(work.seed), np.uint64(work.offset), np.int32(dropouts(work.network)),
-        np.int32(_options(work, first, vector)),
+        np.int32(plan.tiles), np.int32(plan.members), scratch, *map(np.int32, plan.buffers),
+        gradients, squares, counts, losses, correct, np.float32(work.label_smoothing),
+        np.float64(work.max_norm or 0), np.uint64(work.seed), np.uint64(work.offset),
+        np.int32(dropouts(work.network)), np.int32(_options(work, first, vector)),
     )  # fmt: skip
     kernel = f"mlp_train<{str(plan.resident).lower()}>"
     launch(kernel, (plan.blocks,), (THREADS,), args, plan.shared)

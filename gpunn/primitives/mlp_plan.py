@@ -20,9 +20,11 @@ from gpunn.primitives.activation import ACTIVATIONS, DEFAULT_ALPHA
 THREADS, ROWS, TILE_N, TILE_K = 256, 8, 32, 64
 SUMS_BYTES = 4 * ROWS * (THREADS + 1) * 4
 FIELDS = 16  # of a layer in the table
+COUNT_STRIDE = 32  # numbers from one count of meetings to the next
 
 MOST_INPUTS, MOST_OUTPUTS, MOST_BATCH = 1024, 512, 1024
 _MOST_LAYERS = 64
+_MEMBERS = (1, 2, 4, 8, 16)  # of a team
 _STATIC = 2048  # bytes of shared memory that the kernel has beside what it is given
 
 # Clock cycles and rates of one multiprocessor: multiply-adds a cycle, bytes a cycle from the
@@ -30,6 +32,7 @@ _STATIC = 2048  # bytes of shared memory that the kernel has beside what it is g
 # and of a meeting of blocks through memory.
 _FMA, _L2, _NEAR = 128, 48, 96
 _PRODUCT, _TILE, _MEET, _STEP = 700, 1200, 2200, 900
+_TEAM = 2600  # a meeting of a team, and taking what the others have made
 
 
 class Layer(NamedTuple):
@@ -63,6 +66,7 @@ class Plan(NamedTuple):
     resident: bool  # one block holds all that it makes in its own memory
     shared: int  # bytes of dynamic shared memory of a block
     scratch: int  # floats: copies of the weights, activations, slopes, losses of rows
+    members: int  # blocks of a team, which take the same rows
     tiles: int  # of all weights
     table: np.ndarray  # (layers, FIELDS) int64, see mlp_train.cu
     buffers: tuple[int, int]  # floats of the two buffers of a block's rows
@@ -101,8 +105,8 @@ class _Places:
 
 
 @functools.lru_cache(maxsize=256)
-def _layout(network: Network, batch: int, aligned: bool) -> tuple[np.ndarray, int, int]:
-    """(the table, floats of scratch, tiles)."""
+def _layout(network: Network, batch: int, in_place: bool) -> tuple[np.ndarray, int, int]:
+    """(the table, floats of scratch, tiles); `in_place`: weights may be read where they are."""
     rows = -(-batch // ROWS) * ROWS
     places, tiles, dropouts = _Places(), 0, 0
     losses = places.take(2 * rows)  # at 0: of each row its loss, then whether it was right
@@ -112,7 +116,7 @@ def _layout(network: Network, batch: int, aligned: bool) -> tuple[np.ndarray, in
     for i, layer in enumerate(network.layers):
         forward = places.take(layer.inputs * quads(layer.outputs))
         backward = -1  # the weight itself, whose rows are multiples of 16 bytes, or a copy
-        if i and (layer.inputs % 4 or not aligned):
+        if i and (layer.inputs % 4 or not in_place):
             backward = places.take(layer.outputs * quads(layer.inputs))
         last = i + 1 == len(network.layers)
         wide = rows * quads(layer.outputs)
@@ -146,26 +150,48 @@ def dropouts(network: Network) -> int:
 @functools.lru_cache(maxsize=256)
 def choose(
     network: Network, batch: int, clip: bool, aligned: bool, multiprocessors: int,
-    shared_limit: int, blocks: int | None = None,
+    shared_limit: int, blocks: int | None = None, team: int | None = None,
 ) -> Plan:  # fmt: skip
-    """The plan with the least estimate; with `blocks`, for that many.
+    """The plan with the least estimate; with `blocks`, for so many at the most.
 
+    With `team`, teams of so many share out every product that can be.
     `aligned` says that the parameters start at a multiple of 16 bytes.
     """
-    table, scratch, tiles = _layout(network, batch, aligned)
-    groups = -(-batch // ROWS)
-    most = min(multiprocessors, max(groups, tiles))
+    (*_, tiles), groups = _layout(network, batch, aligned), -(-batch // ROWS)
+    most = min(multiprocessors, max(_MEMBERS[-1] * groups, tiles))
     counts = {1, most, min(groups, most), min(tiles, most), *(2**k for k in range(1, 8))}
     options = [min(blocks, most)] if blocks else sorted(n for n in counts if n <= most)
     buffers = _buffers(network)
-    base = SUMS_BYTES + 4 * sum(buffers) + table.nbytes
+    base = SUMS_BYTES + 4 * sum(buffers) + 8 * FIELDS * len(network.layers)
+    inside = base + 4 * _layout(network, batch, False)[1]
     found = []
     for count in options:
-        resident = count == 1 and base + 4 * scratch + _STATIC <= shared_limit
-        shared = base + 4 * scratch * resident
-        clocks = estimate(network, batch, clip, count, resident)
-        found.append(Plan(count, resident, shared, scratch, tiles, table, buffers, clocks))
-    return min(found, key=lambda plan: plan.clocks)
+        resident = count == 1 and inside + _STATIC <= shared_limit
+        for members in (m for m in ((team,) if team else _MEMBERS) if m <= count):
+            made = count // members * members
+            clocks = estimate(network, batch, clip, made, resident, members)
+            found.append((clocks, made, members, resident))
+    clocks, count, members, resident = min(found)
+    table, scratch, _ = _layout(network, batch, aligned and not resident)
+    table = table.copy()
+    table[:, -1] = _splits(network, members, always=team is not None)
+    shared = inside if resident else base
+    return Plan(count, resident, shared, scratch, members, tiles, table, buffers, clocks)
+
+
+def _splits(network: Network, members: int, always: bool = False) -> list[int]:
+    """For each layer what a team shares out: 1 its product forward, 2 the one backward.
+
+    What gains more than the team's meeting costs; the first one backward costs another meeting.
+    """
+    found = []
+    for i, layer in enumerate(network.layers):
+        weights = layer.inputs * quads(layer.outputs)
+        gained = max(ROWS * weights / _FMA, 4 * weights / _L2) * (1 - 1 / members)
+        forward = i + 1 < len(network.layers) and (always or gained > _TEAM)
+        backward = i > 0 and (always or gained > 2 * _TEAM)
+        found.append((forward + 2 * backward) * (members > 1))
+    return found
 
 
 def _buffers(network: Network) -> tuple[int, int]:
@@ -183,19 +209,24 @@ class Part(NamedTuple):
 
 
 def estimate_parts(
-    network: Network, batch: int, clip: bool, blocks: int, resident: bool
+    network: Network, batch: int, clip: bool, blocks: int, resident: bool, members: int = 1
 ) -> tuple[Part, ...]:
     """The parts of a step by `blocks` blocks."""
     groups, rate = -(-batch // ROWS), _NEAR if resident else _L2
     latency, compute, memory, tiles = 0.0, 0.0, 0.0, 0
-    for i, layer in enumerate(network.layers):
+    splits = _splits(network, members)
+    if any(split & 2 for split in splits):
+        latency += _TEAM
+    for i, (layer, split) in enumerate(zip(network.layers, splits, strict=True)):
         weights = layer.inputs * quads(layer.outputs)
-        ways = 2 if i else 1  # forward, and for all but the first layer backward
-        latency += ways * _PRODUCT
-        compute += ways * ROWS * weights / _FMA
-        memory += ways * 4 * weights / rate
+        ways = (1, 2) if i else (1,)  # forward, and for all but the first layer backward
+        for way in ways:
+            share = 1 / members if split & way else 1
+            latency += _PRODUCT + (_TEAM if split & way else 0)
+            compute += share * ROWS * weights / _FMA
+            memory += share * 4 * weights / rate
         tiles += -(-layer.outputs // TILE_N) * -(-layer.inputs // TILE_K)
-    rows = _part("rows", -(-groups // blocks), latency, compute, memory)
+    rows = _part("rows", -(-groups * members // blocks), latency, compute, memory)
     weights = _part(
         "weights", -(-tiles // blocks), _TILE, TILE_N * TILE_K * groups * ROWS / _FMA,
         (4 * (TILE_N + TILE_K) * groups * ROWS + 32 * TILE_N * TILE_K) / rate,
@@ -210,7 +241,9 @@ def _part(name: str, times: int, latency: float, compute: float, memory: float) 
     return Part(name, times * (latency + max(compute, memory)), limit)
 
 
-def estimate(network: Network, batch: int, clip: bool, blocks: int, resident: bool) -> float:
+def estimate(
+    network: Network, batch: int, clip: bool, blocks: int, resident: bool, members: int = 1
+) -> float:
     """Clock cycles of a step by `blocks` blocks."""
-    parts = estimate_parts(network, batch, clip, blocks, resident)
+    parts = estimate_parts(network, batch, clip, blocks, resident, members)
     return sum(part.clocks for part in parts)

@@ -93,7 +93,7 @@ def samples(rng):
     yield _sample(
         rng, "adam, dropout, clipped", (6, 5, 9, 4), 5, rule="adam", values=_ADAM, dropout=0.3,
         activations=("gelu", "tanh"), max_norm=0.2, label_smoothing=0.1, seed=11, offset=2**40,
-        blocks=2, short=2,
+        blocks=2, team=2, short=2,
     )  # fmt: skip
     yield _sample(
         rng, "one layer, nesterov, mse", (5, 6), 3, values=_MOMENTUM, nesterov=True, classes=False
@@ -106,11 +106,11 @@ def samples(rng):
     yield _sample(rng, "all activations", (3, *(4,) * len(names), 2), 3, 1, activations=names)
     yield _sample(
         rng, "many blocks", (132, 36, 41, 11), 21, 2, 30, values=_MOMENTUM, dropout=0.2,
-        blocks=7, numba=False,
+        blocks=7, team=3, numba=False,
     )  # fmt: skip
     yield _sample(
-        rng, "unaligned", (12, 8, 4), 9, 2, rule="adam", values=_ADAM, blocks=3, unaligned=True,
-        numba=False,
+        rng, "unaligned", (12, 8, 4), 70, 2, 80, rule="adam", values=_ADAM, blocks=3,
+        unaligned=True, numba=False,
     )  # fmt: skip
     yield _sample(
         rng, "data in memory", (260, 65, 40), 3, 1, 5, values={"lr": 0.1}, blocks=1, numba=False,

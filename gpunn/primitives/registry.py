@@ -89,9 +89,11 @@ class Primitive:
     cuda_sources : the first and all others that the launch code may turn to
     numba_dtypes : dtypes the Numba kernel takes
     bench_shapes : shapes that `gpunn bench` uses unless told others
+    bench_in_float32 : whether benchmarks have it in float32 alone, as it takes no 16-bit dtypes
     """
 
     bench_shapes: tuple[tuple[int, ...], ...] = ()
+    bench_in_float32 = False
 
     def __init__(
         self, specification: Callable, family: str, cuda: str, numba: str, siblings=()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -54,6 +55,7 @@ def run_job(
     output: str | os.PathLike | None = None,
     verbose: bool = True,
     say: Callable[[str], None] = print,
+    profile: bool = False,
 ) -> JobResult:
     """Train, measure on the held-out data, and write the run folder.
 
@@ -64,6 +66,7 @@ def run_job(
         weights bit for bit on the same device.
     output : the run folder, which must not exist yet; None makes a new one under ``runs/``
     verbose : say what is trained and show the progress, through `say`
+    profile : profile some steps, and put the tables and the trace into the run folder
 
     Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
     matplotlib or tomli-w only leaves out their files, with a note.
@@ -83,9 +86,9 @@ def run_job(
     start = time.perf_counter()
     try:
         with one_blas_thread():
-            history = fit(trained, split, verbose)
+            history = fit(trained, split, verbose, folder if profile else False)
     except BaseException:
-        folder.rmdir()  # nothing is in it yet
+        shutil.rmtree(folder)  # nothing but a profile is in it yet
         raise
     metrics, confusion = measure(trained, split, history, time.perf_counter() - start)
     trained.save(folder)
@@ -123,12 +126,13 @@ def describe(job: Job, config: Any, split: Split, model: Any, device: Device) ->
         f"  model       {widths}, {config.activation}, dropout {config.dropout:g}: "
         f"{parameters:,} parameters",
         f"  training    AdamW, one-cycle learning rate up to {config.learning_rate:g}, batches of "
-        f"{config.batch_size}, at most {config.epochs} epochs",
+        f"{config.batch_size}, at most {config.epochs} epochs"
+        + ("" if config.precision == "fp32" else f", {config.precision}"),
     ]
 
 
-def fit(trained: TrainedModel, split: Split, verbose: bool) -> History:
-    """Train `trained.model` on the split by its configuration."""
+def fit(trained: TrainedModel, split: Split, verbose: bool, profile: Any = False) -> History:
+    """Train `trained.model` on the split by its configuration; `profile` as of the Trainer."""
     config, scale = trained.config, trained.normalizer.transform
     x, y = split.train
     transform = None
@@ -162,6 +166,8 @@ def fit(trained: TrainedModel, split: Split, verbose: bool) -> History:
             ),
             every="batch",
         ),
+        precision=config.precision,
+        profile=profile,
     )
     validation = (scale(split.validation[0]), split.validation[1])
     return trainer.fit(loader, validation, epochs=config.epochs, verbose=verbose)

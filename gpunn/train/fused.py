@@ -188,7 +188,8 @@ class FusedNetwork:
         x, target : all samples, as `prepare` gives them
         order : (steps, batch) int64, the samples of each step, -1 behind the last of a short one:
             what `batches_of` makes
-        lr_of_step : the learning rate of every step, or one for all
+        lr_of_step : the learning rate of every step, or one for all; or (steps, values) with all
+            of `Optimizer.hyper_values` for every step
         generator : of dropout's masks; None for gpunn's own, from which the layers draw, too
 
         The optimizer's step count goes on by as many steps, and gradients are left at None. Its
@@ -238,22 +239,25 @@ class FusedNetwork:
         rows = np.zeros((steps, len(slots)))
         rows[:, : len(values)] = values
         rates = np.asarray(rates, np.float64)
-        if rates.shape not in ((), (steps,)):
+        if rates.shape not in ((), (steps,), (steps, len(values))):
             raise ValueError(
                 f"FusedNetwork: lr_of_step has shape {rates.shape}; give {steps} learning rates, "
-                "or one"
+                f"or one, or {len(values)} hyperparameters for each step"
             )
-        rows[:, 0] = rates
+        if rates.ndim == 2:
+            rows[:, : len(values)] = rates
+        else:
+            rows[:, 0] = rates
         if not optimizer.counts_steps(group):
             return rows
         at = slots.index("step")
         count = self._count(cohort, at) + np.arange(1, steps + 1)
         rows[:, at] = count
         if optimizer.rule == "adam":
-            _, beta1, beta2, _, _ = values
-            rows[:, at + 1], rows[:, at + 2] = 1 - beta1**count, np.sqrt(1 - beta2**count)
+            rows[:, at + 1] = 1 - rows[:, 1] ** count
+            rows[:, at + 2] = np.sqrt(1 - rows[:, 2] ** count)
         else:
-            rows[:, at + 1] = np.where(count == 1, 1.0, 1 - values[2])
+            rows[:, at + 1] = np.where(count == 1, 1.0, 1 - rows[:, 2])
         return rows
 
     def _count(self, cohort: Any, slot: int) -> float:
@@ -292,7 +296,9 @@ class FusedNetwork:
         """
         network, clip = network_of(self._stages), self._max_norm is not None
         plan = choose(network, self.batch_size, clip, True, multiprocessors, shared_limit)
-        parts = estimate_parts(network, self.batch_size, clip, plan.blocks, plan.resident)
+        parts = estimate_parts(
+            network, self.batch_size, clip, plan.blocks, plan.resident, plan.members
+        )
         return [
             ExplainedPart(p.name, _what(p, plan), plan.blocks, p.clocks / clock, p.limit)
             for p in parts

@@ -12,6 +12,7 @@ import numpy as np
 from gpunn import nn
 from gpunn.data import Split, load_digits, split_indices
 from gpunn.data.splits import permutation
+from gpunn.train.precision import NAMES as PRECISIONS
 
 ACTIVATIONS = {
     "relu": nn.ReLU,
@@ -44,6 +45,7 @@ class DigitsConfig:
     patience : epochs without a better validation loss before it stops
     validation, test : shares of the images that are held out
     limit : use only so many images, chosen by the seed; None for all
+    precision : "fp32", "tf32", "bf16" or "fp16", as of the `Trainer`
     """
 
     seed: int = 0
@@ -63,6 +65,7 @@ class DigitsConfig:
     validation: float = 0.12
     test: float = 0.2
     limit: int | None = None
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         for name, low in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
@@ -79,6 +82,8 @@ class DigitsConfig:
         if not (self.validation > 0 and self.test > 0 and held_out < 1):
             raise ValueError(f"{shares} must be above 0 and leave something to train on")
         _require(all(width >= 1 for width in self.hidden), "hidden", self.hidden, "1 or more")
+        known = ", ".join(PRECISIONS)
+        _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {known}")
         known = ", ".join(ACTIVATIONS)
         _require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {known}")
         # With fewer images than this some class would be missing from the validation data.

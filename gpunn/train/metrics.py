@@ -72,8 +72,12 @@ class Accuracy(Metric):
             hits = (prediction > self.threshold) == (target > 0)
         else:
             hits = prediction.argmax(axis=1) == target
-        self._correct = self._correct + hits.sum()
-        self._count += len(target)
+        self.add(hits.sum(), len(target))
+
+    def add(self, correct: Any, count: int) -> None:
+        """Take in `count` samples of which `correct`, a number or an array, were right."""
+        self._correct = self._correct + correct
+        self._count += count
 
     def compute(self) -> float:
         self._require_samples(self._count)

@@ -18,7 +18,7 @@ _LONG = {"mae": "mean absolute error", "mse": "mean squared error", "r2": "R²"}
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of so many inches. ImportError, saying what to install, without matplotlib."""
+    """An empty figure of so many inches. ImportError, with the remedy, without matplotlib."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -10,6 +10,7 @@ from gpunn.amp import GradScaler
 from gpunn.autograd.autocast import autocast
 from gpunn.autograd.dtypes import bfloat16, float16, float32
 from gpunn.device import Device
+from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.matmul_precision import get_matmul_precision, set_matmul_precision
 
 NAMES = ("fp32", "tf32", "bf16", "fp16")
@@ -44,10 +45,10 @@ class Precision:
     ----------
     name : one of the four, or None
     device : where the model is
-    optimizer : what updates it. With fp16 its ``skip_flag`` is set for as long as it lives.
+    optimizer : what updates it. Its ``skip_flag`` is set; with fp16 to the flag of an overflow.
 
     Raises ValueError for another name, and for parameters that are not float32 with tf32, bf16 and
-    fp16.
+    fp16; TypeError for fp16 with an optimizer that is not gpunn's.
     """
 
     def __init__(self, name: str | None, device: Device | str, optimizer: Any):
@@ -59,8 +60,16 @@ class Precision:
         if name not in (None, "fp32"):
             _check_parameters(name, optimizer)
         self._scaler = GradScaler(device, enabled=name == "fp16")
-        if name == "fp16":
-            optimizer.skip_flag = self._scaler.flag_on(Device(device))
+        self._flag = self._scaler.flag_on(Device(device)) if name == "fp16" else None
+        if isinstance(optimizer, Optimizer):
+            optimizer.skip_flag = self._flag
+            if name in _LOW:
+                optimizer.prepare_low(_LOW[name])
+        elif name == "fp16":
+            raise TypeError(
+                f"precision 'fp16' needs an optimizer of gpunn.optim, which can skip a step; got "
+                f"{type(optimizer).__name__}"
+            )
 
     @contextlib.contextmanager
     def products(self) -> Iterator[None]:
@@ -84,6 +93,8 @@ class Precision:
 
     def unscale(self) -> None:
         """Give the gradients their true size; before they are clipped, or else before the step."""
+        if self._flag is not None:
+            self._optimizer.skip_flag = self._flag  # another Precision may have set its own
         self._scaler.unscale_(self._optimizer)
 
     def update(self) -> None:

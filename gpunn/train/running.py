@@ -11,6 +11,8 @@ from gpunn.device import Device, empty, to_numpy
 from gpunn.errors import GpunnError
 from gpunn.primitives.running_loss import BAD_STEP, BAD_VALUE, COUNT, TOTAL, add_loss
 
+_LAUNCHES = 16  # of `add_steps` between two looks
+
 
 class TrainingError(GpunnError, ArithmeticError):
     """The loss became NaN or infinite."""
@@ -42,10 +44,18 @@ class LossMean:
         """Begin a new mean."""
         self._state[...] = 0
         self._steps = 0
+        self._fetched, self._waiting = (0.0, 0), []
 
     def add(self, loss: Any, samples: int) -> None:
         """Take in the loss of a batch (an array of shape ()). Nothing waits for it."""
         add_loss(self._state, loss, weight=1 if self.summed else samples, count=samples)
+
+    def add_steps(self, losses: Any, counts: Any) -> None:
+        """Take in the losses of many steps, an array that nobody changes, and their samples."""
+        self._waiting.append((losses, counts))
+        self._steps += len(counts)
+        if len(self._waiting) == _LAUNCHES:
+            self.value()
 
     def tick(self) -> None:
         """To be called after every step. NonFiniteLoss if a loss that was not finite is seen."""
@@ -55,10 +65,26 @@ class LossMean:
 
     def value(self) -> float:
         """The mean so far; NaN before the first batch. NonFiniteLoss if a loss was not finite."""
+        if self._waiting or self._fetched[1]:
+            return self._value_of_many()
         state = to_numpy(self._state)
         if state[BAD_STEP]:
             raise NonFiniteLoss(int(state[BAD_STEP]), float(state[BAD_VALUE]))
         return float(state[TOTAL] / state[COUNT]) if state[COUNT] else math.nan
+
+    def _value_of_many(self) -> float:
+        total, count = self._fetched
+        first = self._steps - sum(len(counts) for _, counts in self._waiting)
+        for losses, counts in self._waiting:
+            values = to_numpy(losses).astype(np.float64)
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                raise NonFiniteLoss(first + int(bad[0]) + 1, float(values[bad[0]]))
+            first += len(values)
+            total += float(values @ counts)
+            count += int(counts.sum())
+        self._fetched, self._waiting = (total, count), []
+        return total / count if count else math.nan
 
     @property
     def empty(self) -> bool:

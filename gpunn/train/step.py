@@ -29,6 +29,8 @@ class TrainStep:
     device : where they are
     compiled : replay the step (see `gpunn.compile`); None: on a GPU, and if it cannot be compiled,
         say why and go on without
+    profiler : a `gpunn.profiling.StepProfiler`, or None; steps that it looks at are not replayed,
+        so that it sees their kernels
 
     Attributes
     ----------
@@ -45,6 +47,7 @@ class TrainStep:
         precision: Precision,
         device: Device,
         compiled: bool | None,
+        profiler: Any = None,
     ):
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.regularization, self.precision = regularization, precision
@@ -52,7 +55,7 @@ class TrainStep:
         self.mean = LossMean(is_summed(loss), 1 if self._on_cpu else _FETCH_EVERY, device)
         self._inside = [(metric, Carried(metric)) for metric in metrics if metric.in_step]
         self._outside = [metric for metric in metrics if not metric.in_step]
-        self.may_fail = compiled is None
+        self.may_fail, self.profiler = compiled is None, profiler
         self.compiled: Any = None
         if self._wanted(device, compiled):
             self._compile()
@@ -92,6 +95,9 @@ class TrainStep:
             self.mean.tick()
 
     def _run(self, *arguments: Any) -> Any:
+        if self.profiler is not None and self.profiler.report is None:
+            with self.profiler.around_step():
+                return self._batch(*arguments)
         if self.compiled is None:
             return self._batch(*arguments)
         random = get_rng_state()

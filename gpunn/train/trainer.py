@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy as np
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.random import initial_seed, manual_seed
 from gpunn.device import Device, as_device, to_numpy
-from gpunn.train.callbacks import Callback, CallbackList, LearningRateScheduler
+from gpunn.train.callbacks import Callback, CallbackList
+from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
 from gpunn.train.history import History
 from gpunn.train.inputs import (
     as_loader,
@@ -23,6 +24,14 @@ from gpunn.train.inputs import (
     split_batch,
 )
 from gpunn.train.metrics import as_metric
+from gpunn.train.parts import (
+    check_parts,
+    epoch_seed,
+    grouped,
+    is_made,
+    make_profiler,
+    make_schedule,
+)
 from gpunn.train.precision import Precision
 from gpunn.train.progress import ProgressBar
 from gpunn.train.regularization import Regularization
@@ -60,11 +69,17 @@ class Trainer:
         The loss of each counts 1 / accumulate (a mean over all, if they are of one size)
     compile : trace the step once and replay it, see `gpunn.compile`. None: on a GPU, and where a
         step cannot be compiled a warning says why; True raises StepError then
+    fused : train small multilayer perceptrons by one kernel for many steps (`gpunn.train.fused`).
+        None: on a GPU, where it can be done; True raises ValueError where not, with the reason.
+        The result is that of single steps to rounding.
+    profile : True, or a folder: profile five steps of the first epoch, and print where their time
+        goes or write it there (`gpunn.profiling.StepProfiler`, which may also be given)
 
     Attributes
     ----------
     history : the `History` of the latest `fit`
     epoch : epochs trained so far, over all calls of `fit`
+    way : how the latest `fit` trained: "one kernel", "compiled" or "step by step", and why
     """
 
     def __init__(
@@ -84,8 +99,10 @@ class Trainer:
         precision: str | None = None,
         accumulate: int = 1,
         compile: bool | None = None,
+        fused: bool | None = None,
+        profile: Any = False,
     ):
-        _check_parts(model, loss, optimizer)
+        check_parts(model, loss, optimizer)
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be 1 or more, got {accumulate}")
         self.model, self.loss = model, loss
@@ -94,7 +111,7 @@ class Trainer:
             model.to(self.device)  # an optimizer that was made before follows its parameters
         if hasattr(loss, "to"):
             loss.to(self.device)  # class weights
-        self.optimizer = optimizer if _is_made(optimizer) else optimizer(model.parameters())
+        self.optimizer = optimizer if is_made(optimizer) else optimizer(model.parameters())
         self.metrics = [as_metric(metric) for metric in metrics]
         names = [metric.name for metric in self.metrics]
         if len(set(names)) < len(names):
@@ -102,7 +119,7 @@ class Trainer:
         self.callbacks = list(callbacks)
         CallbackList(self.callbacks)  # refuses what is not a Callback, now rather than in fit
         self.regularization = Regularization(model, l1, l2, gradient_clip_norm, gradient_clip_value)
-        self.scheduler = self._schedule(scheduler)
+        self.scheduler = make_schedule(scheduler, self.optimizer)
         self.seed = None if seed is None else int(seed)
         self.epoch, self.history = 0, History()
         self.epochs, self.steps, self.first_epoch = 0, None, 1
@@ -110,15 +127,10 @@ class Trainer:
         self.accumulate = int(accumulate)
         self.step = TrainStep(
             model, loss, self.optimizer, self.metrics, self.regularization, self.precision,
-            self.device, compile,
+            self.device, compile, make_profiler(profile, model),
         )  # fmt: skip
+        self.fused, self.way = fused, "not trained yet"
         self._stop: str | None = None
-
-    def _schedule(self, scheduler: Any) -> LearningRateScheduler | None:
-        ready = (type(None), LearningRateScheduler)
-        if not isinstance(scheduler, ready) and not hasattr(scheduler, "step"):
-            scheduler = scheduler(self.optimizer)
-        return scheduler if isinstance(scheduler, ready) else LearningRateScheduler(scheduler)
 
     # ---- training -------------------------------------------------------------------------
 
@@ -173,8 +185,27 @@ class Trainer:
         own = [self.scheduler] if self.scheduler else []
         shown = [ProgressBar()] if verbose else []
         callbacks = CallbackList([*own, *self.callbacks, *shown])
+        self._fused = self._choose_way(loader, callbacks)
         self._run(loader, validation, callbacks)
         return self.history
+
+    def _choose_way(self, loader: Any, callbacks: CallbackList) -> FusedEpochs | None:
+        """Epochs in one kernel, if that is wanted and can be done; sets `way`."""
+        compiled = self.step.compiled is not None
+        self.way = "compiled" if compiled else "step by step"
+        if not (self.device.type == "cuda" if self.fused is None else self.fused):
+            return None
+        found = fused_epochs(self, loader, callbacks)
+        if isinstance(found, FusedEpochs):
+            self.way = "one kernel"
+            return found
+        if self.fused:
+            raise ValueError(
+                f"Trainer: fused=True, but one kernel cannot train this: {found.reason}; leave "
+                "fused out to train step by step where that is so"
+            )
+        self.way += f" (not one kernel: {found.reason})"
+        return None
 
     def _run(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
         was_training = self.model.training
@@ -191,11 +222,13 @@ class Trainer:
         finally:
             callbacks("on_train_end", self)
             self.model.train(was_training)
+            if self.way == "compiled" and self.step.compiled is None:
+                self.way = "step by step (it could not be compiled)"
 
     def _train_epoch(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
         start, number = time.perf_counter(), self.epoch + 1
         if self.seed is not None:
-            manual_seed(_mix(self.seed, self.epoch))
+            manual_seed(epoch_seed(self.seed, self.epoch))
         callbacks("on_epoch_begin", self, number)
         rate = self.optimizer.param_groups[0]["lr"]
         try:
@@ -217,6 +250,9 @@ class Trainer:
         self.model.train()
         self.step.mean.reset()
         self._reset_metrics()
+        if self._fused is not None:
+            self._fused.run(epoch, callbacks)
+            return
         if epoch == self.first_epoch:
             self.step.check(loader)
         dtype, step = model_dtype(self.model), 0
@@ -226,6 +262,8 @@ class Trainer:
                 last = number + 1 == len(parts)
                 self.step(inputs, target, first=number == 0, parts=len(parts), last=last)
             callbacks("on_batch_end", self, epoch, step)
+        if self.step.profiler is not None:
+            self.step.profiler.finish()
         if step == 0:
             raise ValueError(
                 f"train: epoch {epoch} gave no batches"
@@ -237,7 +275,7 @@ class Trainer:
         """The batches of each weight update; the last one of an epoch may have fewer."""
         if self.accumulate == 1:
             return ((batch,) for batch in loader)
-        return _grouped(loader, self.accumulate)
+        return grouped(loader, self.accumulate)
 
     def _reset_metrics(self) -> None:
         for metric in self.metrics:
@@ -337,48 +375,3 @@ class Trainer:
         if not parts:
             raise ValueError("predict: the data gave no batches")
         return np.concatenate(parts)
-
-
-def _grouped(items: Iterable[Any], count: int) -> Iterator[list[Any]]:
-    """Lists of `count` items; the last may be shorter."""
-    group: list[Any] = []
-    for item in items:
-        group.append(item)
-        if len(group) == count:
-            yield group
-            group = []
-    if group:
-        yield group
-
-
-def _check_parts(model: Any, loss: Any, optimizer: Any) -> None:
-    """Raise TypeError for what is not a model, a loss or an optimizer."""
-    if not hasattr(model, "parameters") or isinstance(model, type):
-        raise TypeError(f"Trainer: model must be an nn.Module, got {_kind(model)}")
-    if not callable(loss) or isinstance(loss, type):
-        raise TypeError(
-            f"Trainer: loss must be callable, such as nn.CrossEntropyLoss(), got {_kind(loss)}"
-        )
-    if not _is_made(optimizer) and not callable(optimizer):
-        raise TypeError(
-            "Trainer: optimizer must be an optimizer of gpunn.optim, or a function of the "
-            f"parameters that makes one, got {_kind(optimizer)}"
-        )
-
-
-def _is_made(optimizer: Any) -> bool:
-    """Whether it is an optimizer, not a function or class that makes one."""
-    return hasattr(optimizer, "step") and not isinstance(optimizer, type)
-
-
-def _kind(value: Any) -> str:
-    """What was given, for an error: its type, or that it is a class."""
-    if isinstance(value, type):
-        return f"the class {value.__name__} (add parentheses)"
-    return repr(value) if isinstance(value, str) else type(value).__name__
-
-
-def _mix(seed: int, epoch: int) -> int:
-    """One 63-bit seed for the random numbers of an epoch."""
-    words = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))

@@ -6,7 +6,7 @@
 // unscale_gradients is elementwise (elementwise.cuh) and in place: 8 bytes a float gradient for 3 operations, so
 // memory is the limit. A block that has found something tells it by one atomic exchange with 1: whoever comes
 // first, the result is the same. Shared memory: what __syncthreads_or needs.
-// Assumes: *found is 0 or 1, and no part of the gradients. VECTOR as in elementwise.cuh.
+// Assumes: *found is 0 or 1, and no part of the gradients. These are one array, which lies alike with itself.
 #include "elementwise.cuh"
 
 // 1 in one atomic write of its bits, because several blocks may do it.
@@ -18,13 +18,13 @@ __device__ __forceinline__ void set_flag(double* flag) {
 template <typename T> __device__ __forceinline__ bool is_finite(T x) { return x - x == T(0); }
 
 // T is the type of the gradients, S that of the scale.
-template <typename T, typename S, bool VECTOR>
+template <typename T, typename S>
 __global__ void __launch_bounds__(256)
 unscale_gradients(T* gradients, const S* scale, S* found, int64 n) {
-    const T factor = static_cast<T>(1.0 / static_cast<double>(*scale));
+    const T factor = T(1) / static_cast<T>(*scale);
     const Inputs<T, 1> in = {{gradients}};
     bool bad = false;
-    elementwise<T, VECTOR>(gradients, in, n, [&](const T (&v)[1]) {
+    elementwise<T, true>(gradients, in, n, [&](const T (&v)[1]) {
         bad |= !is_finite(v[0]);
         return v[0] * factor;
     });

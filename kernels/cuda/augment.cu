@@ -2,9 +2,9 @@
 //
 //   augment_images   out[i, y, x, c] = v a[c] + b[c],   v = images[indices[i], y + top, x' + left, c]
 //
-// with x' = x or, mirrored, w - 1 - x; outside of the image its mirror or `fill`; in the square `fill`. a = scale /
-// std[c] (1 + contrast r), b = -mean[c] / std[c] (1 + contrast r) + brightness r'. What is chosen for image i comes of
-// the Philox blocks 2 i and 2 i + 1; formulas and words: gpunn/primitives/augment.py.
+// with x' = x or, mirrored, w - 1 - x; outside of the image its mirror or `fill`; in the square `fill`. a = factor[c]
+// (1 + contrast r), b = term[c] (1 + contrast r) + brightness r'. What is chosen for image i comes of the Philox blocks
+// 2 i and 2 i + 1; formulas and words: gpunn/primitives/augment.py.
 // Who does what: `pieces` blocks make an image, a block up to 4 packs of 16 bytes a thread, next to each other in
 // `out`. Its first thread draws, all fill the table of the channels. Then a thread walks along its packs pixel by
 // pixel; loads are of single elements, which the lines of the first-level cache hold together, stores are whole packs.
@@ -26,6 +26,11 @@ struct AugmentShape {
     int height, width, channels, row, pixel, channel;  // of an image; elements from a row, pixel, channel to the next
     int h, w;                                          // of the result
     int padding, reflect, random, flip, cutout, filled, pieces, row_shift, channel_shift;
+    int numbered;  // each channel has numbers of its own
+};
+
+struct AugmentNumbers {
+    float factor[64], term[64];  // the first counts for all channels unless they are numbered
 };
 
 struct AugmentChoice {
@@ -124,8 +129,8 @@ struct AugmentWalk {
 
 template <typename X, typename Y>
 __global__ void __launch_bounds__(128)
-augment_images(const X* images, const int64* indices, const float* mean, const float* std, Y* out, uint64 seed,
-               uint64 offset, const uint64* counter, float scale, float fill, float brightness, float contrast,
+augment_images(const X* images, const int64* indices, Y* out, uint64 seed, uint64 offset, const uint64* counter,
+               float fill, float brightness, float contrast, const __grid_constant__ AugmentNumbers numbers,
                AugmentSource from, AugmentShape g) {
     constexpr int WIDTH = PACK<Y>;
     DYNAMIC_SHARED(AugmentChannel, table);
@@ -141,10 +146,9 @@ augment_images(const X* images, const int64* indices, const float* mean, const f
     __syncthreads();
     const AugmentChoice choice = shared_choice;
     for (int c = threadIdx.x; c < g.channels; c += blockDim.x) {
-        const float deviation = std != nullptr ? std[c] : 1.0f;
         AugmentChannel channel;
-        channel.a = rounded::divide(scale, deviation);
-        channel.b = rounded::divide(-(mean != nullptr ? mean[c] : 0.0f), deviation);
+        channel.a = numbers.factor[g.numbered ? c : 0];
+        channel.b = numbers.term[g.numbered ? c : 0];
         if (g.random) {
             channel.a = rounded::multiply(channel.a, choice.contrast);
             channel.b = rounded::add(rounded::multiply(channel.b, choice.contrast), choice.brightness);

@@ -27,17 +27,19 @@ struct MlpLayer {
     int dropout;       // which of the step's dropouts it is
     int first_tile;
     int64 forward;   // W^T (inputs, whole_packs(outputs)), zeros behind the outputs
-    int64 backward;  // W (outputs, whole_packs(inputs)); -1: as it lies in `parameters`
+    int64 backward;  // W (outputs, whole_packs(inputs)); -1: as it lies in `parameters`, if not resident
     int64 input;     // X (rows, whole_packs(inputs)); -1: rows of the data
     int64 pre;       // Z (rows, whole_packs(outputs)); of all layers but the last
     int64 slope;     // dZ, like Z
+    int split;       // which of its products a team shares out: bit 0 forward, bit 1 backward
 
     __device__ __forceinline__ MlpLayer(const int64* field)
         : inputs(static_cast<int>(field[0])), outputs(static_cast<int>(field[1])), weight(field[2]), bias(field[3]),
           activation(static_cast<int>(field[4])), alpha(__int_as_float(static_cast<int>(field[5]))),
           threshold(static_cast<uint32>(field[6])), scale(__int_as_float(static_cast<int>(field[7]))),
           dropout(static_cast<int>(field[8])), first_tile(static_cast<int>(field[9])), forward(field[10]),
-          backward(field[11]), input(field[12]), pre(field[13]), slope(field[14]) {}
+          backward(field[11]), input(field[12]), pre(field[13]), slope(field[14]),
+          split(static_cast<int>(field[15])) {}
     __device__ __forceinline__ int tiles_along_k() const { return divide_up(inputs, TILE_K); }
 };
 
@@ -45,6 +47,7 @@ struct MlpNetwork {
     const int64* table;
     int layers, tiles, batch, rows;  // rows: the batch rounded up to whole groups of 8
     int options;
+    bool resident;                // the scratch memory is the block's own
     float *parameters, *scratch;  // at the front of the scratch memory the rows' losses, then 1 for each right one
     __device__ __forceinline__ MlpLayer layer(int l) const { return MlpLayer(table + l * FIELDS); }
 };
@@ -75,19 +78,27 @@ struct MlpBlock {
 
 __device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fc00000); }
 
-// All blocks of the launch wait for each other: what each wrote before is there for the others behind it.
+constexpr int COUNT_STRIDE = 32;  // of the counts of meetings: lines of the cache of their own
+
+// `members` blocks wait for each other: what each wrote before is there for the others behind it.
 struct Meeting {
     uint32* count;
-    uint32 held;
+    uint32 members, held;
     __device__ __forceinline__ void hold() {
         __syncthreads();
-        if (gridDim.x == 1) return;
+        if (members == 1) return;
         held++;
         if (threadIdx.x == 0) {
             __threadfence();
             atomicAdd(count, 1u);
-            while (ptx::load_acquire(count) < gridDim.x * held) __nanosleep(20);
+            while (ptx::load_acquire(count) < members * held) __nanosleep(20);
         }
         __syncthreads();
     }
+};
+
+// The blocks that take the same rows of the batch: neighbours.
+struct MlpTeam {
+    int members, rank, number, teams;
+    Meeting meeting;
 };

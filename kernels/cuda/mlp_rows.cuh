@@ -6,7 +6,10 @@
 // loads 16 bytes of the weights (neighbouring threads neighbouring columns), 32 of the rows, and makes 32 multiply-adds:
 // the multiply-adds, 8 cycles of a multiprocessor a warp, are what it waits for, not the 6 of its loads. There are fewer
 // columns than threads have; the others take other k of the same columns, and the sums are added in shared memory,
-// always in the same order. Eight loads of weights are under way at a time in each thread, 32 KB of the block.
+// always in the same order. Eight loads of weights are under way at a time in each thread, 32 KB of the block. What the
+// end of a product needs, the bias or the Z of the way forward, is copied to where its result will be meanwhile.
+// Where there are more blocks than groups of 8 rows, several take the same rows as a team. Of a product whose weights
+// take long to come each makes some columns; they pass through the scratch memory, and the team meets behind it.
 #pragma once
 #include "mlp.cuh"
 
@@ -23,17 +26,21 @@ __device__ __forceinline__ void multiply_add(float (&sum)[ROWS][4], const float*
         }
 }
 
-// ending(column, row, sum over k of in[k][row] weight[k][column]) for all `columns`, a multiple of 4 up to 512, and all 8
-// rows; each pair by the same thread in every product of as many columns. All threads of the block have met behind it.
-template <typename Ending>
-__device__ __forceinline__ void product(const float* in, int depth, const float* weight, int columns, float* sums,
-                                        Ending ending) {
+// ending(column, row, sum over k of in[k][row] weight[k][column]) for all `columns`, a multiple of 4 up to 512, of a weight
+// with `pitch`, and all 8 rows; the same thread has called before(column, row) for it, to let copies begin that are done
+// then (cp.async). All threads of the block have met behind it.
+template <typename Before, typename Ending>
+__device__ __forceinline__ void product(const float* in, int depth, const float* weight, int pitch, int columns,
+                                        float* sums, Before before, Ending ending) {
+    const int row = threadIdx.x % ROWS;
+    for (int column = threadIdx.x / ROWS; column < columns; column += THREADS / ROWS) before(column, row);
+    ptx::copy_async_commit();
     const int wide = columns / 4, most = THREADS / wide, enough = divide_up(depth, 4);
     const int slices = most < enough ? most : enough;
-    const int slice = threadIdx.x / wide, own = slice * columns + threadIdx.x % wide * 4;
+    const int slice = threadIdx.x / wide, own = slice * pitch + threadIdx.x % wide * 4;
     if (slice < slices) {
         float sum[ROWS][4] = {};
-        const int stride = slices * columns;
+        const int stride = slices * pitch;
         const float* from = weight + own;
         int k = slice;
         for (; k + (AHEAD - 1) * slices < depth; k += AHEAD * slices) {
@@ -48,9 +55,9 @@ __device__ __forceinline__ void product(const float* in, int depth, const float*
 #pragma unroll
         for (int e = 0; e < ROWS * 4; e++) sums[e * (THREADS + 1) + threadIdx.x] = sum[e / 4][e % 4];
     }
+    ptx::copy_async_wait<0>();
     __syncthreads();
     // Eight rows of four columns a warp: with the odd pitch no two threads meet in a bank, here or in `in`.
-    const int row = threadIdx.x % ROWS;
     for (int column = threadIdx.x / ROWS; column < columns; column += THREADS / ROWS) {
         const float* part = sums + (row * 4 + column % 4) * (THREADS + 1) + column / 4;
         float total = 0;
@@ -126,9 +133,9 @@ __device__ __forceinline__ float row_squares(float* z, int outputs, const float*
     return warp_reduce<Sum>(sum);
 }
 
-// The losses of the block's rows, and their slopes in shared memory and in `slope` for the weights.
+// The losses of the block's rows, and their slopes in shared memory and, if it is to `write`, for the weights.
 __device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData& data, const MlpLayer& layer, float* z,
-                                           int step, int first_row) {
+                                           int step, int first_row, bool write) {
     const int lane = threadIdx.x % WARP, row = threadIdx.x / WARP, outputs = layer.outputs;
     const int wide = whole_packs(outputs);
     const int64 sample = data.sample(step, net.batch, first_row + row);
@@ -149,8 +156,8 @@ __device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData&
     }
     __syncwarp();
     float* slope = net.scratch + layer.slope + static_cast<int64>(first_row + row) * wide;
-    for (int n = lane; n < wide; n += WARP) slope[n] = z[n * ROWS];  // zeros behind the outputs
-    if (lane == 0) {
+    for (int n = lane; n < wide && write; n += WARP) slope[n] = z[n * ROWS];  // zeros behind the outputs
+    if (lane == 0 && write) {
         net.scratch[first_row + row] = loss;
         net.scratch[net.rows + first_row + row] = right ? 1.0f : 0.0f;
     }
@@ -179,63 +186,129 @@ __device__ __forceinline__ void gather_rows(const MlpData& data, int inputs, int
     }
 }
 
-__device__ __forceinline__ void layer_forward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int l,
-                                              int step, int first_row, bool real) {
+// The columns of a product that a block makes: all of `wide`, or its share where the team shares it out.
+struct Share {
+    int first, count;
+    __device__ __forceinline__ Share(bool split, const MlpTeam& team, int wide) : first(0), count(wide) {
+        if (!split) return;
+        const int each = divide_up(wide / 4, team.members) * 4;
+        first = team.rank * each;
+        count = wide - first < each ? wide - first : each;
+    }
+};
+
+// What the team has made of a layer, into the block's shared memory.
+__device__ __forceinline__ void take_rows(const float* from, int wide, int first_row, float* out) {
+    const float* row = from + static_cast<int64>(first_row + threadIdx.x % ROWS) * wide;
+#pragma unroll 4
+    for (int n = threadIdx.x / ROWS; n < wide; n += THREADS / ROWS) out[n * ROWS + threadIdx.x % ROWS] = row[n];
+    __syncthreads();
+}
+
+__device__ __forceinline__ void layer_forward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
+                                              MlpTeam& team, int l, int step, int first_row, bool real) {
     const MlpLayer layer = net.layer(l);
-    const bool last = l + 1 == net.layers;
+    const bool last = l + 1 == net.layers, split = layer.split & 1, write = split || team.rank == 0;
     const int wide = whole_packs(layer.outputs);
+    const Share share(split, team, wide);
     float* const out = block.of(l + 1);
     float* const pre = net.scratch + layer.pre;
     float* const next = last ? nullptr : net.scratch + net.layer(l + 1).input;
     const float* const bias = layer.bias < 0 ? nullptr : net.parameters + layer.bias;
-    product(block.of(l), layer.inputs, net.scratch + layer.forward, wide, block.sums, [&](int n, int row, float sum) {
-        const bool inside = n < layer.outputs;
-        if (inside && bias != nullptr) sum += bias[n];
-        if (!last) {
-            const int64 number = first_row + row, at = number * wide + n;
-            pre[at] = sum;
-            float value[1] = {sum};
-            activate<float>(value, layer.activation, layer.alpha);
-            if (layer.dropout >= 0)
-                value[0] = kept(layer, data, step, number * layer.outputs + n) ? value[0] * layer.scale : 0.0f;
-            sum = inside && real ? value[0] : 0.0f;  // this thread's row is the same in all columns
-            next[at] = sum;
-        }
-        out[n * ROWS + row] = inside ? sum : 0.0f;
-    });
+    const float* const weight = net.scratch + layer.forward + share.first;
+    if (share.count > 0)
+        product(block.of(l), layer.inputs, weight, wide, share.count, block.sums, [&](int column, int row) {
+            const int n = share.first + column;
+            const bool has = n < layer.outputs && bias != nullptr;
+            ptx::copy_async<4>(out + n * ROWS + row, has ? bias + n : net.parameters, has);  // else zero
+        }, [&](int column, int row, float sum) {
+            const int n = share.first + column;
+            const bool inside = n < layer.outputs;
+            sum += out[n * ROWS + row];
+            if (!last) {
+                const int64 number = first_row + row, at = number * wide + n;
+                if (write) pre[at] = sum;
+                float value[1] = {sum};
+                activate<float>(value, layer.activation, layer.alpha);
+                if (layer.dropout >= 0)
+                    value[0] = kept(layer, data, step, number * layer.outputs + n) ? value[0] * layer.scale : 0.0f;
+                sum = real ? value[0] : 0.0f;  // this thread's row is the same in all columns
+                if (write) next[at] = inside ? sum : 0.0f;
+            }
+            out[n * ROWS + row] = inside ? sum : 0.0f;
+        });
+    if (split) {
+        team.meeting.hold();
+        take_rows(next, wide, first_row, out);
+    }
 }
 
 // The slope of the layer below `l` from the slope of `l`.
-__device__ __forceinline__ void layer_backward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int l,
-                                               int step, int first_row, bool real) {
+__device__ __forceinline__ void layer_backward(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
+                                               MlpTeam& team, int l, int step, int first_row, bool real) {
     const MlpLayer layer = net.layer(l), below = net.layer(l - 1);
+    const bool split = layer.split & 2, write = split || team.rank == 0;
     const int wide = whole_packs(layer.inputs);
+    const Share share(split, team, wide);
+    const bool copied = net.resident || layer.backward >= 0;
     const float* const weight =
-        layer.backward < 0 ? net.parameters + layer.weight : net.scratch + layer.backward;
+        (copied ? net.scratch + layer.backward : net.parameters + layer.weight) + share.first;
     float* const out = block.of(l);
     const float* const pre = net.scratch + below.pre;
     float* const slope = net.scratch + below.slope;
-    product(block.of(l + 1), layer.outputs, weight, wide, block.sums, [&](int k, int row, float sum) {
-        const int64 number = first_row + row, at = number * wide + k;
-        if (below.dropout >= 0)
-            sum = kept(below, data, step, number * layer.inputs + k) ? sum * below.scale : 0.0f;
-        float value[1] = {sum};
-        const float saved[1] = {pre[at]};
-        differentiate<float>(value, saved, below.activation, below.alpha);
-        sum = k < layer.inputs && real ? value[0] : 0.0f;
-        slope[at] = sum;
-        out[k * ROWS + row] = sum;
-    });
+    if (share.count > 0)
+        product(block.of(l + 1), layer.outputs, weight, wide, share.count, block.sums, [&](int column, int row) {
+            const int k = share.first + column;
+            const float* from = pre + static_cast<int64>(first_row + row) * wide + k;
+            if (net.resident)
+                out[k * ROWS + row] = *from;
+            else
+                ptx::copy_async<4>(out + k * ROWS + row, from);
+        }, [&](int column, int row, float sum) {
+            const int k = share.first + column;
+            const int64 number = first_row + row, at = number * wide + k;
+            if (below.dropout >= 0)
+                sum = kept(below, data, step, number * layer.inputs + k) ? sum * below.scale : 0.0f;
+            float value[1] = {sum};
+            const float saved[1] = {out[k * ROWS + row]};
+            differentiate<float>(value, saved, below.activation, below.alpha);
+            sum = k < layer.inputs && real ? value[0] : 0.0f;
+            if (write) slope[at] = sum;
+            out[k * ROWS + row] = sum;
+        });
+    if (split && l > 1) {
+        team.meeting.hold();
+        take_rows(slope, wide, first_row, out);
+    }
 }
 
-__device__ __forceinline__ void train_rows(const MlpNetwork& net, const MlpData& data, const MlpBlock& block, int step) {
-    for (int first_row = blockIdx.x * ROWS; first_row < net.batch; first_row += gridDim.x * ROWS) {
+// Which layers a team shares out: the last one forward, -1 for none; the last one backward, `layers` for none.
+struct Sharing {
+    int forward, backward;
+    __device__ __forceinline__ explicit Sharing(const MlpNetwork& net) : forward(-1), backward(net.layers) {
+        for (int l = net.layers - 1; l >= 0; l--) {
+            if (net.layer(l).split & 1 && forward < 0) forward = l;
+            if (net.layer(l).split & 2) backward = l;
+        }
+    }
+};
+
+// What is not shared out is made by every block of a team as long as a later product is, and then by the first alone.
+__device__ __forceinline__ void train_rows(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
+                                           MlpTeam& team, const Sharing& sharing, int step) {
+    const bool through = team.rank == 0 || sharing.backward < net.layers;
+    for (int first_row = team.number * ROWS; first_row < net.batch; first_row += team.teams * ROWS) {
         const int64 sample = data.sample(step, net.batch, first_row + threadIdx.x % ROWS);
         gather_rows(data, net.layer(0).inputs, sample, block.of(0));
         __syncthreads();
-        for (int l = 0; l < net.layers; l++) layer_forward(net, data, block, l, step, first_row, sample != -1);
-        row_losses(net, data, net.layer(net.layers - 1), block.of(net.layers), step, first_row);
-        for (int l = net.layers - 1; l > 0; l--) layer_backward(net, data, block, l, step, first_row, sample != -1);
+        const int forward = through ? net.layers : sharing.forward + 1;
+        for (int l = 0; l < forward; l++) layer_forward(net, data, block, team, l, step, first_row, sample != -1);
+        if (!through) continue;
+        row_losses(net, data, net.layer(net.layers - 1), block.of(net.layers), step, first_row, team.rank == 0);
+        if (sharing.backward < net.layers) team.meeting.hold();  // for Z of the layers that the first block made alone
+        const int backward = team.rank == 0 ? 1 : sharing.backward;
+        for (int l = net.layers - 1; l >= backward; l--)
+            layer_backward(net, data, block, team, l, step, first_row, sample != -1);
     }
 }
 

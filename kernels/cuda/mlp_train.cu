@@ -7,7 +7,8 @@
 //
 // Who does what. A step has two phases, and all blocks meet after each, whatever the depth:
 //   rows      a block owns 8 rows of the batch at a time and takes them through all layers to the loss and back to
-//             the slopes dZ of all layers (mlp_rows.cuh). It keeps X', Z and dZ in the scratch memory.
+//             the slopes dZ of all layers (mlp_rows.cuh). It keeps X', Z and dZ in the scratch memory. Blocks that would
+//             have no rows help as members of a team, with products whose weights are large.
 //   weights   a block owns tiles of 32 x 64 of the weights: the product over the whole batch, and the update at
 //             once, of the weight, its state and the copies that the rows read (mlp_weights.cuh)
 // With a limit on the gradients' norm a third meeting stands between a tile's gradient and its update. With one
@@ -21,9 +22,10 @@
 //
 // The limit, for P weights, B rows, G blocks: 6 P B FLOPs a step, over G multiprocessors in the second phase and over
 // B / 8 in the first, where each block reads all copies of the weights (8 P bytes, 4 P0 of the first layer) through
-// the second-level cache for its 8 rows: for 784-256-128-10 that is 1.1 MB, on paper 11 us of an H200's
-// multiprocessor, against 8 us of its multiply-adds. The update moves 24 P bytes (Adam). Two meetings, about 1.3 us
-// each. Launched one by one, the same step is some thirty kernels. Not yet run on hardware.
+// the second-level cache for its 8 rows: for 784-256-128-10 that is 1.1 MB, on paper 12 us of an H200's
+// multiprocessor. With a batch of 128 teams of 8 share out the first layer, and 4 us are left. The update moves 24 P
+// bytes (Adam). Two meetings of all and one of the teams, about 1 us each. Launched one by one, the same step is some
+// thirty kernels. Estimates from data sheets: not yet run on hardware.
 // Assumes: inputs <= 1024, outputs <= 512, weights at multiples of 4 floats, `parameters` at one of 16 bytes or a copy
 // of every W; all blocks exist at once (a cooperative launch: gpunn/device/sources.py). Any batch, depth, width.
 // Why fused multiply-adds and not tensor cores: TF32 would round the products to 11 bits, and the same training step
@@ -31,8 +33,9 @@
 #include "mlp_rows.cuh"
 #include "mlp_weights.cuh"
 
-// counts[s] = real rows of step s, one warp each; counts[steps] = 0 meetings so far.
-__global__ void __launch_bounds__(256) mlp_count_rows(const int64* order, int steps, int batch, int* counts) {
+// counts[s] = real rows of step s, one warp each; behind them `meetings` numbers: no meetings so far.
+__global__ void __launch_bounds__(256)
+mlp_count_rows(const int64* order, int steps, int batch, int* counts, int meetings) {
     const int lane = threadIdx.x % WARP;
     for (int64 s = global_thread() / WARP; s < steps; s += grid_threads() / WARP) {
         int count = 0;
@@ -40,7 +43,7 @@ __global__ void __launch_bounds__(256) mlp_count_rows(const int64* order, int st
         count = warp_reduce<Sum>(count);
         if (lane == 0) counts[s] = count;
     }
-    if (global_thread() == 0) counts[steps] = 0;
+    for (int64 i = global_thread(); i < meetings; i += grid_threads()) counts[steps + i] = 0;
 }
 
 // RESIDENT: the scratch memory lies in shared memory, of the only block.
@@ -48,8 +51,8 @@ template <bool RESIDENT>
 __global__ void __launch_bounds__(THREADS, 1)
 mlp_train(const float* x, int64 samples, const int64* labels, const float* wanted, const int64* order, int steps,
           int batch, float* parameters, float* first, float* second, const double* hyper, int slots,
-          const int64* layer_table, int layers, int tiles, float* global_scratch, int first_buffer,
-          int second_buffer, float* gradients, double* squares, int* counts, float* losses,
+          const int64* layer_table, int layers, int tiles, int members, float* global_scratch,
+          int first_buffer, int second_buffer, float* gradients, double* squares, int* counts, float* losses,
           int* correct, float smoothing, double max_norm, uint64 seed, uint64 offset, int dropouts, int options) {
     DYNAMIC_SHARED(float, memory);
     float* const buffers = memory + SUMS;
@@ -57,16 +60,22 @@ mlp_train(const float* x, int64 samples, const int64* labels, const float* wante
     float* const scratch = RESIDENT ? reinterpret_cast<float*>(table + layers * FIELDS) : global_scratch;
     for (int i = threadIdx.x; i < layers * FIELDS; i += THREADS) table[i] = layer_table[i];
     __syncthreads();
-    const MlpNetwork net = {table, layers, tiles, batch, divide_up(batch, ROWS) * ROWS, options, parameters, scratch};
+    const MlpNetwork net = {table, layers, tiles, batch, divide_up(batch, ROWS) * ROWS, options, RESIDENT,
+                            parameters, scratch};
     const MlpData data = {x, samples, labels, wanted, order, counts, smoothing, seed, offset, dropouts};
     const MlpBlock block = {memory, {buffers, buffers + first_buffer}};
     const MlpState state = {first, second, gradients, squares, max_norm};
-    Meeting meeting = {reinterpret_cast<uint32*>(counts + steps), 0};
+    uint32* const meetings = reinterpret_cast<uint32*>(counts + steps);
+    const int number = blockIdx.x / members;
+    Meeting meeting = {meetings, gridDim.x, 0};
+    MlpTeam team = {members, static_cast<int>(blockIdx.x % members), number, static_cast<int>(gridDim.x / members),
+                    {meetings + (1 + number) * COUNT_STRIDE, static_cast<uint32>(members), 0}};
+    const Sharing sharing(net);
 
     copy_weights(net);
     meeting.hold();
     for (int step = 0; step < steps; step++) {
-        train_rows(net, data, block, step);
+        train_rows(net, data, block, team, sharing, step);
         meeting.hold();
         if (blockIdx.x == gridDim.x - 1) sum_losses(net, data, step, losses, correct);
         const MlpRule rule(hyper + static_cast<int64>(step) * slots, options);

@@ -1,19 +1,21 @@
 // mlp_weights.cuh - the second phase of a step of mlp_train.cu: gradients of the weights by tiles, and their update.
 //
-// A tile is 32 outputs by 64 inputs of one layer: dW = dZ^T X over all rows of the batch. The block takes 16 rows at a
-// time into shared memory, twice, so that the next ones are under way meanwhile; half of the threads take the first
-// eight rows, half the others, each 4 x 4 sums: 16 multiply-adds for two 16-byte loads. The halves are then added, in
-// this order, and 8 elements a thread are updated: coalesced along the inputs, and the copy W^T coalesced along the
-// outputs, through shared memory. The block with a layer's first inputs also sums dZ for its bias.
-// Shared memory: 12 KB of rows and 16.6 KB of the tile's halves, in the memory of the products' sums.
+// A tile is 32 outputs by 64 inputs of one layer: dW = dZ^T X over all rows of the batch. The block takes 32 rows at a
+// time into shared memory, twice, and has the next 64 under way in registers, 24 KB, because they come from afar; half
+// of the threads take the first 16 rows, half the others, each 4 x 4 sums: 16 multiply-adds for two 16-byte loads. The
+// halves are then added, in this order, and 8 elements a thread are updated, which were loaded before the products:
+// coalesced along the inputs, and the copy W^T coalesced along the outputs, through shared memory. The block with a
+// layer's first inputs also sums dZ for its bias.
+// Shared memory: 24.6 KB of rows, then 16.6 KB of the tile's halves in their place, in that of the products' sums.
 // The limit of a tile: 2048 B multiply-adds, 16 B cycles; it reads 384 B bytes of X and dZ.
 #pragma once
 #include "mlp.cuh"
 
-constexpr int CHUNK = 16, HALF = THREADS / 2;   // rows of the batch at a time; threads for each half of them
+constexpr int CHUNK = 32, HALF = THREADS / 2;   // rows of the batch at a time; threads for each half of them
 constexpr int PITCH = TILE_K + 1;               // odd, so that columns of the tile have no bank twice
 constexpr int EACH = TILE_N * TILE_K / THREADS;  // elements of a thread
-static_assert(2 * CHUNK * (TILE_N + TILE_K) + 2 * TILE_N * PITCH <= SUMS, "a tile works in the products' memory");
+static_assert(2 * CHUNK * (TILE_N + TILE_K) <= SUMS && 2 * TILE_N * PITCH <= SUMS,
+              "a tile works in the products' memory");
 static_assert(HALF == TILE_N / 4 * (TILE_K / 4) && EACH * THREADS == TILE_N * TILE_K, "threads share out a tile");
 
 // ---- the rules, as in optimizer.cu -----------------------------------------------------------------------------
@@ -93,28 +95,33 @@ struct Tile {
 
 // ---- the gradient ---------------------------------------------------------------------------------------------------
 
-// What a thread brings of a chunk: 4 numbers of X, and half of the threads 4 of dZ.
+// What a thread brings of a chunk: 4 numbers of X in each half of its rows, and 4 of dZ.
 struct ChunkPart {
-    Pack<float, 4> x, slope;
+    Pack<float, 4> x[2], slope;
 
     __device__ __forceinline__ void load(const MlpNetwork& net, const MlpData& data, const Tile& tile, int step,
                                          int first_row) {
-        x = {}, slope = {};
-        const int row = first_row + threadIdx.x / (TILE_K / 4), k = tile.k0 + threadIdx.x % (TILE_K / 4) * 4;
-        const int inputs = tile.layer.inputs;
-        if (row < net.rows && k < inputs) {
-            if (tile.layer.input >= 0)
-                x = load_pack<float, 4>(net.scratch + tile.layer.input + static_cast<int64>(row) * whole_packs(inputs) + k);
+        const int k = tile.k0 + threadIdx.x % (TILE_K / 4) * 4, inputs = tile.layer.inputs;
+#pragma unroll
+        for (int u = 0; u < 2; u++) {
+            x[u] = {};
+            const int row = first_row + u * (CHUNK / 2) + threadIdx.x / (TILE_K / 4);
+            if (row >= net.rows || k >= inputs) continue;
+            if (tile.layer.input < 0)
+                load_data(x[u], data, data.sample(step, net.batch, row), k, inputs, net.options & VECTOR);
             else
-                load_data(data, data.sample(step, net.batch, row), k, inputs, net.options & VECTOR);
+                x[u] = load_pack<float, 4>(net.scratch + tile.layer.input +
+                                           static_cast<int64>(row) * whole_packs(inputs) + k);
         }
-        const int other = first_row + threadIdx.x / (TILE_N / 4), n = tile.n0 + threadIdx.x % (TILE_N / 4) * 4;
+        slope = {};
+        const int row = first_row + threadIdx.x / (TILE_N / 4), n = tile.n0 + threadIdx.x % (TILE_N / 4) * 4;
         const int outputs = tile.layer.outputs;
-        if (threadIdx.x < HALF && other < net.rows && n < outputs)
+        if (row < net.rows && n < outputs)
             slope = load_pack<float, 4>(net.scratch + tile.layer.slope +
-                                        static_cast<int64>(other) * whole_packs(outputs) + n);
+                                        static_cast<int64>(row) * whole_packs(outputs) + n);
     }
-    __device__ __forceinline__ void load_data(const MlpData& data, int64 sample, int k, int inputs, bool vector) {
+    static __device__ __forceinline__ void load_data(Pack<float, 4>& x, const MlpData& data, int64 sample, int k,
+                                                     int inputs, bool vector) {
         if (sample == -1) return;
         const float* from = data.x + sample * inputs + k;
         const bool exists = data.exists(sample);
@@ -127,81 +134,101 @@ struct ChunkPart {
             if (k + e < inputs) x.item[e] = exists ? from[e] : not_a_number();
     }
     __device__ __forceinline__ void store(float* chunk) const {
-        const int row = threadIdx.x / (TILE_K / 4), other = threadIdx.x / (TILE_N / 4);
-        store_pack(chunk + row * TILE_K + threadIdx.x % (TILE_K / 4) * 4, x);
-        if (threadIdx.x < HALF)
-            store_pack(chunk + CHUNK * TILE_K + other * TILE_N + threadIdx.x % (TILE_N / 4) * 4, slope);
+        const int row = threadIdx.x / (TILE_K / 4), k = threadIdx.x % (TILE_K / 4) * 4;
+        store_pack(chunk + row * TILE_K + k, x[0]);
+        store_pack(chunk + (row + CHUNK / 2) * TILE_K + k, x[1]);
+        store_pack(chunk + CHUNK * TILE_K + threadIdx.x * 4, slope);
     }
 };
+static_assert(THREADS == CHUNK / 2 * (TILE_K / 4) && THREADS == CHUNK * (TILE_N / 4), "threads share out a chunk");
 
-// halves[2][TILE_N][PITCH] = the sums of each half of the rows; returns the thread's sum for the bias.
-__device__ __forceinline__ double tile_gradient(const MlpNetwork& net, const MlpData& data, const Tile& tile,
-                                                float* chunks, float* halves, int step) {
-    constexpr int SIZE = CHUNK * (TILE_N + TILE_K);
+// The thread's 4 x 4 sums over its half of a chunk's rows, and its bias's over all of them.
+__device__ __forceinline__ void add_chunk(const Tile& tile, const float* chunk, float (&sum)[4][4], double& bias) {
     const int half = threadIdx.x / HALF, k = threadIdx.x % (TILE_K / 4) * 4, n = threadIdx.x % HALF / (TILE_K / 4) * 4;
+    const float *x = chunk + half * (CHUNK / 2) * TILE_K + k, *slope = chunk + CHUNK * TILE_K;
+    if (tile.with_bias && threadIdx.x < TILE_N) {
+        float some = 0;
+#pragma unroll 8
+        for (int r = 0; r < CHUNK; r++) some += slope[r * TILE_N + threadIdx.x];
+        bias += some;
+    }
+    slope += half * (CHUNK / 2) * TILE_N + n;
+#pragma unroll 8
+    for (int r = 0; r < CHUNK / 2; r++) {
+        const Pack<float, 4> a = load_pack<float, 4>(x + r * TILE_K), d = load_pack<float, 4>(slope + r * TILE_N);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) sum[i][j] += d.item[i] * a.item[j];
+    }
+}
+
+// memory[2][TILE_N][PITCH] = the sums of each half of the rows; returns the thread's sum for the bias.
+__device__ __forceinline__ float tile_gradient(const MlpNetwork& net, const MlpData& data, const Tile& tile,
+                                               float* memory, int step) {
+    float* const chunk[2] = {memory, memory + CHUNK * (TILE_N + TILE_K)};
     float sum[4][4] = {};
     double bias = 0;
-    ChunkPart part;
-    part.load(net, data, tile, step, 0);
-    for (int row = 0, turn = 0; row < net.rows; row += CHUNK, turn ^= 1) {
-        float* const chunk = chunks + turn * SIZE;
-        part.store(chunk);
-        __syncthreads();  // also: all have left the chunk before last, which is written next
-        if (row + CHUNK < net.rows) part.load(net, data, tile, step, row + CHUNK);
-        const float *x = chunk + half * (CHUNK / 2) * TILE_K, *slope = chunk + CHUNK * TILE_K;
-        if (tile.with_bias && threadIdx.x < TILE_N) {
-            float some = 0;
+    ChunkPart part[2];
+    part[0].load(net, data, tile, step, 0);
+    part[1].load(net, data, tile, step, CHUNK);
+    for (int row = 0; row < net.rows; row += 2 * CHUNK) {
 #pragma unroll
-            for (int r = 0; r < CHUNK; r++) some += slope[r * TILE_N + threadIdx.x];
-            bias += some;
-        }
-        slope += half * (CHUNK / 2) * TILE_N;
-#pragma unroll
-        for (int r = 0; r < CHUNK / 2; r++) {
-            const Pack<float, 4> a = load_pack<float, 4>(x + r * TILE_K + k);
-            const Pack<float, 4> d = load_pack<float, 4>(slope + r * TILE_N + n);
-#pragma unroll
-            for (int i = 0; i < 4; i++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) sum[i][j] += d.item[i] * a.item[j];
+        for (int u = 0; u < 2; u++) {
+            const int start = row + u * CHUNK;
+            if (start >= net.rows) break;
+            part[u].store(chunk[u]);
+            __syncthreads();  // also: all have left the chunk before last, which is written next
+            part[u].load(net, data, tile, step, start + 2 * CHUNK);
+            add_chunk(tile, chunk[u], sum, bias);
         }
     }
-    float* const own = halves + half * TILE_N * PITCH;
+    __syncthreads();
+    const int k = threadIdx.x % (TILE_K / 4) * 4, n = threadIdx.x % HALF / (TILE_K / 4) * 4;
+    float* const own = memory + threadIdx.x / HALF * TILE_N * PITCH;
 #pragma unroll
     for (int i = 0; i < 4; i++)
 #pragma unroll
         for (int j = 0; j < 4; j++) own[(n + i) * PITCH + k + j] = sum[i][j];
     __syncthreads();
-    return bias;
+    return static_cast<float>(bias);
 }
 
 // ---- the update -----------------------------------------------------------------------------------------------------
 
+// The thread's elements of a weight and of its state.
+struct Elements {
+    float w[EACH], first[EACH], second[EACH];
+    __device__ __forceinline__ void load(const MlpNetwork& net, const Tile& tile, const MlpState& state,
+                                         const MlpRule& rule) {
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            w[e] = first[e] = second[e] = 0;
+            if (!tile.has(e)) continue;
+            w[e] = net.parameters[tile.at(e)];
+            if (rule.has_first()) first[e] = state.first[tile.at(e)];
+            if (rule.has_second()) second[e] = state.second[tile.at(e)];
+        }
+    }
+};
+
 // Updates the thread's elements with the gradients g, and the copies of the weight that the rows read.
 __device__ __forceinline__ void update_tile(const MlpNetwork& net, const Tile& tile, const MlpState& state,
-                                            const MlpRule& rule, const float (&g)[EACH], float bias, float* transposed) {
+                                            const MlpRule& rule, Elements& own, const float (&g)[EACH], float bias,
+                                            float* transposed) {
     const MlpLayer& layer = tile.layer;
-    float w[EACH], first[EACH], second[EACH];
-#pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        w[e] = first[e] = second[e] = 0;
-        if (!tile.has(e)) continue;
-        w[e] = net.parameters[tile.at(e)];
-        if (rule.has_first()) first[e] = state.first[tile.at(e)];
-        if (rule.has_second()) second[e] = state.second[tile.at(e)];
-    }
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         if (!tile.has(e)) continue;
-        rule.apply(w[e], g[e], first[e], second[e]);
-        net.parameters[tile.at(e)] = w[e];
-        if (rule.has_first()) state.first[tile.at(e)] = first[e];
-        if (rule.has_second()) state.second[tile.at(e)] = second[e];
+        rule.apply(own.w[e], g[e], own.first[e], own.second[e]);
+        net.parameters[tile.at(e)] = own.w[e];
+        if (rule.has_first()) state.first[tile.at(e)] = own.first[e];
+        if (rule.has_second()) state.second[tile.at(e)] = own.second[e];
         if (layer.backward >= 0) {
             const int64 row = tile.n0 + Tile::n(e);
-            net.scratch[layer.backward + row * whole_packs(layer.inputs) + tile.k0 + Tile::k(e)] = w[e];
+            net.scratch[layer.backward + row * whole_packs(layer.inputs) + tile.k0 + Tile::k(e)] = own.w[e];
         }
-        transposed[Tile::n(e) * PITCH + Tile::k(e)] = w[e];
+        transposed[Tile::n(e) * PITCH + Tile::k(e)] = own.w[e];
     }
     if (tile.has_bias()) {
         const int64 at = tile.at_bias();
@@ -262,19 +289,20 @@ __device__ __forceinline__ float clipped(float gradient, float coefficient) {
 // two rounds, so that the code of either stands in the kernel once.
 __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
                                               const MlpState& state, const MlpRule& rule, Meeting& meeting, int step) {
-    float* const halves = block.sums + 2 * CHUNK * (TILE_N + TILE_K);
     const bool clip = net.options & CLIP;
     float coefficient = 1;
     for (int round = clip ? 0 : 1; round < 2; round++) {
         for (int number = blockIdx.x; number < net.tiles; number += gridDim.x) {
             const Tile tile(net, number);
             float g[EACH], bias = 0;
+            Elements own;
+            if (round == 1) own.load(net, tile, state, rule);
             if (round == 0 || !clip) {
-                bias = static_cast<float>(tile_gradient(net, data, tile, block.sums, halves, step));
+                bias = tile_gradient(net, data, tile, block.sums, step);
 #pragma unroll
                 for (int e = 0; e < EACH; e++) {
                     const int at = Tile::n(e) * PITCH + Tile::k(e);
-                    g[e] = halves[at] + halves[TILE_N * PITCH + at];
+                    g[e] = block.sums[at] + block.sums[TILE_N * PITCH + at];
                 }
             } else {
 #pragma unroll
@@ -285,7 +313,7 @@ __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpDa
             if (round == 0)
                 keep_gradient(tile, state, g, bias, number);
             else
-                update_tile(net, tile, state, rule, g, bias, halves);
+                update_tile(net, tile, state, rule, own, g, bias, block.sums);
         }
         if (round == 0) {
             meeting.hold();

@@ -51,8 +51,8 @@ def pixel_of(i, n, reflect):
 
 @cuda.jit
 def augment_images(
-    images, indices, indexed, mean, has_mean, std, has_std, out, seed, offset, counter, given,
-    padding, reflect, at_random, flip, cutout, brightness, contrast, scale, fill, filled,
+    images, indices, indexed, out, seed, offset, counter, given, padding, reflect, at_random, flip,
+    cutout, brightness, contrast, factor, term, fill, filled,
 ):  # fmt: skip
     seed, offset = origin(seed, offset, counter, given)
     samples, height, width, channels = images.shape
@@ -80,9 +80,7 @@ def augment_images(
         sample = indices[i] if indexed else i
         known = 0 <= sample < samples
         for c in range(channels):
-            deviation = std[c] if has_std else float32(1)
-            a = float32(scale / deviation)
-            b = float32(-(mean[c] if has_mean else float32(0)) / deviation)
+            a, b = factor[c], term[c]
             if at_random:
                 a, b = multiply(a, stretch), add(multiply(b, stretch), shift)
             if not known:

@@ -45,7 +45,7 @@ def test_integer_indices_add_up_where_they_repeat(data):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_the_sorting_scatter_agrees_with_add_at(data):
+def test_the_scatter_of_a_gpu_agrees_with_add_at(data):
     shape = data.draw(shapes)
     key = data.draw(hnp.integer_array_indices(shape, result_shape=hnp.array_shapes(max_side=6)))
     if data.draw(st.booleans()):
@@ -53,23 +53,23 @@ def test_the_sorting_scatter_agrees_with_add_at(data):
     values = np.random.default_rng(1).integers(-9, 9, np.zeros(shape)[key].shape).astype("float64")
     expected, found = np.ones(shape), np.ones(shape)
     np.add.at(expected, key, values)
-    indexing.scatter_sorted(np, found, key, values)
+    indexing.scatter_rows(np, found, key, values, most=data.draw(st.sampled_from([2, 2**30 - 1])))
     np.testing.assert_array_equal(found, expected)
 
 
-def test_the_sorting_scatter_with_slices_masks_and_many_repeats():
+def test_the_scatter_of_a_gpu_with_slices_masks_and_many_repeats():
     rng = np.random.default_rng(2)
     values = rng.integers(-9, 9, (1000, 3)).astype(np.float64)
     key = rng.integers(0, 2, 1000)
     expected, found = np.zeros((4, 3)), np.zeros((4, 3))
     np.add.at(expected, key, values)
-    indexing.scatter_sorted(np, found, key, values)
+    indexing.scatter_rows(np, found, key, values)
     np.testing.assert_array_equal(found, expected)
     key = (slice(1, 3), np.array([0, 0, 2]))
     values = rng.integers(-9, 9, (2, 3)).astype(np.float64)
     expected, found = np.zeros((4, 3)), np.zeros((4, 3))
     np.add.at(expected, key, values)
-    indexing.scatter_sorted(np, found, key, values)
+    indexing.scatter_rows(np, found, key, values)
     np.testing.assert_array_equal(found, expected)
     low = np.zeros(2, g.bfloat16)  # 300 ones in bfloat16 would stop at 256 if added one by one
     indexing.scatter_add(low, np.zeros(300, np.int64), np.ones(300, g.bfloat16))

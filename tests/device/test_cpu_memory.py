@@ -14,7 +14,7 @@ pytest.importorskip("numba")
 import gpunn  # noqa: E402
 from gpunn import nn, optim  # noqa: E402
 from gpunn.bench import training  # noqa: E402
-from gpunn.device import cpu_memory  # noqa: E402
+from gpunn.device import cpu_memory_handler  # noqa: E402
 from gpunn.device.cpu_memory import CpuStepMemory  # noqa: E402
 from gpunn.device.device import Device  # noqa: E402
 from gpunn.errors import DeviceError  # noqa: E402
@@ -363,18 +363,18 @@ print(sum(a.sum() for a in sys.kept))
 
 
 def test_the_words_that_every_step_writes():
-    code = cpu_memory._compiled()
+    code = cpu_memory_handler.compiled()
     for name in ("MODE", "LOGGED", "NEXT", "MISSED", "IN_USE"):
-        assert 8 * getattr(cpu_memory, f"_{name}") == getattr(code, name)
+        assert 8 * getattr(cpu_memory_handler, name) == getattr(code, name)
     counters = range(code.UNPLANNED, code.SERVED_BYTES + 8, 8)
-    assert list(counters) == [8 * n for n in range(*cpu_memory._COUNTERS.indices(99))]
-    flags = cpu_memory._LOGGING, cpu_memory._SERVING, cpu_memory._SCATTERED
+    assert list(counters) == [8 * n for n in range(*cpu_memory_handler.COUNTERS.indices(99))]
+    flags = cpu_memory_handler.LOGGING, cpu_memory_handler.SERVING, cpu_memory_handler.SCATTERED
     assert flags == (code.LOGGING, code.SERVING, code.SCATTERED)
 
 
 def test_why_there_can_be_none(monkeypatch):
     assert CpuStepMemory.available() and CpuStepMemory.why_not() is None
-    ask = cpu_memory._why_not.__wrapped__
+    ask = cpu_memory_handler.why_not.__wrapped__
     monkeypatch.setenv("GPUNN_CPU_COMPILED", "0")
     assert "GPUNN_CPU_COMPILED is 0" in ask()
     monkeypatch.delenv("GPUNN_CPU_COMPILED")
@@ -384,6 +384,6 @@ def test_why_there_can_be_none(monkeypatch):
     with monkeypatch.context() as patch, contextlib.suppress(ImportError):
         patch.setattr("numba.config.DISABLE_JIT", 1)
         assert "NUMBA_DISABLE_JIT" in ask()
-    monkeypatch.setattr(cpu_memory, "_why_not", lambda: "not here")
+    monkeypatch.setattr(cpu_memory_handler, "why_not", lambda: "not here")
     with pytest.raises(DeviceError, match="CpuStepMemory: not here"):
         CpuStepMemory()

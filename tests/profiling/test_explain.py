@@ -146,7 +146,7 @@ def test_a_gpu_that_is_there_is_known_by_its_name(monkeypatch, name, expected):
 
 def test_ready_steps_train():
     assert {"digits", "mlp", "cnn", "lstm", "gpt", "resnet18"} <= set(names())
-    for name in ("digits", "mlp", "lstm-classifier", "lstm-language-model", "seq2seq"):
+    for name in ("digits", "lstm-language-model", "seq2seq"):
         step = ready_step(name, batch=3)
         losses = [step().item() for _ in range(4)]
         assert np.isfinite(losses).all() and losses[-1] < losses[0], name

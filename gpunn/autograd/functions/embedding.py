@@ -200,8 +200,9 @@ def embedding_bag(
         return SegmentSum.apply(rows, groups, number)
     # A sum, or a count, may be too much for 16 bits where the mean is not.
     total = SegmentSum.apply(cast(rows, accumulator_dtype(rows.dtype)), groups, number)
-    counts = array_xp(groups).bincount(groups, minlength=number + 1)[:number]
-    return cast(total / wrap(counts.clip(1, None).astype(total.dtype)[:, None]), rows.dtype)
+    ones = array_xp(groups).ones((len(groups), 1), np.float64)  # `bincount` would wait for a GPU
+    counts = embedding_backward(ones, groups, num_embeddings=number + 1)[:number]
+    return cast(total / wrap(counts.clip(1, None).astype(total.dtype)), rows.dtype)
 
 
 def _bags(indices: Tensor, offsets: Tensor | None, include_last: bool):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from gpunn.autograd import mode
-from gpunn.autograd.dtypes import is_float, is_low, wide
+from gpunn.autograd.dtypes import is_float, is_low
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, sum_to
 from gpunn.autograd.tensor import Tensor, raw_array, wrap
 from gpunn.device import device_of, to_device
+from gpunn.primitives.embedding import embedding_backward
 
 
 class Index(Function):
@@ -47,14 +48,14 @@ class SetIndex(Function):
     def forward(self, x, value, key):
         self.key = key
         self.value_shape = value.shape if hasattr(value, "shape") else ()
-        x[_places(key)] = value
+        write(x, key, value)
         return x
 
     def backward(self, grad):
         grad_x = grad_value = None
         if self.needs[0]:
             grad_x = grad.copy()
-            grad_x[self.key] = 0
+            write(grad_x, self.key, 0)
         if self.needs[1]:
             part = grad[self.key]
             lead = len(self.value_shape) - part.ndim
@@ -81,6 +82,19 @@ def _is_mask(key) -> bool:
 def _places(key):
     """`key` for writing: CuPy writes arrays through positions, not through masks."""
     return key.nonzero() if _is_mask(key) and key.ndim else key
+
+
+def write(array, key, value) -> None:
+    """``array[key] = value``; one number through a mask without counting, which would wait."""
+    if _is_mask(key) and key.ndim and getattr(value, "ndim", 0) == 0:
+        if key.shape != array.shape[: key.ndim]:
+            raise IndexError(
+                f"a mask of shape {key.shape} does not fit its first {key.ndim} dimensions"
+            )
+        mask = key.reshape(key.shape + (1,) * (array.ndim - key.ndim))
+        array_xp(array).copyto(array, value, casting="unsafe", where=mask)
+    else:
+        array[_places(key)] = value
 
 
 def normal_key(key, device):
@@ -141,7 +155,7 @@ def setitem(input: Tensor, key, value) -> None:
     try:
         if not tracked:
             check_writable("setitem", input)
-            array[_places(key)] = _plain_value(value, array)
+            write(array, key, _plain_value(value, array))
             input._cell[0] += 1
             return
         check_tracked_write("setitem", input)
@@ -200,25 +214,37 @@ def adopt(tensor: Tensor, result: Tensor) -> None:
 def scatter_add(out, key, values) -> None:
     """out[key] += values, where `key` may name an element several times, the same on every run.
 
-    On the CPU by `numpy.add.at`, in order. On a GPU elements are sorted by their place and summed
-    pairwise, since additions by float atomics come in any order and give other bits each time.
+    On the CPU by `numpy.add.at`, in order. On a GPU as the gradient of an embedding, whose sums
+    have a fixed order: additions by float atomics come in any and give other bits each time.
     """
     if type(out) is np.ndarray and not is_low(out.dtype):
         np.add.at(out, key, values)
     else:
-        scatter_sorted(array_xp(out), out, key, values)
+        scatter_rows(array_xp(out), out, key, values)
 
 
-def scatter_sorted(xp, out, key, values) -> None:
-    """out[key] += values by sorting, with the array module `xp`; `out` is C-contiguous."""
+def scatter_rows(xp, out, key, values, most: int = 2**30 - 1) -> None:
+    """out[key] += values, row by row, with the array module `xp`; `out` is C-contiguous.
+
+    `most` is how many rows and places the primitive takes at a time.
+    """
     whole, columns = _leading_rows(out, key)
     rows = out.size // columns if columns else 0
     places = xp.arange(rows, dtype=np.int64).reshape(whole)[key].reshape(-1)
     if places.size == 0 or columns == 0:
         return
-    sums, targets = _sum_by_place(xp, places, wide(values).reshape(places.size, columns))
-    flat = out.reshape(rows, columns)
-    flat[targets] = (wide(flat[targets]) + sums).astype(out.dtype)
+    flat, values = out.reshape(rows, columns), values.reshape(places.size, columns)
+    for start in range(0, rows, most):
+        part = flat[start : start + most]
+        for first in range(0, places.size, most):
+            some, its = values[first : first + most], places[first : first + most]
+            if rows > most:
+                inside = (its >= start) & (its < start + len(part))
+                some, its = xp.where(inside[:, None], some, 0), xp.where(inside, its - start, 0)
+            embedding_backward(
+                some.astype(out.dtype, copy=False), its, num_embeddings=len(part),
+                accumulate=True, out=part,
+            )  # fmt: skip
 
 
 def _leading_rows(out, key):
@@ -233,24 +259,6 @@ def _leading_rows(out, key):
     return out.shape[:named], int(np.prod(out.shape[named:], dtype=np.int64))
 
 
-def _sum_by_place(xp, places, values):
-    """Sums of the rows of `values` that go to one place, and the places: a tree in sorted order."""
-    order = xp.argsort(places, kind="stable")
-    places, values = places[order], values[order]
-    first = xp.ones(places.size, dtype=bool)
-    first[1:] = places[1:] != places[:-1]
-    starts = xp.nonzero(first)[0]
-    counts = xp.diff(xp.concatenate([starts, xp.asarray([places.size])]))
-    group = xp.cumsum(first) - 1
-    rank = xp.arange(places.size) - starts[group]
-    step, most = 1, int(counts.max())
-    while step < most:
-        left = xp.nonzero((rank % (2 * step) == 0) & (rank + step < counts[group]))[0]
-        values[left] += values[left + step]
-        step *= 2
-    return values[starts], places[starts]
-
-
 # ---- helpers for classes and rows ---------------------------------------------------------------
 
 
@@ -258,11 +266,14 @@ def one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
     """int64 tensor (*shape, num_classes): 1 at each class index, 0 elsewhere.
 
     Raises TypeError unless `input` holds integers, ValueError for an index outside
-    0 … num_classes - 1. With -1 there are as many classes as the largest index needs.
+    0 … num_classes - 1; on a GPU, where looking would mean waiting, its row is all zeros. With -1
+    there are as many classes as the largest index needs, which has to be read.
     """
     array, xp = input._array, input._xp
     if array.dtype.kind not in "iu":
         raise TypeError(f"one_hot: input has dtype {array.dtype}; expected integers. Use .long().")
+    if num_classes != -1 and type(array) is not np.ndarray:
+        return wrap((array[..., None] == xp.arange(num_classes)).astype(np.int64))
     low, high = (int(array.min()), int(array.max())) if array.size else (0, -1)
     classes = high + 1 if num_classes == -1 else num_classes
     if low < 0 or high >= classes:

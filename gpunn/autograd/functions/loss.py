@@ -13,7 +13,7 @@ from gpunn.autograd.dtypes import is_float, promote
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.arithmetic import where
 from gpunn.autograd.functions.common import array_xp, cast, check_broadcast
-from gpunn.autograd.functions.reduction import gather, mean, sum
+from gpunn.autograd.functions.reduction import Pick, mean, sum
 from gpunn.autograd.functions.shape import broadcast_to, moveaxis, reshape
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.primitives import loss as primitives
@@ -226,7 +226,8 @@ def binary_cross_entropy(
             "they must be equal"
         )
     check_constant("binary_cross_entropy", target=target)
-    if not input.is_cuda and not ((input._array >= 0) & (input._array <= 1)).all():
+    p = input._array
+    if type(p) is np.ndarray and not ((p >= 0) & (p <= 1)).all():
         raise ValueError(
             "binary_cross_entropy: input must hold probabilities from 0 to 1. Apply a sigmoid, or "
             "use binary_cross_entropy_with_logits."
@@ -312,7 +313,11 @@ def nll_loss(
     ignore_index: int = -100,
     reduction: str = "mean",
 ) -> Tensor:
-    """The negative log-likelihood of log-probabilities; arguments as in `cross_entropy`."""
+    """The negative log-likelihood of log-probabilities; arguments as in `cross_entropy`.
+
+    Raises ValueError for a label outside the classes on the CPU; on a GPU, where looking would mean
+    waiting, the loss becomes NaN.
+    """
     check_reduction("nll_loss", reduction)
     if mode.state.low is not None:
         input = widened(input)
@@ -324,14 +329,16 @@ def nll_loss(
     xp, classes = rows._xp, rows.shape[1]
     kept = labels != ignore_index
     safe = xp.where(kept, labels, 0)
-    if safe.size and not (0 <= int(safe.min()) and int(safe.max()) < classes):
+    wrong = (safe < 0) | (safe >= classes)
+    if type(safe) is np.ndarray and wrong.any():
         raise ValueError(
             f"nll_loss: target holds labels from {int(safe.min())} to {int(safe.max())}; expected "
             f"0 to {classes - 1}, or ignore_index ({ignore_index})"
         )
+    safe = xp.where(wrong, 0, safe)
     factors = xp.ones(classes, rows.dtype) if weight is None else weight._array
-    factors = xp.where(kept, factors[safe], 0).astype(rows.dtype)
-    picked = reshape(gather(rows, 1, wrap(safe.reshape(-1, 1))), -1)
+    factors = xp.where(kept, xp.where(wrong, np.nan, factors[safe]), 0).astype(rows.dtype)
+    picked = reshape(Pick.apply(rows, safe.reshape(-1, 1), 1), -1)
     loss = where(wrap(kept), -picked * wrap(factors), 0.0)
     if reduction == "none":
         return reshape(loss, shape)

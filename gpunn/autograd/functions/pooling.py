@@ -240,7 +240,7 @@ def _unpool(dimensions: int, shapes: str):
                 )
             sizes = given
         places = indices._array
-        if not input.is_cuda and places.size:
+        if type(places) is np.ndarray and places.size:
             low, high = int(places.min()), int(places.max())
             if low < 0 or high >= math.prod(sizes):
                 raise ValueError(

@@ -384,8 +384,11 @@ class Gather(Pick):
         from gpunn.autograd.functions.indexing import scatter_add
 
         (index,) = self.saved
-        xp = array_xp(grad)
-        places = list(xp.ogrid[tuple(slice(size) for size in index.shape)])
+        xp, ndim = array_xp(grad), index.ndim
+        places = [
+            xp.arange(size).reshape((1,) * axis + (size,) + (1,) * (ndim - 1 - axis))
+            for axis, size in enumerate(index.shape)
+        ]
         places[self.axis] = index
         out = xp.zeros(self.shape, grad.dtype)
         scatter_add(out, tuple(places), grad)

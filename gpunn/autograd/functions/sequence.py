@@ -34,7 +34,7 @@ def sequence_mask(lengths: Tensor, max_len: int | None = None, dtype=np.bool_) -
     if max_len is None:
         max_len = int(array.max()) if array.size else 0
     if (
-        not lengths.is_cuda
+        type(array) is np.ndarray
         and array.size
         and not 0 <= int(array.min()) <= int(array.max()) <= max_len
     ):

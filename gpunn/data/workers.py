@@ -1,0 +1,276 @@
+"""Workers of a `DataLoader`: threads or processes that make batches ahead, given in their order.
+
+What is done for a batch is a `Job`, a function of the sample numbers and a key alone. So it does
+not matter who does it, or when: with any number of workers the batches have the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gpunn.data.dataset import Dataset, TensorDataset, collate, gather
+from gpunn.errors import WorkerError
+
+KINDS = ("thread", "process")
+PATIENCE = 5.0  # seconds that a worker has for the sample it is at, when the loop is left
+
+
+class Stopped(Exception):
+    """The loop was left; nobody waits for this batch."""
+
+
+class Failure(NamedTuple):
+    """What went wrong in a worker: in words, so that it can come from another process."""
+
+    name: str
+    text: str
+    trace: str
+    sample: int | None
+    error: BaseException | None  # in a thread
+
+
+@dataclass
+class Job:
+    """How a batch is made: gathered or collated from the dataset, then transformed."""
+
+    dataset: Any
+    collate_fn: Callable | None = None
+    transform: Callable | None = None
+
+    def __call__(self, indices: Any, key: tuple[int, ...], stopped: Callable = bool) -> Any:
+        """The fields of the batch with these sample numbers; `key` is the random numbers' seed."""
+        if fuses(self.transform, self.dataset, self.collate_fn):
+            first, *rest = self.dataset.arrays
+            images = self.transform.gather(first, indices, generator(key))
+            return (images, *(gather(array, indices) for array in rest))
+        fields = self.fetch(indices, stopped)
+        return fields if self.transform is None else self.transform(fields, generator(key))
+
+    def fetch(self, indices: Any, stopped: Callable = bool) -> Any:
+        """The samples, stacked or collated; between two of them it asks whether to go on."""
+        own = getattr(type(self.dataset), "take", None)
+        if self.collate_fn is None and own is not None and own is not Dataset.take:
+            return self.dataset.take(indices)
+        if isinstance(indices, slice):
+            indices = range(*indices.indices(len(self.dataset)))
+        return (self.collate_fn or collate)([self._sample(int(i), stopped) for i in indices])
+
+    def _sample(self, index: int, stopped: Callable) -> Any:
+        if stopped():
+            raise Stopped
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            with contextlib.suppress(AttributeError):
+                error._gpunn_sample = index
+            raise
+
+
+def fuses(transform: Any, dataset: Any, collate_fn: Any) -> bool:
+    """Whether a transform gathers the samples itself while it reads them."""
+    usual = isinstance(dataset, TensorDataset) and collate_fn is None
+    return usual and hasattr(transform, "gather")
+
+
+def generator(key: tuple[int, ...]) -> np.random.Generator:
+    """The random numbers of one batch; `key` is (seed, epoch, batch)."""
+    # The 1 keeps this stream apart from the one that orders the samples.
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([*key, 1])))
+
+
+def _attempt(job: Callable, indices, key, stopped: Callable, keep: bool) -> Any:
+    """What the job gives, or a `Failure`."""
+    try:
+        return job(indices, key, stopped)
+    except Exception as error:
+        sample = getattr(error, "_gpunn_sample", None)
+        trace = traceback.format_exc()
+        kept = error if keep else None
+        return Failure(type(error).__name__, str(error), trace, sample, kept)
+
+
+# ---- in a process --------------------------------------------------------------------------------
+
+_job: Job | None = None
+_stop: Any = None
+
+
+def _begin(pickled: bytes, stop: Any) -> None:
+    """What a process does first: Ctrl-C is for the main one, which then says stop."""
+    import signal
+
+    global _job, _stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _stop = stop
+    _job = pickle.loads(pickled)
+
+
+def _in_process(indices, key) -> Any:
+    return _attempt(_job, indices, key, _stop.is_set, keep=False)
+
+
+def _pickled(job: Job) -> bytes:
+    arrays = getattr(job.dataset, "arrays", ())
+    remedy = "use worker_kind='thread'"
+    for array in arrays:
+        if type(array) is not np.ndarray and not isinstance(array, np.memmap):
+            raise ValueError(
+                f"DataLoader: worker processes take data on the CPU, and the dataset holds "
+                f"{type(array).__module__.partition('.')[0]} arrays on a device; {remedy}, or give "
+                "NumPy arrays"
+            )
+    for what in ("dataset", "collate_fn", "transform"):
+        try:
+            pickle.dumps(getattr(job, what))
+        except Exception as error:
+            raise TypeError(
+                f"DataLoader: worker processes need a copy of {what}, and it cannot be pickled "
+                f"({error}); {remedy}, or define its class and functions at the top of a module "
+                "(no lambda, open file or connection)"
+            ) from error
+    return pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+
+
+def _context():
+    """How processes are started: never by a bare fork, which copies locks that threads hold."""
+    import multiprocessing
+
+    known = multiprocessing.get_all_start_methods()
+    return multiprocessing.get_context("forkserver" if "forkserver" in known else "spawn")
+
+
+# ---- workers -------------------------------------------------------------------------------------
+
+
+class Workers:
+    """A pool that does a job for many batches; `stop` leaves no thread and no process behind.
+
+    Parameters
+    ----------
+    job : what to do; with threads any function ``job(indices, key, stopped)``
+    count : workers, 1 or more
+    kind : "thread" or "process"
+    """
+
+    def __init__(self, job: Callable, count: int, kind: str):
+        from concurrent import futures  # not on the path of `import gpunn`
+
+        self.kind, self._job = kind, job
+        if kind == "thread":
+            self._stop: Any = threading.Event()
+            self._pool: Any = futures.ThreadPoolExecutor(count, "gpunn-data")
+        else:
+            pickled, context = _pickled(job), _context()
+            self._stop = context.Event()
+            begin = (pickled, self._stop)
+            self._pool = futures.ProcessPoolExecutor(count, context, _begin, begin)
+        self._pending: set = set()
+
+    def submit(self, indices, key) -> Any:
+        """Begin with a batch; gives a Future."""
+        if self.kind == "thread":
+            future = self._pool.submit(_attempt, self._job, indices, key, self._stop.is_set, True)
+        else:
+            future = self._pool.submit(_in_process, indices, key)
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    def stop(self) -> None:
+        """End now: what has not begun is dropped, a worker ends after the sample it is at."""
+        from concurrent import futures
+
+        self._stop.set()
+        running = list(self._pending)
+        for future in running:
+            future.cancel()
+        _, stuck = futures.wait(running, PATIENCE)
+        if stuck and self.kind == "process":
+            for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+                process.kill()
+        # A thread that is stuck in a dataset cannot be ended; it is not waited for.
+        self._pool.shutdown(wait=not stuck or self.kind == "process", cancel_futures=True)
+
+
+class Batches:
+    """Batches in their order, made by workers up to `ahead` before they are asked for.
+
+    Parameters
+    ----------
+    workers : who makes them
+    work : (what to call it, sample numbers, key) for each batch
+    ahead : so many are under way
+    """
+
+    def __init__(self, workers: Workers, work: Iterator[tuple[str, Any, tuple]], ahead: int):
+        self._workers, self._work, self._ahead = workers, iter(work), ahead
+        self._begun: list = []
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        while len(self._begun) < self._ahead:
+            try:
+                name, indices, key = next(self._work)
+            except StopIteration:
+                break
+            self._begun.append((name, indices, self._workers.submit(indices, key)))
+        if not self._begun:
+            raise StopIteration
+        name, indices, future = self._begun.pop(0)
+        try:
+            made = future.result()
+        except Exception as error:  # not of the job, which tells of its own
+            raise self._lost(name, error) from error
+        if isinstance(made, Failure):
+            raise _told(made, name, indices) from made.error
+        return made
+
+    @staticmethod
+    def _lost(name: str, error: Exception) -> WorkerError:
+        from concurrent.futures import BrokenExecutor
+
+        if not isinstance(error, BrokenExecutor):
+            return WorkerError(f"DataLoader: {name} did not come back from its worker: {error!r}")
+        return WorkerError(
+            f"DataLoader: a worker process ended before {name} was done: it was killed (for "
+            "memory?), or could not start. A script whose loaders have worker processes must do "
+            "its work under: if __name__ == '__main__':"
+        )
+
+    def cancel(self) -> None:
+        """Drop what has not begun."""
+        for *_, future in self._begun:
+            future.cancel()
+        self._begun.clear()
+
+
+def _told(failure: Failure, name: str, indices: Any) -> WorkerError:
+    at = f" at sample {failure.sample}" if failure.sample is not None else ""
+    error = WorkerError(
+        f"DataLoader: {name} ({samples_text(indices)}) failed in a worker{at}: "
+        f"{failure.name}: {failure.text}"
+    )
+    if failure.error is None:
+        error.add_note(f"In the worker process:\n{failure.trace}")
+    return error
+
+
+def samples_text(indices: Any) -> str:
+    """The sample numbers of a batch, in words."""
+    if isinstance(indices, slice):
+        return f"samples {indices.start} to {indices.stop - 1}"
+    numbers: Sequence[int] = np.asarray(indices).reshape(-1).tolist()
+    if len(numbers) > 6:
+        shown = ", ".join(map(str, numbers[:3])) + f", … {numbers[-1]}"
+        return f"{len(numbers)} samples: {shown}"
+    return "samples " + ", ".join(map(str, numbers))

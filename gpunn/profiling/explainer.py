@@ -1,0 +1,162 @@
+"""`explain`: which kernels a training step launches on a GPU, and what each takes at the least.
+
+The step runs once, but its kernels do not: each primitive's own launch code chooses grid and kernel
+for the chip and a launcher takes notes instead of launching. No GPU is needed for that.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpunn.device import Device
+from gpunn.device.launch import RecordingLauncher
+from gpunn.primitives.optimizer import advance_step
+from gpunn.primitives.registry import listening
+from gpunn.profiling import hooks
+from gpunn.profiling.advice import advice, as_one_kernel
+from gpunn.profiling.chips import CHIPS, LAUNCH_SECONDS, Chip, find_chip
+from gpunn.profiling.explanation import Explanation, Launch, Row
+from gpunn.profiling.hooks import LayerNames, running
+from gpunn.profiling.ready import one_step
+from gpunn.profiling.recording import Entry, Recording
+from gpunn.train.precision import Precision
+
+# The files whose kernels multiply on tensor cores.
+_TENSOR_CORES = re.compile(r"mma")
+
+
+class NotingLauncher(RecordingLauncher):
+    """Launches nothing and notes grid and block as well, in the list ``noted``."""
+
+    noted: list[Launch]
+
+    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
+        super().__call__(expression, grid, block, args, shared)
+        self.noted.append(Launch(self.source, expression, tuple(grid), tuple(block), shared))
+
+
+def explain(
+    model: Any,
+    loss: Callable,
+    optimizer: Any,
+    inputs: Any,
+    target: Any,
+    *,
+    chip: Chip | str = CHIPS["h200"],
+    precision: str | None = None,
+    name: str | None = None,
+) -> Explanation:
+    """Explain a training step: forward, loss, backward, update.
+
+    Parameters
+    ----------
+    model, loss, optimizer : as for `gpunn.train.Trainer`; model and optimizer are copied first and
+        stay as they are
+    inputs : a Tensor or a sequence of Tensors, what ``model(*inputs)`` takes
+    target : what ``loss(prediction, target)`` takes
+    chip : "h200", "h100", "a100", or a `gpunn.profiling.chips.Chip`
+    precision : "fp32", "tf32", "bf16" or "fp16", as of the Trainer; None leaves all as it is set
+    name : of the step, for the text; else the model's class
+
+    What the step computes has no meaning, because no kernel runs: a step that chooses its way by
+    computed values cannot be explained.
+    """
+    chip = find_chip(chip) if isinstance(chip, str) else chip
+    inputs = tuple(inputs) if isinstance(inputs, Sequence) else (inputs,)
+    if not hasattr(optimizer, "step") or isinstance(optimizer, type):
+        optimizer = optimizer(model.parameters())
+    own, update = copy.deepcopy((model, optimizer))
+    how = Precision(precision, inputs[0].device, update)
+    with how.products():
+        entries = note(lambda: one_step(own, loss, update, inputs, target, how), own, chip)
+        rows = _rows(entries, chip)
+    batch = inputs[0].shape[0]
+    fused, refusal = as_one_kernel(model, loss, optimizer, batch, precision, chip)
+    found = Explanation(name or type(model).__name__, chip, rows, _plain(entries), fused)
+    found.advice = advice(found, precision, refusal)
+    return found
+
+
+def note(step: Callable[[], Any], model: Any, chip: Chip) -> list[Entry]:
+    """Run `step` without its kernels; its entries, with the launches of the kernels."""
+    recording = Recording(Device("cpu"), clock=False)
+
+    def take_notes(call, args) -> None:
+        made = call.primitive
+        recording.remember(args)
+        launcher = NotingLauncher(
+            made.cuda_source, chip.arch, chip.multiprocessors, chip.shared_limit
+        )
+        launcher.noted = recording.innermost.launches
+        made.run_cuda(launcher, args)
+        if made is advance_step and call.device.type == "cpu":
+            made._reference(*args)  # the update looks at the step on the CPU
+
+    def listener(call, args, run) -> None:
+        recording.kernel(call, args, take_notes)
+
+    hooks.install()
+    before = running.profile, running.recording, running.names
+    running.profile = running.recording = recording
+    running.names = LayerNames(model)
+    try:
+        with listening(listener), np.errstate(all="ignore"):  # nothing that is computed has meaning
+            step()
+    finally:
+        running.profile, running.recording, running.names = before
+        hooks.remove()
+    recording.finish()
+    return recording.entries
+
+
+def _rows(entries: list[Entry], chip: Chip) -> list[Row]:
+    """Kernels that are alike but for the numbers in the names of their layers, as one row."""
+    found: dict[tuple, Row] = {}
+    for entry in entries:
+        if entry.kind != "kernel":
+            continue
+        pattern = re.sub(r"\d+", "*", entry.layer)
+        key = (entry.name, entry.shapes, entry.dtype, entry.phase, pattern, entry.what)
+        row = found.get(key)
+        if row is None:
+            floor, limit = _floor(entry, chip)
+            found[key] = Row(
+                entry.layer, entry.what, entry.phase, entry.name, entry.shapes, entry.dtype, 1,
+                entry.launches, entry.flops, entry.bytes, floor, limit,
+            )  # fmt: skip
+        else:
+            row.count += 1
+            row.layer = _common(row.layer, entry.layer)
+    return list(found.values())
+
+
+def _common(first: str, second: str) -> str:
+    """Two names of layers as one, with "*" for the parts that differ."""
+    parts = zip(first.split("."), second.split("."), strict=True)
+    return ".".join(a if a == b else "*" for a, b in parts)
+
+
+def _floor(entry: Entry, chip: Chip) -> tuple[float, str]:
+    tensor = any(_TENSOR_CORES.search(launch.source) for launch in entry.launches)
+    memory = entry.bytes / chip.bandwidth
+    compute = entry.flops / chip.rate(entry.dtype, tensor)
+    floor = max(memory, compute)
+    if floor < LAUNCH_SECONDS:
+        return floor, "launch"
+    return floor, "memory" if memory >= compute else "compute"
+
+
+def _plain(entries: list[Entry]) -> dict[str, int]:
+    """Operations whose forward makes an array without a kernel of ours."""
+    with_kernel = {entry.parent for entry in entries if entry.kind == "kernel"}
+    found: dict[str, int] = {}
+    for number, entry in enumerate(entries):
+        forward = entry.kind == "operation" and entry.phase == "forward"
+        if forward and number not in with_kernel:
+            found[entry.name] = found.get(entry.name, 0) + 1
+    return found

@@ -1,0 +1,116 @@
+"""Epochs of the Trainer in one kernel: when that may be, and the loop around it.
+
+`FusedNetwork` trains for many steps in one call. What the Trainer does around each step still
+holds: a schedule moves on after every step (it is asked for all rates beforehand), the loss and the
+accuracy are kept, the progress bar counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from gpunn.autograd.tensor import raw_array
+from gpunn.data import DataLoader, TensorDataset
+from gpunn.primitives.matmul_precision import get_matmul_precision
+from gpunn.train.callbacks import Callback, CallbackList, LearningRateScheduler
+from gpunn.train.fused import FusedNetwork, Refusal, batches_of, fused_plan
+from gpunn.train.metrics import Accuracy
+from gpunn.train.progress import ProgressBar
+
+STEPS = 512  # of one launch: some milliseconds
+
+
+def fused_epochs(trainer: Any, loader: Any, callbacks: CallbackList) -> FusedEpochs | Refusal:
+    """Epochs of `trainer` over `loader` in one kernel, or why not."""
+    reason = _why_not(trainer, loader, callbacks)
+    if reason:
+        return Refusal(reason)
+    plan = fused_plan(
+        trainer.model, trainer.loss, trainer.optimizer, trainer.regularization, loader.batch_size
+    )
+    if isinstance(plan, Refusal):
+        return plan
+    try:
+        data = plan.prepare(*(raw_array(array) for array in loader.dataset.arrays))
+    except ValueError as error:
+        return Refusal(str(error))
+    return FusedEpochs(trainer, plan, data, loader)
+
+
+def _why_not(trainer: Any, loader: Any, callbacks: CallbackList) -> str:
+    """What, besides the network, stands against one kernel; "" if nothing does."""
+    if not isinstance(loader, DataLoader) or not isinstance(loader.dataset, TensorDataset):
+        return "the data are not arrays"
+    if len(loader.dataset.arrays) != 2:
+        return f"a sample has {len(loader.dataset.arrays)} fields, not 2"
+    if loader.transform is not None or loader.collate_fn is not None:
+        return "batches are transformed one by one"
+    if trainer.accumulate > 1:
+        return "gradients are accumulated"
+    if trainer.precision.name not in (None, "fp32") or get_matmul_precision() != "highest":
+        return "it computes in float32"
+    if trainer.step.profiler is not None:
+        return "steps are profiled one by one"
+    for metric in trainer.metrics:
+        if type(metric) is not Accuracy:
+            return f"the metric {metric.name} needs every prediction"
+    for callback in callbacks.callbacks:
+        own = type(callback).on_batch_end is not Callback.on_batch_end
+        if own and type(callback) not in (ProgressBar, LearningRateScheduler):
+            return f"{type(callback).__name__} wants to see every step"
+    return ""
+
+
+class FusedEpochs:
+    """The loop over an epoch, some hundred steps at a time.
+
+    Parameters
+    ----------
+    network, data : what `fused_plan` and its `prepare` gave
+    """
+
+    def __init__(self, trainer: Any, network: FusedNetwork, data: tuple, loader: DataLoader):
+        self.trainer, self.network, self.data, self.loader = trainer, network, data, loader
+
+    def run(self, epoch: int, callbacks: CallbackList) -> None:
+        """Train one epoch, the rest of it if the loader stands in the middle."""
+        trainer = self.trainer
+        place = self.loader.state_dict()
+        order = self.loader.order(place["epoch"])[place["batch"] * self.loader.batch_size :]
+        batches = batches_of(order, self.loader.batch_size, self.loader.drop_last)
+        schedules = [c for c in callbacks.callbacks if isinstance(c, LearningRateScheduler)]
+        others = [c for c in callbacks.callbacks if c not in schedules]
+        for start in range(0, len(batches), STEPS):
+            some = batches[start : start + STEPS]
+            values = list(self._values(schedules, epoch, start, len(some)))
+            losses, correct = self.network.run(*self.data, some, values)
+            counts = (some >= 0).sum(axis=1)
+            trainer.step.mean.add_steps(losses, counts)
+            for metric in trainer.metrics:
+                metric.add(correct.sum(), int(counts.sum()))
+            for step in range(start, start + len(some)):
+                for callback in others:
+                    callback.on_batch_end(trainer, epoch, step + 1)
+        self.loader.set_epoch(place["epoch"] + 1)
+
+    def _values(self, schedules: list, epoch: int, start: int, steps: int) -> Iterator[tuple]:
+        """Hyperparameters of each of the next steps; the schedules move on as if after each."""
+        optimizer = self.trainer.optimizer
+        with _steps_counted(optimizer):
+            for step in range(start, start + steps):
+                yield optimizer.hyper_values(optimizer.param_groups[0])
+                optimizer._steps_made += 1
+                for schedule in schedules:
+                    schedule.on_batch_end(self.trainer, epoch, step + 1)
+
+
+@contextlib.contextmanager
+def _steps_counted(optimizer: Any) -> Iterator[None]:
+    """Steps that are counted inside, for schedules that look whether one was made, are not after"""
+    before = optimizer._steps_made
+    try:
+        yield
+    finally:
+        optimizer._steps_made = before
