@@ -2,10 +2,12 @@
 
     python benchmarks/training.py                      all jobs, on the GPU if there is one
     python benchmarks/training.py --device cpu --threads 2 --jobs mlp-784-256-128-10
+    python benchmarks/training.py --plot curves.png          the loss curves, ours over PyTorch's
     python benchmarks/training.py --device cpu --profile     where our step spends its time
 
-A step is what a user writes: zero_grad, forward, cross-entropy, backward, AdamW. Before anything
-is timed, both libraries must go through the same losses. Without PyTorch only ours is timed.
+A step is what a user writes: zero_grad, forward, cross-entropy, backward, update; ours also under
+`gpunn.compile` and, for small perceptrons, many steps by one kernel. Before anything is timed, all
+must go through the same losses. Without PyTorch only ours is timed. The targets are for GPUs.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
                       help=", ".join(names))  # fmt: skip
     made.add_argument("--batch", type=int, nargs="+", help="only these batch sizes")
     made.add_argument("--samples", type=int, default=30, help="samples of each (default: 30)")
+    made.add_argument("--steps", type=int, help="steps of the loss curves (default: by job)")
     made.add_argument("--json", metavar="FILE", help="write the results")
+    made.add_argument("--plot", metavar="FILE", help="draw the loss curves (needs matplotlib)")
     made.add_argument("--profile", action="store_true", help="profile our step instead of timing")
     made.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     return made
@@ -73,7 +77,7 @@ def main() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     threads = arguments.threads or cores or 1
     pin_threads(threads)
-    from gpunn.bench import results, training
+    from gpunn.bench import results, training, training_tables
     from gpunn.device.device import as_device
 
     device = as_device(arguments.device)
@@ -82,20 +86,28 @@ def main() -> int:
 
         torch.set_num_threads(threads)
     found = results.new(device)
-    for job in training.JOBS:
+    memory = found.environment["machine"].get("gpu_memory_bytes")
+    for job in training.jobs_on(device, memory):
         if job.name not in arguments.jobs or job.batch not in (arguments.batch or [job.batch]):
             continue
         if arguments.profile:
             profile(job, device)
             continue
-        compiled = not arguments.no_compile
-        found.training += training.run_job(job, device, arguments.samples, compiled, threads)
+        compiled = () if arguments.no_compile else training.COMPILED
+        found.training += training.run_job(
+            job, device, arguments.samples, compiled, threads, curve=arguments.steps
+        )
         if arguments.json:
             found.write(arguments.json)
+        if arguments.plot:
+            training_tables.draw(found.training, arguments.plot)
     if arguments.profile:
         return 0
-    print(training.table_of(found.training))
-    if not any(row["contestant"] != "gpunn" for row in found.training):
+    if not found.training:
+        print(f"none of these jobs is one for {device}", file=sys.stderr)
+        return 2
+    print(training_tables.table_of(found.training))
+    if not any(row["contestant"].startswith("torch") for row in found.training):
         print("PyTorch is not installed (or sees no GPU): only ours was timed")
     return 1 if any("losses differ" in row.get("reason", "") for row in found.training) else 0
 

@@ -26,7 +26,8 @@ import numpy as np
 from gpunn.autograd.autocast import autocast, get_autocast_dtype, is_autocast_enabled
 from gpunn.autograd.dtypes import is_low
 from gpunn.autograd.tensor import Tensor, wrap
-from gpunn.device import Device, array_module, device_of, to_device, to_numpy
+from gpunn.device import Device, array_module, device_of, to_device, to_numpy, tracing
+from gpunn.device.transfer import uploader
 from gpunn.optim.clip import contiguous, gradient_runs, mark_written, with_gradient
 from gpunn.primitives.amp import FOUND_INF, STATE, unscale_gradients, update_loss_scale
 
@@ -103,13 +104,12 @@ class GradScaler:
 
     def _place(self, numbers: np.ndarray) -> None:
         if self._state is None:
-            self._state = to_device(numbers.copy(), self._device)
+            with tracing.made_once():
+                self._state = to_device(numbers.copy(), self._device)
             self._scale = wrap(self._state[:1].reshape(()))
             self._flags = [self._state[FOUND_INF]]
-        elif isinstance(self._state, np.ndarray):
-            self._state[...] = numbers
         else:
-            self._state.set(numbers)
+            uploader(self._device).upload(numbers, out=self._state)
 
     def _read(self) -> list[float]:
         return self._numbers if self._state is None else to_numpy(self._state).tolist()
@@ -123,7 +123,8 @@ class GradScaler:
 
     def _flag(self, place: int):
         while len(self._flags) <= place:
-            self._flags.append(to_device(np.zeros(1, np.float32), self._device))
+            with tracing.made_once():
+                self._flags.append(to_device(np.zeros(1, np.float32), self._device))
         return self._flags[place]
 
     def flag_on(self, device: Device):
@@ -243,13 +244,16 @@ class GradScaler:
         for flag in others:  # what one optimizer found counts for the scale of all
             array_module(self._device).maximum(found, flag, out=found)
             flag[...] = 0
+        growth, backoff, interval = self._rule()
         update_loss_scale(
-            self._state,
-            growth_factor=self._growth_factor,
-            backoff_factor=self._backoff_factor,
-            growth_interval=self._growth_interval,
+            self._state, growth_factor=growth, backoff_factor=backoff, growth_interval=interval
         )
+        if tracing.state.trace is not None:
+            tracing.state.trace.hold(self._rule)  # arguments of the launch
         self._scale._cell[0] += 1
+
+    def _rule(self) -> list:
+        return [self._growth_factor, self._backoff_factor, self._growth_interval]
 
     # ---- what there is to ask and to set ---------------------------------------------------------
 

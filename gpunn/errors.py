@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GpunnError(Exception):
     """Base of gpunn's own errors."""
@@ -28,7 +30,13 @@ class UnsupportedError(GpunnError, NotImplementedError):
 
 
 class StepError(GpunnError, RuntimeError):
-    """A compiled step does something that a replay could not repeat; the text names it."""
+    """A compiled step does something that a replay could not repeat; the text names it.
+
+    `completed` says whether the step was done all the same, once; `result` is what it gave then.
+    """
+
+    completed = False
+    result: Any = None
 
 
 class WorkerError(GpunnError, RuntimeError):

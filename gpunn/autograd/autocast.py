@@ -11,6 +11,7 @@ of an optimizer's parameters together at the end of the walk.
 from __future__ import annotations
 
 import functools
+import weakref
 from typing import Any
 
 from gpunn.autograd.dtypes import as_dtype, bfloat16, float16, float64, is_float, is_low
@@ -29,11 +30,17 @@ class _Block:
     __slots__ = ("holders",)
 
     def __init__(self):
-        self.holders: list[Tensor] = []
+        self.holders: dict[int, weakref.ref[Tensor]] = {}  # by their id, which may come again
+
+    def note(self, tensor: Tensor) -> None:
+        """To be called with each leaf that holds a copy; the block does not keep it alive."""
+        self.holders[id(tensor)] = weakref.ref(tensor)
 
     def clear(self) -> None:
-        for tensor in self.holders:
-            tensor._low = None
+        for reference in self.holders.values():
+            tensor = reference()
+            if tensor is not None:
+                tensor._low = None
         self.holders.clear()
 
 
@@ -213,8 +220,8 @@ def _lowered(tensor: Tensor) -> Tensor:
         place = tensor._low_source[1]
         result = LowCopy.apply(tensor, copies.views[place], copies, place)
         result._cell = copies.cells[place]  # by it a graph that saved the copy notices a new one
-    if tensor._requires_grad and tensor._node is None:
-        block.holders.append(tensor)
+    if tensor._node is None:
+        block.note(tensor)
     tensor._low = (result, *good)
     return result
 

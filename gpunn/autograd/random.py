@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpunn.device import Device, as_device, device_of
+from gpunn.device import Device, as_device, device_of, tracing
+from gpunn.errors import StepError
 
 _MASK = (1 << 64) - 1
 
@@ -85,7 +86,7 @@ class Generator:
     def draw(self, device: Device | str | None, draws: int = 1) -> Draw:
         """The next draw, for an array on `device`; moves the offset on by `draws`.
 
-        While this thread is `capturing`, a draw from the counter instead. Raises RuntimeError if
+        While this thread is `capturing`, a draw from the counter instead. Raises StepError if
         the counter lies on another device, or counts for another generator.
         """
         captured = _capturing.get(threading.get_ident()) if _capturing else None
@@ -93,13 +94,13 @@ class Generator:
             return Draw(*self.take(draws))
         device = as_device(device)
         if device != captured.device:
-            raise RuntimeError(
+            raise StepError(
                 f"Generator.draw: random numbers for {device} are asked for while a step on "
                 f"{captured.device} is captured, and a captured step cannot repeat what is drawn "
                 f"elsewhere; make them on {captured.device}, or before the step."
             )
         if captured.generator is not self:
-            raise RuntimeError(
+            raise StepError(
                 "Generator.draw: a step is captured, and this generator is not the one that its "
                 "counter stands for, so every repetition would draw the same numbers; use gpunn's "
                 "own generator in the step, or draw before it."
@@ -161,13 +162,23 @@ class Generator:
 default_generator = Generator()
 
 
+def _outside_steps(name: str) -> None:
+    if tracing.state.trace is not None:
+        tracing.state.trace.refuse(
+            f"{name} sets the state of the random numbers, which a replay would not",
+            "call it before the step",
+        )
+
+
 def manual_seed(seed: int) -> Generator:
     """Seed gpunn's generator, for all devices; returns it."""
+    _outside_steps("manual_seed()")
     return default_generator.manual_seed(seed)
 
 
 def seed() -> int:
     """Seed gpunn's generator from the operating system; returns the seed."""
+    _outside_steps("seed()")
     return default_generator.seed()
 
 
@@ -183,6 +194,7 @@ def get_rng_state() -> dict[str, int]:
 
 def set_rng_state(state: dict[str, int]) -> None:
     """Continue gpunn's generator from `get_rng_state`."""
+    _outside_steps("set_rng_state()")
     default_generator.set_state(state)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpunn.kernels
-from gpunn.bench import programs, results, supervise
+from gpunn.bench import programs, results, step_stages, supervise
 from gpunn.bench.cases import FIXED, Case, depends_on_dtype
 from gpunn.bench.ceilings import Ceilings
 from gpunn.bench.conformance import conformance_cases
@@ -40,7 +40,7 @@ COMPILED = {
 
 
 # What a stage measures has its own places in the result file, and is no part of its test.
-MEASURED = ("rows", "not_timed", "ceilings", "launches", "product")
+MEASURED = ("rows", "not_timed", "ceilings", "launches", "product", "training")
 
 
 @dataclass
@@ -238,14 +238,16 @@ def largest(made: Primitive) -> tuple[int, ...]:
 
 
 def graphs(run: Run, seconds: float) -> str:
-    """Primitives captured into graphs."""
+    """Primitives captured into graphs, and compiled steps of small networks."""
+    begin = time.monotonic()
     items = [
         {"id": f"graph {made.name}", "primitive": made.name, "shape": made.bench_shapes[0]}
         for made in gpunn.kernels.table().values()
         if made.bench_shapes
     ]
-    run.supervise("graphs", items, seconds)
-    return f"{len(items)} primitives"
+    run.supervise("graphs", items, seconds * 2 / 3)
+    text = step_stages.compiled_steps(run, seconds - (time.monotonic() - begin))
+    return f"{len(items)} primitives; {text}"
 
 
 def training_parity(run: Run, seconds: float) -> str:
@@ -279,12 +281,12 @@ STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("conformance", conformance, 40),
     ("parity", parity, 80),
     ("matmul kernels", matmul_kernels, 90),
-    ("graphs", graphs, 20),
+    ("graphs", graphs, 40),
     ("training parity", training_parity, 20),
     ("launches", launches, 10),
+    ("steps", step_stages.steps, 150),
     ("products", products, 100),
     ("microbenchmarks", microbenchmarks, 150),
-    ("training", programs.training, 40),
     ("large arrays", large_arrays, 30),
     ("tests", programs.tests, 40),
     ("sanitizer", programs.sanitizer, 40),
@@ -358,7 +360,7 @@ def summary(found: Results) -> str:
     from gpunn.bench import launch
     from gpunn.bench.products import summary_text
     from gpunn.bench.tables import over_shapes, rows_table
-    from gpunn.bench.training import table_of
+    from gpunn.bench.training_tables import table_of
     from gpunn.text import table
 
     rows = [

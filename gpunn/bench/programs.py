@@ -1,5 +1,4 @@
-"""Stages of the run on hardware that are other programs: the training benchmark, pytest,
-the sanitizer."""
+"""Stages of the run on hardware that are other programs: pytest, the sanitizer."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gpunn.kernels
-from gpunn.bench import results, stages, supervise
+from gpunn.bench import stages, supervise
 from gpunn.bench.machine import checkout
 from gpunn.bench.supervise import child_environment, stop
 
@@ -22,29 +21,6 @@ if TYPE_CHECKING:
     from gpunn.bench.hardware import Run
 
 TOOLKIT = "/usr/local/cuda/bin"  # where NVIDIA's programs are that nobody put on PATH
-
-
-def training(run: Run, seconds: float) -> str:
-    """Whole training steps against PyTorch."""
-    with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
-        out = Path(folder) / "training.json"
-        command = [sys.executable, str(checkout() / "benchmarks" / "training.py")]
-        command += ["--device", str(run.device), "--json", str(out)]
-        if run.tiny:
-            command += ["--samples", "2", "--threads", "1", "--batch", "32"]
-            command += ["--jobs", "mlp-64-256-128-10"]
-        code, text = _command(command, seconds)
-        if out.exists():
-            run.found.training += results.read(out).training
-    passed = code == 0
-    failure = {"case": "benchmarks/training.py", "reason": text[-1500:]}
-    if code is None:
-        run.left_out["training jobs after those listed"] = "no time was left"
-    else:
-        run.note("training", "same losses as PyTorch", {
-            "passed": passed, "checked": 1, "failures": [] if passed else [failure]
-        })  # fmt: skip
-    return f"{len(run.found.training)} rows"
 
 
 def tests(run: Run, seconds: float) -> str:

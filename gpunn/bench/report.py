@@ -20,6 +20,7 @@ from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
 from gpunn.bench.tables import over_shapes, seconds_text, significant
+from gpunn.bench.training_jobs import JOBS
 from gpunn.io.atomic import write_text
 from gpunn.primitives.page import kernels_page
 
@@ -60,6 +61,7 @@ def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) 
         parts.append(f"No run on a GPU is recorded yet. {NOT_RUN.capitalize()}: {names}.\n")
         parts.append(_products_markdown(None, digests))
         parts.append(_launches_markdown(None))
+        parts.append(_training_markdown(None, digests))
     for gpu in dict.fromkeys(result.gpu for _, result in files):
         mine = [(path, result) for path, result in files if result.gpu == gpu]
         parts.append(_gpu_section(gpu, mine, digests, folder))
@@ -90,8 +92,7 @@ def _gpu_section(
         parts.append(f"{NOT_RUN.capitalize()} since they last changed: {listed}.\n")
     parts.append(_products_markdown(newest, digests))
     parts.append(_launches_markdown(newest))
-    if newest.training:
-        parts.append(_training_markdown(newest))
+    parts.append(_training_markdown(newest, digests))
     return "\n".join(parts)
 
 
@@ -189,19 +190,61 @@ def _launches_markdown(result: Results | None) -> str:
     return title + said + "\n".join(markdown(headers, lines, 1) for headers, lines in both if lines)
 
 
-def _training_markdown(result: Results) -> str:
+def _training_markdown(result: Results | None, digests: dict) -> str:
+    """Whole training steps: the targets, and every contestant's time."""
+    title = "### Whole training steps\n\n"
+    timed: dict[tuple, list] = {}
+    for row in result.training if result else ():
+        timed.setdefault((row["job"], row["batch"]), []).append(row)
+    timed = {key: rows for key, rows in timed.items() if _is_current(rows, result, digests)}
+    goals = []
+    for job in JOBS:
+        rows = timed.get((job.name, job.batch), ())
+        if not rows and [other.name for other in JOBS].count(job.name) == 1:
+            # On a GPU with little memory it has another batch.
+            rows = next((rows for (name, _), rows in timed.items() if name == job.name), ())
+        for name in dict.fromkeys(target.ours for target in job.targets):
+            row = next((row for row in rows if row["contestant"] == name), None)
+            wanted = "; ".join(str(target) for target in job.targets if target.ours == name)
+            batch = row["batch"] if row else job.batch
+            goals.append([job.name, batch, name, wanted, *_verdict(row, rows)])
+    heads = ["job", "batch", "ours", "target", "", "measured"]
+    parts = [title + markdown(heads, goals, 6)]
     cells = []
-    for row in result.training:
+    for row in (row for rows in timed.values() for row in rows):
+        start = [row["job"], row["batch"], row.get("precision", ""), row["contestant"]]
         if "reason" in row:
-            cells.append([row["job"], row["batch"], row["contestant"], row["reason"], "", ""])
+            cells.append([*start, row["reason"], "", ""])
             continue
         over = row["over_ours"]
-        cells.append([
-            row["job"], row["batch"], row["contestant"], "", seconds_text(row["median"]),
-            f"{over:.2f}" if over else "",
-        ])  # fmt: skip
-    headers = ["job", "batch", "by", "note", "a step", "time over ours"]
-    return "### Whole training steps\n\n" + markdown(headers, cells, 4)
+        seconds = seconds_text(row["median"])
+        cells.append([*start, "", seconds, f"{over:.2f}" if over else ""])
+    if cells:
+        headers = ["job", "batch", "precision", "by", "note", "a step", "time over ours"]
+        parts.append(markdown(headers, cells, 5))
+    return "\n".join(parts)
+
+
+def _is_current(rows: Sequence[dict], result: Results, digests: dict) -> bool:
+    """Whether every primitive behind our steps of a job is still what was measured."""
+    names = {name for row in rows for name in row.get("primitives", ())}
+    return all(
+        name in digests and result.sources.get(name, {}).get("cuda") == digests[name].get("cuda")
+        for name in names
+    )
+
+
+def _verdict(row: dict | None, rows: Sequence[dict]) -> list[str]:
+    """Whether a target is reached, and the times of the peers over ours."""
+    if row is None or "median" not in row:
+        return ["", NOT_RUN if row is None else row["reason"]]
+    said = {True: "reached", False: "missed", None: ""}[row.get("reached")]
+    over = [
+        f"{peer['median'] / row['median']:.2f} x {peer['contestant']}"
+        for peer in rows
+        if peer["contestant"].startswith("torch") and "median" in peer
+    ]
+    return [said, ", ".join(over)]
 
 
 def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None) -> str:

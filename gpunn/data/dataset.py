@@ -7,6 +7,7 @@ each array, on the device where the array lives, and that is what makes array da
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,9 @@ class TensorDataset(Dataset):
 
     def to(self, device: Any) -> TensorDataset:
         """The same dataset with its arrays on `device`, so that batches are made there."""
-        return TensorDataset(*(to_device(array, device) for array in self.arrays))
+        made = copy.copy(self)
+        made.arrays = tuple(to_device(array, device) for array in self.arrays)
+        return made
 
 
 class Subset(Dataset):
@@ -133,10 +136,28 @@ def gather(array: Any, indices: np.ndarray | slice):
     return array[to_device(indices, device_of(array))]
 
 
+def takes(dataset: Any) -> bool:
+    """Whether a dataset's own `take` gives its samples: one by one they may have been redefined."""
+    for kind in type(dataset).__mro__:
+        own = vars(kind)
+        if kind is not Dataset and "take" in own:
+            return True
+        if "__getitem__" in own:
+            return False
+    return False
+
+
+def is_plain(dataset: Any, base: type) -> bool:
+    """Whether this is a `base`, or of a class that changes nothing in how that gives samples."""
+    methods = ("__len__", "__getitem__", "take")
+    return isinstance(dataset, base) and all(
+        getattr(type(dataset), name) is getattr(base, name) for name in methods
+    )
+
+
 def take(dataset: Any, indices: np.ndarray | slice) -> Any:
     """The samples of any dataset at `indices`, stacked: by its own `take`, else one by one."""
-    own = getattr(type(dataset), "take", None)
-    if own is not None and own is not Dataset.take:
+    if takes(dataset):
         return dataset.take(indices)
     if isinstance(indices, slice):
         indices = np.arange(*indices.indices(len(dataset)))
@@ -144,7 +165,8 @@ def take(dataset: Any, indices: np.ndarray | slice) -> Any:
 
 
 def collate(samples: Sequence[Any]) -> Any:
-    """Stack samples along a new first axis: tuples field by field, mappings key by key.
+    """Stack samples along a new first axis: tuples field by field, mappings key by key. Strings
+    stay strings, in a tuple.
 
     ValueError if `samples` is empty, or the shapes or the numbers of fields differ.
     """
@@ -158,6 +180,8 @@ def collate(samples: Sequence[Any]) -> Any:
         if len(counts) > 1:
             raise ValueError(f"collate: samples have different numbers of fields: {sorted(counts)}")
         return tuple(collate(list(column)) for column in zip(*samples, strict=True))
+    if isinstance(first, (str, bytes)):
+        return tuple(samples)
     arrays = [raw_array(sample) for sample in samples]
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
@@ -168,19 +192,29 @@ def collate(samples: Sequence[Any]) -> Any:
     return array_module(device_of(arrays[0])).stack(arrays)
 
 
+_SAMPLES = (tuple, Mapping, str, bytes)
+
+
 def as_dataset(data: Any, name: str = "data") -> Any:
     """`data` as a dataset.
 
     A dataset passes. A tuple of arrays, such as ``(x, y)``, one array, or a list of numbers or of
-    lists of numbers becomes a `TensorDataset`; a list of tuples is a dataset of samples.
+    lists of numbers becomes a `TensorDataset`; a list of tuples, mappings or strings is a dataset
+    of samples.
     TypeError for what is none of these; ValueError if it is empty.
     """
     if isinstance(data, tuple) and data:
         dataset = TensorDataset(*data)
     elif isinstance(data, Tensor) or is_array(data):
         dataset = TensorDataset(data)
-    elif isinstance(data, list) and data and not isinstance(data[0], (tuple, Mapping)):
+    elif isinstance(data, list) and data and not isinstance(data[0], _SAMPLES):
         dataset = TensorDataset(data)
+    elif isinstance(data, Mapping) and 0 not in data:
+        raise TypeError(
+            f"{name}: a {type(data).__name__} with the keys {', '.join(map(repr, [*data][:4]))} is "
+            "no dataset; give its arrays as a tuple, such as (x, y), or a list of one dict for "
+            "each sample"
+        )
     elif hasattr(data, "__len__") and hasattr(data, "__getitem__"):
         dataset = data
     else:

@@ -14,12 +14,12 @@ from gpunn.device.transfer import Uploader
 
 
 def each(function: Callable, fields: Any) -> Any:
-    """`function` of every array of a batch; lists become tuples."""
+    """`function` of every array of a batch; lists become tuples, strings stay what they are."""
     if isinstance(fields, dict):
         return {key: each(function, value) for key, value in fields.items()}
     if isinstance(fields, (tuple, list)) and not isinstance(fields, Moving):
         return tuple(each(function, value) for value in fields)
-    return function(fields)
+    return fields if isinstance(fields, (str, bytes)) else function(fields)
 
 
 def array_of(value: Any):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.random import default_generator
-from gpunn.data.dataset import Subset, TensorDataset, as_dataset
+from gpunn.data.dataset import Subset, TensorDataset, as_dataset, is_plain
 from gpunn.data.fields import each, staged, started, taken, tensor
 from gpunn.data.splits import permutation, resolve_seed
 from gpunn.data.workers import KINDS, Batches, Job, Workers, generator
@@ -163,6 +163,8 @@ class DataLoader:
         on_device = self.transform is None or getattr(self.transform, "on_device", False)
         if target.type != "cpu" and self.num_workers and not on_device:
             return "because workers are to transform them there"
+        if target.type == "cpu" and any(isinstance(array, np.memmap) for array in whole.arrays):
+            return "because they are read from a file as they are needed"
         size = sum(a.nbytes for a in whole.arrays if device_of(a) != target)
         size = size * len(self.dataset) // max(1, len(whole))
         free = free_memory(target) if target.type == "cuda" else None
@@ -221,6 +223,8 @@ class DataLoader:
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._next_epoch, self._resume_at
         self._next_epoch, self._resume_at = epoch + 1, 0
+        # From here on, so that what is interrupted at its first batch goes on with that.
+        self._running = (epoch, first) if first < len(self) else None
         return self._batches(epoch, first)
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
@@ -243,7 +247,7 @@ class DataLoader:
 
     def _placed(self, order: np.ndarray):
         """The order where the arrays are: on a GPU it goes there once an epoch, not each batch."""
-        if not isinstance(self.dataset, TensorDataset) or self.collate_fn is not None:
+        if not is_plain(self.dataset, TensorDataset) or self.collate_fn is not None:
             return order
         places = {device_of(array) for array in self.dataset.arrays}
         return to_device(order, places.pop()) if len(places) == 1 else order
@@ -286,6 +290,8 @@ class DataLoader:
             yield from batches
         finally:
             batches.cancel()
+            if workers.broken and workers is self._workers:
+                self._workers = None  # the next epoch gets new ones
             if workers is not self._workers:
                 workers.stop()
 
@@ -316,17 +322,21 @@ class DataLoader:
     # ---- stop and go on --------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader stands: seed, epoch and the next batch in it.
+        """Where the loader stands: seed, epoch, the next batch in it, and what that depends on.
 
         Inside a ``for`` loop the batch just given counts as done.
         """
         epoch, batch = self._running or (self._next_epoch, self._resume_at)
-        return {"seed": self.seed, "epoch": epoch, "batch": batch, "samples": len(self.dataset)}
+        return {
+            "seed": self.seed, "epoch": epoch, "batch": batch, "samples": len(self.dataset),
+            "batch_size": self.batch_size,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Go on where `state` was taken: the next ``for`` loop gives the rest of that epoch.
 
-        ValueError if the state belongs to a dataset of another length, or is not complete.
+        ValueError if the state belongs to a dataset of another length, or is not complete, or is in
+        the middle of an epoch with batches of another size.
         """
         missing = {"seed", "epoch", "batch", "samples"} - set(state)
         if missing:
@@ -335,6 +345,13 @@ class DataLoader:
             raise ValueError(
                 f"DataLoader: the state is of a dataset of {state['samples']} samples, "
                 f"this one has {len(self.dataset)}"
+            )
+        size = state.get("batch_size", self.batch_size)
+        if state["batch"] > 0 and size != self.batch_size:
+            raise ValueError(
+                f"DataLoader: the state is in the middle of an epoch with batches of {size}, and "
+                f"this loader makes batches of {self.batch_size}; make it with batch_size={size}, "
+                "or begin an epoch with set_epoch"
             )
         if not 0 <= state["batch"] <= len(self):
             raise ValueError(
@@ -353,7 +370,7 @@ def _count(name: str, value: Any, low: int) -> int:
 
 
 def _array_dataset(dataset: Any) -> TensorDataset | None:
-    """The dataset of arrays that this is, or is a part of."""
-    while isinstance(dataset, Subset):
+    """The dataset of arrays that this is, or is a part of; not one that redefines its samples."""
+    while is_plain(dataset, Subset):
         dataset = dataset.dataset
-    return dataset if isinstance(dataset, TensorDataset) else None
+    return dataset if is_plain(dataset, TensorDataset) else None

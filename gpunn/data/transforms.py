@@ -195,6 +195,12 @@ class ImageAugmentation:
     def __call__(self, images: Any, rng: np.random.Generator | None = None):
         """A Tensor of images changed, or with `rng` the batch ``(images, …)`` of a DataLoader."""
         if rng is not None:
+            if isinstance(images, dict):
+                raise TypeError(
+                    f"ImageAugmentation: the batch is a dict with the keys {[*images]}; expected "
+                    "(images, …); give a transform that calls this one with the images and the "
+                    "same rng, and puts the result back"
+                )
             if not isinstance(images, (tuple, list)):
                 return self.gather(images, None, rng)
             return (self.gather(images[0], None, rng), *images[1:])

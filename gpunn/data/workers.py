@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpunn.data.dataset import Dataset, TensorDataset, collate, gather
+from gpunn.data.dataset import TensorDataset, collate, gather, is_plain, takes
 from gpunn.errors import WorkerError
 
 KINDS = ("thread", "process")
@@ -56,8 +56,7 @@ class Job:
 
     def fetch(self, indices: Any, stopped: Callable = bool) -> Any:
         """The samples, stacked or collated; between two of them it asks whether to go on."""
-        own = getattr(type(self.dataset), "take", None)
-        if self.collate_fn is None and own is not None and own is not Dataset.take:
+        if self.collate_fn is None and takes(self.dataset):
             return self.dataset.take(indices)
         if isinstance(indices, slice):
             indices = range(*indices.indices(len(self.dataset)))
@@ -76,7 +75,7 @@ class Job:
 
 def fuses(transform: Any, dataset: Any, collate_fn: Any) -> bool:
     """Whether a transform gathers the samples itself while it reads them."""
-    usual = isinstance(dataset, TensorDataset) and collate_fn is None
+    usual = is_plain(dataset, TensorDataset) and collate_fn is None
     return usual and hasattr(transform, "gather")
 
 
@@ -158,12 +157,16 @@ class Workers:
     job : what to do; with threads any function ``job(indices, key, stopped)``
     count : workers, 1 or more
     kind : "thread" or "process"
+
+    Attributes
+    ----------
+    broken : whether a process has ended by itself, after which the others are of no use
     """
 
     def __init__(self, job: Callable, count: int, kind: str):
         from concurrent import futures  # not on the path of `import gpunn`
 
-        self.kind, self._job = kind, job
+        self.kind, self._job, self.broken = kind, job, False
         if kind == "thread":
             self._stop: Any = threading.Event()
             self._pool: Any = futures.ThreadPoolExecutor(count, "gpunn-data")
@@ -175,11 +178,17 @@ class Workers:
         self._pending: set = set()
 
     def submit(self, indices, key) -> Any:
-        """Begin with a batch; gives a Future."""
+        """Begin with a batch; gives a Future, in which everything that goes wrong comes out."""
+        from concurrent.futures import BrokenExecutor, Future
+
         if self.kind == "thread":
             future = self._pool.submit(_attempt, self._job, indices, key, self._stop.is_set, True)
         else:
-            future = self._pool.submit(_in_process, indices, key)
+            try:
+                future = self._pool.submit(_in_process, indices, key)
+            except BrokenExecutor as error:  # of batches before, which come first
+                future = Future()
+                future.set_exception(error)
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
         return future
@@ -235,12 +244,12 @@ class Batches:
             raise _told(made, name, indices) from made.error
         return made
 
-    @staticmethod
-    def _lost(name: str, error: Exception) -> WorkerError:
+    def _lost(self, name: str, error: Exception) -> WorkerError:
         from concurrent.futures import BrokenExecutor
 
         if not isinstance(error, BrokenExecutor):
             return WorkerError(f"DataLoader: {name} did not come back from its worker: {error!r}")
+        self._workers.broken = True
         return WorkerError(
             f"DataLoader: a worker process ended before {name} was done: it was killed (for "
             "memory?), or could not start. A script whose loaders have worker processes must do "

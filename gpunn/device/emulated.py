@@ -50,6 +50,7 @@ class EmulatorArray(np.ndarray):
         if step.state.special:
             if step.state.graph is not None and ufunc is np.matmul:
                 _refuse_product(inputs)
+            step.refuse_uploads(f"{ufunc.__name__}.{method}", inputs)
             compute = getattr(ufunc, method)
             result = step.run(compute, plain(inputs), options, writes=out is not None)
         else:
@@ -136,13 +137,15 @@ def placed(value: Any) -> Any:
     return value
 
 
-# ---- what CuPy 14 cannot do while a graph is captured, read in its source -------------------------
+# ---- what CuPy 14 cannot do while a graph is captured, read in its source ------------------------
 
 # The shape of the result, or what is done, depends on values, for which CuPy waits.
 _BY_VALUES = frozenset(
     "argwhere bincount compress extract flatnonzero histogram intersect1d nonzero setdiff1d "
     "setxor1d trim_zeros union1d unique".split()
 )
+# A truth that Python asks for.
+_TRUTHS = frozenset("allclose array_equal array_equiv".split())
 # CuPy asks a library of NVIDIA's, which it does not while it captures.
 _BY_LIBRARY = frozenset(
     "cholesky det dot eigh eigvalsh einsum inner inv lstsq matrix_power matrix_rank multi_dot pinv "
@@ -157,6 +160,8 @@ def _refuse_as_cupy(name: str, args: tuple = (), kwargs: dict | None = None) -> 
     kwargs = kwargs or {}
     if name in _BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
         tracing.shape_from_values(name)
+    if name in _TRUTHS:
+        tracing.host_read(f"{name}()")
     if name in _BY_LIBRARY:
         tracing.waits(f"{name}() of raw arrays", "use gpunn's own functions of Tensors")
     if name in _JOINS and args and len(args[0]) > 8:

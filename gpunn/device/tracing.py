@@ -144,8 +144,9 @@ def place_of(error: BaseException) -> str:
 
 
 def _is_users(file: str) -> bool:
-    libraries = ("/cupy/", "/numpy/", "contextlib.py")
-    return not file.startswith((_PACKAGE, "<", "cupy")) and not any(part in file for part in libraries)
+    if file.startswith((_PACKAGE, "<", "cupy")):
+        return False
+    return not any(part in file for part in ("/cupy/", "/numpy/", "contextlib.py"))
 
 
 def _place(file: str, line: int) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import threading
 from typing import Any
 
@@ -403,6 +404,12 @@ class _Link:
     def __del__(self):
         with contextlib.suppress(Exception):  # at the end of the interpreter nothing is sure
             self.close()
+
+
+@functools.cache
+def uploader(device: Device) -> Uploader:
+    """The one for small things that any part of the program brings to a device, by ``out=``."""
+    return Uploader(device)
 
 
 def free_memory(device: Device | str) -> int | None:

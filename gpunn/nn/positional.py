@@ -10,7 +10,7 @@ from gpunn.autograd.creation import empty
 from gpunn.autograd.dtypes import as_dtype, float32
 from gpunn.autograd.functions.shape import unsqueeze
 from gpunn.autograd.tensor import Tensor, wrap
-from gpunn.device import as_device, to_device
+from gpunn.device import as_device, to_device, tracing
 from gpunn.nn import functional as F
 from gpunn.nn import init
 from gpunn.nn.module import Module
@@ -150,7 +150,8 @@ class RotaryEmbedding(Module):
         if found is None or found[0].shape[0] < length:
             length = 1 << max(8, length - 1).bit_length()  # so that growing stays rare
             made = tables(length, self.dim // 2, key[1], self.base, self.scaling)
-            found = tuple(wrap(to_device(table, like.device)) for table in made)
+            with tracing.made_once():
+                found = tuple(wrap(to_device(table, like.device)) for table in made)
             self._tables[key] = found
         return found
 

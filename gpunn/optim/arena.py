@@ -17,6 +17,7 @@ import numpy as np
 
 from gpunn.autograd.functions.layout import in_axes, is_channels_last, memory_order
 from gpunn.device import Device, device_of, empty, to_device
+from gpunn.device.transfer import uploader
 from gpunn.optim.low_copies import LowCopies
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -46,10 +47,8 @@ class Cohort:
         if values == self.values:
             return
         host = np.array(values, np.float64)
-        if isinstance(self.hyper, np.ndarray):
-            self.hyper[: host.size] = host
-        else:
-            self.hyper[: host.size].set(host)
+        # Through pinned memory: a plain copy would wait for all that the GPU has to do.
+        uploader(device_of(self.hyper)).upload(host, out=self.hyper[: host.size])
         self.values = values
 
 
@@ -122,6 +121,9 @@ class Arena:
         tensor._array = view
         tensor._grad_slot = self.slots[i]
         tensor._low_source = (weakref.ref(self), i)
+        tensor._low = None
+        for copies in self.lows.values():
+            copies.block = None  # they were made of what was here before
 
     def take_gradients(self) -> list[int]:
         """The parameters that have a gradient; gradients that lie elsewhere are copied in."""
@@ -180,13 +182,6 @@ class Arena:
         if copies.block is not block or copies.versions[i] != tensor._cell[0]:
             copies.refresh(block)
         return copies
-
-    def forget_low(self) -> None:
-        """Cast the parameters anew when one is next asked for in 16 bits."""
-        for copies in self.lows.values():
-            copies.block = None
-        for tensor in self.tensors:
-            tensor._low = None
 
     # ---- what a step works on -------------------------------------------------------------------
 

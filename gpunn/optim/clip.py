@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from gpunn.autograd.tensor import Tensor, wrap
-from gpunn.device import array_module, device_of, empty, pointer, to_device
+from gpunn.device import array_module, device_of, empty, pointer, to_device, tracing
 from gpunn.optim.arena import ALIGNMENT
 from gpunn.primitives.clip import clip_by_norm, clip_by_value, global_norm, penalty_gradient
 from gpunn.primitives.samples import accumulator_dtype
@@ -37,6 +37,8 @@ def clip_grad_norm_(
     if not runs:
         return wrap(np.zeros((), np.float32))
     norm = _norm(runs, float(norm_type))
+    if error_if_nonfinite:
+        tracing.host_read("clip_grad_norm_(error_if_nonfinite=True)")
     if error_if_nonfinite and not math.isfinite(float(norm)):
         raise RuntimeError(
             f"clip_grad_norm_: the norm of the gradients is {float(norm)}. Lower the learning "

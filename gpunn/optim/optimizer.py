@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -170,8 +171,9 @@ class Optimizer:
                         tensor._grad_slot = arena.slots[i]
             if moved:
                 saved = self._group_state(k)
-                self._arenas[k] = self._make_arenas(group["params"])
-                self._set_group_state(k, saved)
+                with tracing.made_once():
+                    self._arenas[k] = self._make_arenas(group["params"])
+                    self._set_group_state(k, saved)
 
     @property
     def _step_slot(self) -> int:
@@ -211,8 +213,15 @@ class Optimizer:
     # ---- in a compiled step: see gpunn.compiled --------------------------------------------------
 
     def _note_replays(self, trace: tracing.Trace) -> None:
+        written = [
+            tensor
+            for arenas in self._arenas
+            for arena in arenas
+            for tensor in arena.tensors
+            if tensor.grad is not None  # when a replay ends they may be forgotten again
+        ]
         trace.before.append(self.write_hyperparameters)
-        trace.after.append(self._count_replay)
+        trace.after.append(functools.partial(self._count_replay, written))
         trace.hold(self._places)
 
     def write_hyperparameters(self) -> None:
@@ -227,21 +236,18 @@ class Optimizer:
                 for cohort in arena.cohorts:
                     cohort.write(values)
 
-    def _count_replay(self) -> None:
+    def _count_replay(self, written: list[Tensor]) -> None:
         """What a step does besides launching."""
         self._steps_made += 1
-        for arenas in self._arenas:
-            for arena in arenas:
-                for tensor in arena.tensors:
-                    if tensor.grad is not None:
-                        tensor._cell[0] += 1
+        for tensor in written:
+            tensor._cell[0] += 1
 
     def _places(self) -> list:
         """Which arrays a step works on, and which of its choices are part of the launches."""
         found: list = []
         for group, arenas in zip(self.param_groups, self._arenas, strict=True):
             found += [value for value in group.values() if isinstance(value, bool)]
-            found.append(group.get("eps") == 0)
+            found += [group.get("eps") == 0, self.counts_steps(group), *self.state_names(group)]
             for arena in arenas:
                 found.append(arena.parameters)
                 found += [cohort.hyper for cohort in arena.cohorts]

@@ -204,3 +204,4 @@ def _(rng, shape):
 
 unscale_gradients.bench_shapes = ELEMENTWISE_SHAPES
 update_loss_scale.bench_shapes = ((1,),)
+unscale_gradients.bench_in_float32 = update_loss_scale.bench_in_float32 = True

@@ -102,11 +102,11 @@ def region(name: str) -> Iterator[None]:
     if recording is None:
         yield
         return
-    recording.begin("region", name)
+    entry = recording.begin("region", name)
     try:
         yield
     finally:
-        recording.end()
+        recording.end(entry)
 
 
 @contextlib.contextmanager

@@ -26,8 +26,8 @@ from gpunn.profiling.ready import one_step
 from gpunn.profiling.recording import Entry, Recording
 from gpunn.train.precision import Precision
 
-# The files whose kernels multiply on tensor cores.
-_TENSOR_CORES = re.compile(r"mma")
+# The files whose kernels multiply on tensor cores, and those that do so in 16 bits only.
+_TENSOR_CORES, _IN_16_BITS = re.compile(r"mma"), re.compile(r"recurrent")
 
 
 class NotingLauncher(RecordingLauncher):
@@ -142,7 +142,11 @@ def _common(first: str, second: str) -> str:
 
 
 def _floor(entry: Entry, chip: Chip) -> tuple[float, str]:
-    tensor = any(_TENSOR_CORES.search(launch.source) for launch in entry.launches)
+    low = entry.dtype in ("float16", "bfloat16")
+    tensor = any(
+        _TENSOR_CORES.search(launch.source) or (low and _IN_16_BITS.match(launch.source))
+        for launch in entry.launches
+    )
     memory = entry.bytes / chip.bandwidth
     compute = entry.flops / chip.rate(entry.dtype, tensor)
     floor = max(memory, compute)

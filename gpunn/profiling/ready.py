@@ -5,12 +5,11 @@ They learn from random numbers: for the time of a step the values do not matter.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 import gpunn
 import gpunn.nn.functional as F
@@ -144,13 +143,13 @@ def ready_step(
     if batch is not None and batch < 1:
         raise ValueError(f"the batch size is {batch}; expected 1 or more")
     key = _SHORT.get(name.lower(), name.lower())
-    bench = {job.name: job for job in training.JOBS}
+    bench = {job.name.lower(): job for job in training.JOBS}
     gpunn.manual_seed(0)
     if key in JOBS:
         model, loss, inputs, target, rate = _of_job(JOBS[key], batch)
     elif key in bench:
         model, inputs, target = _of_benchmark(bench[key], batch)
-        loss, rate = nn.CrossEntropyLoss(), 1e-3
+        loss, rate = _over_classes(target.ndim, key), 1e-3
     elif key in _MODELS:
         usual, make, _ = _MODELS[key]
         model, inputs, target = make(batch or usual)
@@ -180,6 +179,6 @@ def _of_job(job: Any, batch: int | None) -> tuple:
 
 
 def _of_benchmark(job: Any, batch: int | None) -> Parts:
-    batch = batch or job.batch
-    x = np.random.default_rng(7).standard_normal((batch, *job.input_shape), dtype=np.float32)
-    return job.network(nn), (gpunn.tensor(x),), _labels(job.classes, batch)
+    job = dataclasses.replace(job, batch=batch or job.batch)
+    inputs, labels = (gpunn.tensor(values[0]) for values in job.data(batches=1))
+    return job.network(nn), (inputs,), labels

@@ -160,10 +160,17 @@ class Recording:
         self._lost += time.perf_counter() - entered
         return entry
 
-    def end(self, device: Device | None = None) -> Entry:
-        """Close the entry that was opened last."""
+    def end(self, entry: Entry, device: Device | None = None) -> None:
+        """Close an entry, and first what is open inside it (a region in a generator that waits).
+
+        Nothing is left to do for one that was closed so, or by the end of the profile.
+        """
+        if not any(self.entries[number] is entry for number in reversed(self._open)):
+            return
+        while self.innermost is not entry:
+            self.end(self.innermost)
         entered = time.perf_counter()
-        entry = self.entries[self._open.pop()]
+        self._open.pop()
         entry._end = self._mark(device or self.device)
         now = entered - self._begun - self._lost
         entry.host_seconds = now - entry.host_start
@@ -173,7 +180,6 @@ class Recording:
             self._sample(now, self._memory.pause(), entry)
             self._memory.resume()
         self._lost += time.perf_counter() - entered
-        return entry
 
     def _sample(self, now: float, sample: tuple[int, int], entry: Entry | None = None) -> None:
         open_entry = self.entries[self._open[-1]] if self._open else None
@@ -200,7 +206,7 @@ class Recording:
         try:
             run(call, args)
         finally:
-            self.end(device)
+            self.end(entry, device)
             self.phase = phase
             entered = time.perf_counter()
             if self._memory is not None:
@@ -226,13 +232,12 @@ class Recording:
         """Go into a layer or an operation; gives what `leave` needs."""
         before = (self.layer, self.what, self.phase)
         self.layer, self.what, self.phase = layer, what, phase
-        self.begin(kind, name)
-        return before
+        return self.begin(kind, name), before
 
     def leave(self, before: tuple) -> None:
         """Come out of it again."""
-        self.end()
-        self.layer, self.what, self.phase = before
+        entry, (self.layer, self.what, self.phase) = before
+        self.end(entry)
 
     # ---- which arrays kernels made (for `explain`) -----------------------------------------------
 
@@ -254,7 +259,7 @@ class Recording:
     def finish(self) -> float:
         """Close what is open, wait for the GPUs, work out all times; the host's seconds."""
         while self._open:
-            self.end()
+            self.end(self.innermost)
         host = self.entries[ROOT].host_seconds
         if self._memory is not None:
             self._memory.close()

@@ -90,7 +90,9 @@ def _between(entry: Entry) -> str:
         return f"  in {entry.name}" + (" backward" if entry.phase == "backward" else "")
     if entry.kind == "layer":
         return "  in layers and optimizer"
-    return entry.name if entry.kind == "kernel" or entry.parent >= 0 else "  outside layers"
+    if entry.kind == "kernel":
+        return entry.name
+    return f"  in {entry.name}" if entry.parent >= 0 else "  outside layers"
 
 
 def _between_rows(report, between: dict[str, _Sum]) -> list[list[str]]:

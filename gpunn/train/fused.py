@@ -32,6 +32,8 @@ from gpunn.train.fused_model import (
     read_stages,
 )
 
+# Layer by layer: a small kernel in a graph, and float32 products by three of bfloat16.
+_LAUNCH, _PRODUCTS = 2.5e-6, 60e12  # seconds; operations a second
 _H200_CLOCK = 1.98e9  # cycles a second at the most, from the data sheet's 67 TFLOP/s
 
 
@@ -303,6 +305,19 @@ class FusedNetwork:
             ExplainedPart(p.name, _what(p, plan), plan.blocks, p.clocks / clock, p.limit)
             for p in parts
         ]
+
+    def pays(self) -> bool:
+        """Whether a step here is estimated to be shorter than layer by layer in a captured graph.
+
+        For an H200, from data sheets: not yet run on hardware.
+        """
+        own = sum(part.seconds for part in self.explain())
+        launches = 3 + 2 * self._dropouts
+        layered = launches * _LAUNCH
+        for stage in self._stages:
+            products = 2.0 * self.batch_size * stage.linear.in_features * stage.linear.out_features
+            layered += 3 * max(_LAUNCH, products / _PRODUCTS)
+        return own <= layered
 
     def __repr__(self) -> str:
         widths = [self._stages[0].linear.in_features]

@@ -32,6 +32,8 @@ def fused_epochs(trainer: Any, loader: Any, callbacks: CallbackList) -> FusedEpo
     )
     if isinstance(plan, Refusal):
         return plan
+    if not trainer.fused and not plan.pays():
+        return Refusal("step by step is estimated to be faster for a network and batch this large")
     try:
         data = plan.prepare(*(raw_array(array) for array in loader.dataset.arrays))
     except ValueError as error:

@@ -112,9 +112,7 @@ def read_loss(loss: Any) -> dict[str, Any]:
     """The loss as `mlp_train` names it."""
     kind = type(loss)
     if kind not in (nn.CrossEntropyLoss, nn.MSELoss):
-        _refuse(
-            f"the loss is {getattr(kind, '__name__', kind)}, not CrossEntropyLoss or MSELoss"
-        )
+        _refuse(f"the loss is {getattr(kind, '__name__', kind)}, not CrossEntropyLoss or MSELoss")
     if loss._forward_hooks:
         _refuse("the loss has forward hooks")
     if loss.reduction != "mean":

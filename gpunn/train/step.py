@@ -68,10 +68,11 @@ class TrainStep:
     def _compile(self) -> None:
         from gpunn.compiled import CompiledStep  # not needed by those who do not compile
 
+        # Four parts of an update and a last batch of another size make eight kinds of calls.
         self.compiled = CompiledStep(
             self._batch,
-            uses=(self.model, self.optimizer, self.loss),
-            side_effects="warn" if self.may_fail else "error",
+            uses=(self.model, self.optimizer, self.loss, self.regularization),
+            max_signatures=16,
             copy_outputs=False,
             name="of the Trainer",
         )
@@ -98,9 +99,9 @@ class TrainStep:
         if self.profiler is not None and self.profiler.report is None:
             with self.profiler.around_step():
                 return self._batch(*arguments)
-        if self.compiled is None:
+        if self.compiled is None or self._loader is not None:  # labels are read on the host
             return self._batch(*arguments)
-        random = get_rng_state()
+        random, metrics = get_rng_state(), [dict(vars(metric)) for metric, _ in self._inside]
         try:
             return self.compiled(*arguments)
         except StepError as error:
@@ -108,7 +109,11 @@ class TrainStep:
                 raise
             warnings.warn(f"Trainer: goes on without compiling: {error}", stacklevel=4)
             self.compiled = None
+            if error.completed:
+                return error.result
             set_rng_state(random)
+            for (metric, _), values in zip(self._inside, metrics, strict=True):
+                vars(metric).update(values)  # what was counted before the step broke off
             return self._batch(*arguments)
 
     def _batch(self, first: bool, parts: int, last: bool, *fields: Any) -> Any:

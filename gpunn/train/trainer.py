@@ -256,14 +256,16 @@ class Trainer:
         if epoch == self.first_epoch:
             self.step.check(loader)
         dtype, step = model_dtype(self.model), 0
-        for step, parts in enumerate(self._parts(loader), start=1):
-            for number, batch in enumerate(parts):
-                inputs, target = split_batch(batch, self.device, dtype, "train")
-                last = number + 1 == len(parts)
-                self.step(inputs, target, first=number == 0, parts=len(parts), last=last)
-            callbacks("on_batch_end", self, epoch, step)
-        if self.step.profiler is not None:
-            self.step.profiler.finish()
+        try:
+            for step, parts in enumerate(self._parts(loader), start=1):
+                for number, batch in enumerate(parts):
+                    inputs, target = split_batch(batch, self.device, dtype, "train")
+                    last = number + 1 == len(parts)
+                    self.step(inputs, target, first=number == 0, parts=len(parts), last=last)
+                callbacks("on_batch_end", self, epoch, step)
+        finally:  # also when no more batches come: the thread must not stay under profile
+            if self.step.profiler is not None:
+                self.step.profiler.finish()
         if step == 0:
             raise ValueError(
                 f"train: epoch {epoch} gave no batches"

@@ -2,12 +2,12 @@
 //
 //   augment_images   out[i, y, x, c] = v a[c] + b[c],   v = images[indices[i], y + top, x' + left, c]
 //
-// with x' = x or, mirrored, w - 1 - x; outside of the image its mirror or `fill`; in the square `fill`. a = factor[c]
-// (1 + contrast r), b = term[c] (1 + contrast r) + brightness r'. What is chosen for image i comes of the Philox blocks
-// 2 i and 2 i + 1; formulas and words: gpunn/primitives/augment.py.
+// with x' = x or, mirrored, w - 1 - x; outside of the image its mirror or `fill`; in the square `fill`. Jittered,
+// a = factor[c] (1 + contrast r), b = term[c] (1 + contrast r) + brightness r'. What is chosen for image i comes of
+// the Philox blocks 2 i and 2 i + 1; formulas and words: gpunn/primitives/augment.py.
 // Who does what: `pieces` blocks make an image, a block up to 4 packs of 16 bytes a thread, next to each other in
 // `out`. Its first thread draws, all fill the table of the channels. Then a thread walks along its packs pixel by
-// pixel; loads are of single elements, which the lines of the first-level cache hold together, stores are whole packs.
+// pixel; loads are of single elements, which the first-level cache's lines hold together, stores are whole packs.
 // A pack that reaches over the ends of the image is stored element by element, so images may begin anywhere.
 // Shared memory: 16 bytes a channel {a, b, fill, -} and 40 bytes of choices.
 // The limit: memory, 1 byte in and 2 (4) out an element; but some 45 instructions an element, most of them to find
@@ -60,7 +60,8 @@ __device__ __forceinline__ AugmentChoice choose(const AugmentShape& g, int64 ima
     choice.sample = image;
     const int spare_y = g.height + 2 * g.padding - g.h, spare_x = g.width + 2 * g.padding - g.w;
     if (g.random) {
-        const uint4 one = philox(2 * image, from.offset, from.seed), two = philox(2 * image + 1, from.offset, from.seed);
+        const uint4 one = philox(2 * image, from.offset, from.seed);
+        const uint4 two = philox(2 * image + 1, from.offset, from.seed);
         choice.top = below(one.x, spare_y + 1) - g.padding, choice.left = below(one.y, spare_x + 1) - g.padding;
         choice.flip = one.z >> 8 < static_cast<uint32>(g.flip);
         choice.cut_y = below(one.w, g.h) - g.cutout / 2, choice.cut_x = below(two.x, g.w) - g.cutout / 2;
@@ -99,9 +100,9 @@ struct AugmentWalk {
     }
     __device__ __forceinline__ void find_row() {
         const int row = y + choice.top;
-        const bool seen = (static_cast<uint32>(row) < static_cast<uint32>(g.height) || g.reflect) && choice.sample >= 0;
+        const bool there = static_cast<uint32>(row) < static_cast<uint32>(g.height) || g.reflect;
         const bool cut = static_cast<uint32>(y) - static_cast<uint32>(choice.cut_y) < static_cast<uint32>(choice.cut);
-        span = seen ? static_cast<uint32>(g.width) : 0;
+        span = there && choice.sample >= 0 ? static_cast<uint32>(g.width) : 0;
         edge = cut ? static_cast<uint32>(choice.cut) : 0;
         line = mirrored(row, g.height) * g.row;
         from = (choice.flip ? g.w - 1 - x : x) + choice.left;

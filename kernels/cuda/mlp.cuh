@@ -68,6 +68,18 @@ struct MlpData {
     }
     // Whether to read a sample; what is neither that nor -1 is an error that shows as NaN.
     __device__ __forceinline__ bool exists(int64 sample) const { return sample >= 0 && sample < samples; }
+    // Four of a sample's numbers from the k-th on, zeros behind the last; `vector`: all lie at 16 bytes.
+    __device__ __forceinline__ Pack<float, 4> numbers(int64 sample, int k, int inputs, bool vector) const {
+        Pack<float, 4> found = {};
+        if (sample == -1 || k >= inputs) return found;
+        const bool real = exists(sample);
+        const float* from = x + (real ? sample * inputs + k : 0);
+        if (real && vector) return load_pack<float, 4>(from);
+#pragma unroll
+        for (int e = 0; e < 4; e++)
+            if (k + e < inputs) found.item[e] = real ? from[e] : __int_as_float(0x7fc00000);
+        return found;
+    }
 };
 
 struct MlpBlock {
@@ -91,7 +103,8 @@ struct Meeting {
         if (threadIdx.x == 0) {
             __threadfence();
             atomicAdd(count, 1u);
-            while (ptx::load_acquire(count) < members * held) __nanosleep(20);
+            // By the sign of the difference: in a long launch the counts pass 2^32.
+            while (static_cast<int>(ptx::load_acquire(count) - members * held) < 0) __nanosleep(20);
         }
         __syncthreads();
     }

@@ -1,15 +1,17 @@
 // mlp_rows.cuh - the first phase of a step of mlp_train.cu: rows of the batch through the network and back.
 //
-// A block holds what a layer makes of its 8 rows in shared memory, number by number with the 8 rows side by side, so
-// that a thread gets four rows of a number by one 16-byte load, the same for all threads of a warp.
-// A product (8, depth) x (depth, columns): a thread owns 4 columns for all 8 rows, 32 sums in registers. For each k it
-// loads 16 bytes of the weights (neighbouring threads neighbouring columns), 32 of the rows, and makes 32 multiply-adds:
-// the multiply-adds, 8 cycles of a multiprocessor a warp, are what it waits for, not the 6 of its loads. There are fewer
-// columns than threads have; the others take other k of the same columns, and the sums are added in shared memory,
-// always in the same order. Eight loads of weights are under way at a time in each thread, 32 KB of the block. What the
-// end of a product needs, the bias or the Z of the way forward, is copied to where its result will be meanwhile.
-// Where there are more blocks than groups of 8 rows, several take the same rows as a team. Of a product whose weights
-// take long to come each makes some columns; they pass through the scratch memory, and the team meets behind it.
+// A block holds what a layer makes of its 8 rows in shared memory, number by number with the 8 rows side by side,
+// so that a thread gets four rows of a number by one 16-byte load, the same for all threads of a warp.
+// A product (8, depth) x (depth, columns): a thread owns 4 columns for all 8 rows, 32 sums in registers. For each
+// k it loads 16 bytes of the weights (neighbouring threads neighbouring columns), 32 of the rows, and makes 32
+// multiply-adds: the multiply-adds, 8 cycles of a multiprocessor a warp, are what it waits for, not the 6 of its
+// loads. There are fewer columns than threads have; the others take other k of the same columns, and the sums are
+// added in shared memory, always in the same order. Eight loads of weights are under way at a time in each
+// thread, 32 KB of the block. What the end of a product needs, the bias or the Z of the way forward, is copied to
+// where its result will be meanwhile.
+// Where there are more blocks than groups of 8 rows, several take the same rows as a team. Of a product whose
+// weights take long to come each makes some columns; they pass through the scratch memory, and the team meets
+// behind it.
 #pragma once
 #include "mlp.cuh"
 
@@ -26,9 +28,9 @@ __device__ __forceinline__ void multiply_add(float (&sum)[ROWS][4], const float*
         }
 }
 
-// ending(column, row, sum over k of in[k][row] weight[k][column]) for all `columns`, a multiple of 4 up to 512, of a weight
-// with `pitch`, and all 8 rows; the same thread has called before(column, row) for it, to let copies begin that are done
-// then (cp.async). All threads of the block have met behind it.
+// ending(column, row, sum over k of in[k][row] weight[k][column]) for all `columns`, a multiple of 4 up to 512,
+// of a weight with `pitch`, and all 8 rows; the same thread has called before(column, row) for it, to let copies
+// begin that are done then (cp.async). All threads of the block have met behind it.
 template <typename Before, typename Ending>
 __device__ __forceinline__ void product(const float* in, int depth, const float* weight, int pitch, int columns,
                                         float* sums, Before before, Ending ending) {
@@ -37,21 +39,30 @@ __device__ __forceinline__ void product(const float* in, int depth, const float*
     ptx::copy_async_commit();
     const int wide = columns / 4, most = THREADS / wide, enough = divide_up(depth, 4);
     const int slices = most < enough ? most : enough;
-    const int slice = threadIdx.x / wide, own = slice * pitch + threadIdx.x % wide * 4;
+    const int slice = threadIdx.x / wide;
     if (slice < slices) {
+        const int step = slices * ROWS, stride = slices * pitch, end = depth * ROWS;
+        const float* from = weight + slice * pitch + threadIdx.x % wide * 4;  // the next to load
         float sum[ROWS][4] = {};
-        const int stride = slices * pitch;
-        const float* from = weight + own;
-        int k = slice;
-        for (; k + (AHEAD - 1) * slices < depth; k += AHEAD * slices) {
-            Pack<float, 4> pack[AHEAD];
+        Pack<float, 4> pack[AHEAD];
+        int place = slice * ROWS;
 #pragma unroll
-            for (int u = 0; u < AHEAD; u++) pack[u] = load_pack<float, 4>(from + u * stride);
-            from += AHEAD * stride;
-#pragma unroll
-            for (int u = 0; u < AHEAD; u++) multiply_add(sum, in + (k + u * slices) * ROWS, pack[u]);
+        for (int u = 0; u < AHEAD; u++) {
+            pack[u] = {};
+            if (place + u * step < end) pack[u] = load_pack<float, 4>(from), from += stride;
         }
-        for (; k < depth; k += slices, from += stride) multiply_add(sum, in + k * ROWS, load_pack<float, 4>(from));
+        // The next load of each goes out as soon as its registers are free. The breaks also keep the compiler from
+        // gathering all loads of a turn behind its multiply-adds, where nothing would hide them.
+        const int last = end - AHEAD * step;
+        while (place < end) {
+#pragma unroll
+            for (int u = 0; u < AHEAD; u++) {
+                if (place >= end) break;
+                multiply_add(sum, in + place, pack[u]);
+                if (place < last) pack[u] = load_pack<float, 4>(from), from += stride;
+                place += step;
+            }
+        }
 #pragma unroll
         for (int e = 0; e < ROWS * 4; e++) sums[e * (THREADS + 1) + threadIdx.x] = sum[e / 4][e % 4];
     }
@@ -61,7 +72,7 @@ __device__ __forceinline__ void product(const float* in, int depth, const float*
     for (int column = threadIdx.x / ROWS; column < columns; column += THREADS / ROWS) {
         const float* part = sums + (row * 4 + column % 4) * (THREADS + 1) + column / 4;
         float total = 0;
-#pragma unroll 4
+#pragma unroll 8
         for (int s = 0; s < slices; s++) total += part[s * wide];
         ending(column, row, total);
     }
@@ -77,10 +88,11 @@ __device__ __forceinline__ bool kept(const MlpLayer& layer, const MlpData& data,
     return word >> 8 >= layer.threshold;
 }
 
-// ---- the loss ------------------------------------------------------------------------------------------------
+// ---- the loss ---------------------------------------------------------------------------------------
 
-// Of one row by one warp, lanes over the outputs: in shared memory z[n][row] becomes the slope. Every lane returns the
-// row's loss; `right` is whether the largest output, the first of equals and NaN above all, stands at the label.
+// Of one row by one warp, lanes over the outputs: in shared memory z[n][row] becomes the slope. Every lane
+// returns the row's loss; `right` is whether the largest output, the first of equals and NaN above all, stands at
+// the label.
 __device__ __forceinline__ float row_cross_entropy(float* z, int outputs, int64 label, float smoothing, float scale,
                                                    bool& right) {
     const int lane = threadIdx.x % WARP;
@@ -164,7 +176,7 @@ __device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData&
     __syncthreads();
 }
 
-// ---- the phase -----------------------------------------------------------------------------------------------
+// ---- the phase --------------------------------------------------------------------------------------
 
 // The rows' data, transposed: eight rows of four neighbouring numbers a warp.
 __device__ __forceinline__ void gather_rows(const MlpData& data, int inputs, int64 sample, float* out) {
@@ -293,7 +305,8 @@ struct Sharing {
     }
 };
 
-// What is not shared out is made by every block of a team as long as a later product is, and then by the first alone.
+// What is not shared out is made by every block of a team as long as a later product is, and then by the first
+// alone.
 __device__ __forceinline__ void train_rows(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
                                            MlpTeam& team, const Sharing& sharing, int step) {
     const bool through = team.rank == 0 || sharing.backward < net.layers;

@@ -6,28 +6,29 @@
 //   dW = dZ^T X,  db = sum of dZ over the rows;  W, b and the optimizer's state are updated in place
 //
 // Who does what. A step has two phases, and all blocks meet after each, whatever the depth:
-//   rows      a block owns 8 rows of the batch at a time and takes them through all layers to the loss and back to
-//             the slopes dZ of all layers (mlp_rows.cuh). It keeps X', Z and dZ in the scratch memory. Blocks that would
-//             have no rows help as members of a team, with products whose weights are large.
+//   rows      a block owns 8 rows of the batch at a time and takes them through all layers to the loss and back
+//             to the slopes dZ of all layers (mlp_rows.cuh). It keeps X', Z and dZ in the scratch memory. Blocks
+//             that would have no rows help as members of a team, with products whose weights are large.
 //   weights   a block owns tiles of 32 x 64 of the weights: the product over the whole batch, and the update at
 //             once, of the weight, its state and the copies that the rows read (mlp_weights.cuh)
 // With a limit on the gradients' norm a third meeting stands between a tile's gradient and its update. With one
 // block nobody meets, and where all it makes fits its own memory, nothing but parameters and data leaves it.
 //
-// Memory: `scratch` holds W^T of every layer, its rows padded to multiples of 4 for 16-byte loads; W itself where its
-// rows are no such multiple; X', Z and dZ; the losses of the rows. In shared memory: 33 KB for sums and tiles, two
-// buffers of 8 rows (32 bytes a number of the widest layers), the table of the layers; at most 82 KB in all, but for
-// a block that holds the scratch memory, too.
+// Memory: `scratch` holds W^T of every layer, its rows padded to multiples of 4 for 16-byte loads; W itself where
+// its rows are no such multiple; X', Z and dZ; the losses of the rows. In shared memory: 33 KB for sums and
+// tiles, two buffers of 8 rows (32 bytes a number of the widest layers), the table of the layers; at most 89 KB
+// in all, but for a block that holds the scratch memory, too.
 // The table is described at MlpLayer. gpunn/primitives/mlp_plan.py makes it and chooses the number of blocks.
 //
-// The limit, for P weights, B rows, G blocks: 6 P B FLOPs a step, over G multiprocessors in the second phase and over
-// B / 8 in the first, where each block reads all copies of the weights (8 P bytes, 4 P0 of the first layer) through
-// the second-level cache for its 8 rows: for 784-256-128-10 that is 1.1 MB, on paper 12 us of an H200's
-// multiprocessor. With a batch of 128 teams of 8 share out the first layer, and 4 us are left. The update moves 24 P
-// bytes (Adam). Two meetings of all and one of the teams, about 1 us each. Launched one by one, the same step is some
-// thirty kernels. Estimates from data sheets: not yet run on hardware.
-// Assumes: inputs <= 1024, outputs <= 512, weights at multiples of 4 floats, `parameters` at one of 16 bytes or a copy
-// of every W; all blocks exist at once (a cooperative launch: gpunn/device/sources.py). Any batch, depth, width.
+// The limit, for P weights, B rows, G blocks: 6 P B FLOPs a step, over G multiprocessors in the second phase and
+// over B / 8 in the first, where each block reads all copies of the weights (8 P bytes, 4 P0 of the first layer)
+// through the second-level cache for its 8 rows: for 784-256-128-10 that is 1.1 MB, on paper 12 us of an H200's
+// multiprocessor. With a batch of 128 teams of 8 share out the first layer, and 4 us are left. The update moves
+// 24 P bytes (Adam). Two meetings of all and one of the teams, about 1 us each. Launched one by one, the same
+// step is some thirty kernels. Estimates from data sheets: not yet run on hardware.
+// Assumes: inputs <= 1024, outputs <= 512, weights at multiples of 4 floats, `parameters` at one of 16 bytes or a
+// copy of every W; all blocks exist at once (a cooperative launch: gpunn/device/sources.py). Any batch, depth,
+// width.
 // Why fused multiply-adds and not tensor cores: TF32 would round the products to 11 bits, and the same training step
 // by step does not.
 #include "mlp_rows.cuh"

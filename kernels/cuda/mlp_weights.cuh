@@ -1,11 +1,11 @@
 // mlp_weights.cuh - the second phase of a step of mlp_train.cu: gradients of the weights by tiles, and their update.
 //
-// A tile is 32 outputs by 64 inputs of one layer: dW = dZ^T X over all rows of the batch. The block takes 32 rows at a
-// time into shared memory, twice, and has the next 64 under way in registers, 24 KB, because they come from afar; half
-// of the threads take the first 16 rows, half the others, each 4 x 4 sums: 16 multiply-adds for two 16-byte loads. The
-// halves are then added, in this order, and 8 elements a thread are updated, which were loaded before the products:
-// coalesced along the inputs, and the copy W^T coalesced along the outputs, through shared memory. The block with a
-// layer's first inputs also sums dZ for its bias.
+// A tile is 32 outputs by 64 inputs of one layer: dW = dZ^T X over all rows of the batch. The block takes 32 rows
+// at a time into shared memory, twice, and has the next 64 under way in registers, 24 KB, because they come from
+// afar; half of the threads take the first 16 rows, half the others, each 4 x 4 sums: 16 multiply-adds for two
+// 16-byte loads. The halves are then added, in this order, and 8 elements a thread are updated, which were loaded
+// before the products: coalesced along the inputs, and the copy W^T coalesced along the outputs, through shared
+// memory. The block with a layer's first inputs also sums dZ for its bias.
 // Shared memory: 24.6 KB of rows, then 16.6 KB of the tile's halves in their place, in that of the products' sums.
 // The limit of a tile: 2048 B multiply-adds, 16 B cycles; it reads 384 B bytes of X and dZ.
 #pragma once
@@ -18,7 +18,7 @@ static_assert(2 * CHUNK * (TILE_N + TILE_K) <= SUMS && 2 * TILE_N * PITCH <= SUM
               "a tile works in the products' memory");
 static_assert(HALF == TILE_N / 4 * (TILE_K / 4) && EACH * THREADS == TILE_N * TILE_K, "threads share out a tile");
 
-// ---- the rules, as in optimizer.cu -----------------------------------------------------------------------------
+// ---- the rules, as in optimizer.cu ------------------------------------------------------------------
 
 struct MlpRule {
     int options;
@@ -63,7 +63,7 @@ struct MlpState {
     double max_norm;
 };
 
-// ---- where a tile lies -------------------------------------------------------------------------------------------
+// ---- where a tile lies ------------------------------------------------------------------------------
 
 struct Tile {
     MlpLayer layer;
@@ -93,7 +93,7 @@ struct Tile {
     __device__ __forceinline__ int64 at_bias() const { return layer.bias + n0 + threadIdx.x; }
 };
 
-// ---- the gradient ---------------------------------------------------------------------------------------------------
+// ---- the gradient -----------------------------------------------------------------------------------
 
 // What a thread brings of a chunk: 4 numbers of X in each half of its rows, and 4 of dZ.
 struct ChunkPart {
@@ -194,7 +194,7 @@ __device__ __forceinline__ float tile_gradient(const MlpNetwork& net, const MlpD
     return static_cast<float>(bias);
 }
 
-// ---- the update -----------------------------------------------------------------------------------------------------
+// ---- the update -------------------------------------------------------------------------------------
 
 // The thread's elements of a weight and of its state.
 struct Elements {
@@ -246,7 +246,8 @@ __device__ __forceinline__ void update_tile(const MlpNetwork& net, const Tile& t
     for (int e = 0; e < EACH; e++) {
         const int k = threadIdx.x / TILE_N + e * (THREADS / TILE_N);
         if (tile.n0 + n < layer.outputs && tile.k0 + k < layer.inputs)
-            net.scratch[layer.forward + static_cast<int64>(tile.k0 + k) * wide + tile.n0 + n] = transposed[n * PITCH + k];
+            net.scratch[layer.forward + static_cast<int64>(tile.k0 + k) * wide + tile.n0 + n] =
+                transposed[n * PITCH + k];
     }
     __syncthreads();  // the next tile's sums go over this one's
 }
@@ -285,8 +286,8 @@ __device__ __forceinline__ float clipped(float gradient, float coefficient) {
     return gradient == 0 || coefficient == 1 ? gradient : gradient * coefficient;  // zeros stay, also for NaN
 }
 
-// The block's tiles: gradients and their update, or with CLIP the gradients, a meeting, and then the update. Written as
-// two rounds, so that the code of either stands in the kernel once.
+// The block's tiles: gradients and their update, or with CLIP the gradients, a meeting, and then the update.
+// Written as two rounds, so that the code of either stands in the kernel once.
 __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
                                               const MlpState& state, const MlpRule& rule, Meeting& meeting, int step) {
     const bool clip = net.options & CLIP;
@@ -322,7 +323,7 @@ __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpDa
     }
 }
 
-// ---- the copies, before the first step -------------------------------------------------------------------------------
+// ---- the copies, before the first step --------------------------------------------------------------
 
 __device__ __forceinline__ void copy_weights(const MlpNetwork& net) {
     for (int l = 0; l < net.layers; l++) {

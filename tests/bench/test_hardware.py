@@ -186,8 +186,12 @@ def test_every_stage_runs_dry(stage, tmp_path, monkeypatch):
         assert {row.primitive for row in found.rows} >= {"activation_forward"}
     if stage == "launches":
         assert {row["kind"] for row in found.launches} == {"launch", "call"}
-    if stage == "training":
-        assert {row["contestant"] for row in found.training} >= {"gpunn"}
+    if stage == "steps":
+        ours = {"gpunn", "gpunn compiled", "gpunn fused"}
+        assert {row["contestant"] for row in found.training} >= ours
+    if stage == "graphs":
+        compiled = [test for test in found.tests if test["stage"] == "compiled steps"]
+        assert len(compiled) == 5 and all(test["arena"]["peak"] > 0 for test in compiled)
 
 
 def few(function):

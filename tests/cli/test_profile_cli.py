@@ -35,7 +35,7 @@ def test_profile_by_layer_and_as_json(capsys):
 
 
 def test_explain(capsys):
-    assert main(["explain", "mlp", "--kernels"]) == 0
+    assert main(["explain", "mlp", "--kernels", "--batch-size", "128"]) == 0
     out = capsys.readouterr().out
     assert out.startswith("mlp-784-256-128-10, batch 128 on H200") and "advance_step<" in out
     assert main(["explain", "cnn", "--chip", "a100", "--batch-size", "2", "--json"]) == 0

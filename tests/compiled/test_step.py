@@ -91,9 +91,12 @@ def test_another_generator_is_refused():
     own = gpunn.random.Generator(4)
     step = gpunn.compile(lambda x: x + gpunn.randn(6, device=DEVICE, generator=own))
     x = gpunn.tensor(X, device=DEVICE)
-    with pytest.raises(RuntimeError, match="generator"):
+    with pytest.raises(StepError, match="this generator is not the one"):
         for _ in range(4):
             step(x)
+    assert "manual_seed() sets the state of the random numbers" in fails(
+        lambda x: gpunn.manual_seed(1), X, device="cpu"
+    )
 
 
 def test_steps_do_not_nest():
@@ -178,8 +181,9 @@ def test_side_effects_may_be_allowed_or_warned_about():
     quiet(x), quiet(x), quiet(x)
     assert len(seen) == 3  # on the CPU the Python runs each time
     loud = gpunn.compile(lambda x: seen.append(1), side_effects="warn")
-    with pytest.warns(UserWarning, match="changes seen"):
+    with pytest.warns(UserWarning, match="changes seen") as caught:
         loud(x), loud(x)
+    assert caught[0].filename == __file__
 
 
 # ---- kinds of calls ------------------------------------------------------------------------------
@@ -202,7 +206,7 @@ def test_what_is_neither_tensor_nor_value_is_refused():
     step = gpunn.compile(lambda x, y=None: x)
     with pytest.raises(StepError, match=r"argument 0 is ndarray.*give gpunn.tensor\(array\)"):
         step(X)
-    with pytest.raises(StepError, match="y is object"):
+    with pytest.raises(StepError, match="y is object.*or let the step reach it by its closure"):
         step(gpunn.tensor(X), y=object())
     with pytest.raises(TypeError, match="expected a function, got int"):
         gpunn.compile(3)
@@ -329,7 +333,97 @@ def test_the_summary_shows_memory_and_kernels():
     run(step, 5, *data())
     lines = step.summary().splitlines()
     assert lines[0] == "compiled step step on emulator"
-    assert "captured" in lines[-1] and lines[-1].startswith("(6, 4), (6,)")
+    assert lines[-2].startswith("(6, 4), (6,) before any gradient ")
+    assert "captured" in lines[-1] and lines[-1].startswith("(6, 4), (6,) ")
     (_, variant) = step._variants.values()
     assert variant.memory.plan.size >= variant.memory.plan.peak > 0
     assert "was replaced" not in step.summary()
+
+
+# ---- what a GPU could not do in a capture, the emulator refuses ----------------------------------
+
+
+@pytest.mark.parametrize(
+    ("work", "text"),
+    [
+        (lambda x: x.array[np.array([1, 0])], "an index of the host copies values of the host"),
+        (lambda x: x.array[[1, 0]], "an index of the host copies"),
+        (lambda x: x.array.__setitem__(x.array > 2, 0), "an assignment through a mask would have to"),
+        (lambda x: np.bincount(x.array.astype(np.int64)), "the result of bincount depends on"),
+        (lambda x: np.allclose(x.array, 1), "allclose() reads a value on the host"),
+        (lambda x: x.array @ x.array, "@ of raw arrays would have to wait for the GPU"),
+        (lambda x: np.tensordot(x.array, x.array, 1), "tensordot() of raw arrays would have to"),
+        (lambda x: np.concatenate([x.array] * 9), "concatenate of 9 arrays copies values"),
+        (lambda x: np.add.at(x.array, np.array([1]), 1), "add.at copies values of the host"),
+        (lambda x: np.repeat(x.array, x.array.astype(np.int64)), "the result of repeat depends"),
+    ],
+)
+def test_what_cupy_cannot_capture_is_refused_on_the_emulator(work, text):
+    def step(x):
+        work(x)
+        return x
+
+    assert text in fails(step, X)
+
+
+def test_functions_that_once_waited_or_copied_can_be_captured():
+    rows = np.arange(12, dtype=np.float32).reshape(3, 4) / 5 - 1
+    labels = np.array([2, 0, 2])
+
+    def losses(s, y):
+        shifted = s * 1.0
+        shifted[shifted > 0.5] = 0.25
+        return [
+            (s**2).sum(), gpunn.where(s > 0, s, 0.0).sum(), s.masked_fill(s < 0, 2.0).prod(),
+            F.nll_loss(F.log_softmax(s, -1), y), (s.sigmoid() * F.one_hot(y, 4)).sum(),
+            (s[y] ** 3).sum(), (s.gather(1, y.reshape(-1, 1)) ** 2).sum(), shifted.sum(),
+            s.topk(2, 1).values.sum(), F.embedding_bag(y.reshape(1, 3), s, mode="mean").sum(),
+            F.binary_cross_entropy(s.sigmoid(), (s > 0).float()), (s * F.sequence_mask(y, 4)).sum(),
+            gpunn.cat([s] * 10, 1).sum(),
+        ]  # fmt: skip
+
+    weight = gpunn.tensor(rows, device=DEVICE, requires_grad=True)
+
+    def step(x, y):
+        weight.grad = None
+        found = losses(weight * x, y)
+        total = sum(found[1:], found[0])
+        total.backward()
+        return total, *found
+
+    compiled, results = gpunn.compile(step), []
+    for i in range(6):
+        x = gpunn.tensor(rows * (i + 1), device=DEVICE)
+        y = gpunn.tensor((labels + i) % 3, device=DEVICE)
+        expected = [float(value.item()) for value in step(x, y)], weight.grad.numpy().copy()
+        found = [float(value.item()) for value in compiled(x, y)]
+        results.append(found)
+        assert found == expected[0]
+        np.testing.assert_array_equal(weight.grad.numpy(), expected[1])
+    assert any(variant.state == "captured" for variant in compiled._variants.values())
+    assert len({result[0] for result in results}) == 6
+
+
+def test_a_table_that_is_made_once_may_be_made_in_the_first_step():
+    rotary, layer = nn.RotaryEmbedding(4), nn.Linear(4, 3).to(DEVICE)
+    step = gpunn.compile(lambda x: layer(rotary(x)))
+    x = gpunn.tensor(np.ones((1, 1, 5, 4), np.float32), device=DEVICE)
+    found = [step(x).tolist() for _ in range(5)]
+    assert all(one == found[0] for one in found)
+
+
+def test_gradients_that_are_views_are_written_again_in_every_replay():
+    # The kernel for the gradient of a bias wants whole rows: a broadcast gradient is copied for it.
+    model, optimizer = parts()
+
+    def plain(x):
+        optimizer.zero_grad()
+        loss = model(x).sum()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    step = gpunn.compile(plain)
+    found = [step(data()[0]).item() for _ in range(6)]
+    model, optimizer = parts()
+    assert found == [plain(data()[0]).item() for _ in range(6)]

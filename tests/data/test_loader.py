@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gpunn.autograd.random import default_generator
 from gpunn.autograd.tensor import Tensor
-from gpunn.data import DataLoader, Dataset, Subset, TensorDataset
+from gpunn.data import DataLoader, Dataset, ImageAugmentation, Subset, TensorDataset
 
 
 def numbers(loader):
@@ -106,13 +106,27 @@ def test_after_a_break_the_next_epoch_is_whole():
 def test_load_state_refuses():
     loader = DataLoader(TensorDataset(np.arange(6)), 2, seed=0)
     state = loader.state_dict()
-    assert state == {"seed": 0, "epoch": 0, "batch": 0, "samples": 6}
+    assert state == {"seed": 0, "epoch": 0, "batch": 0, "samples": 6, "batch_size": 2}
     with pytest.raises(ValueError, match="lacks"):
         loader.load_state_dict({"seed": 0})
     with pytest.raises(ValueError, match="7 samples"):
         loader.load_state_dict({**state, "samples": 7})
     with pytest.raises(ValueError, match="batch 9"):
         loader.load_state_dict({**state, "batch": 9})
+    with pytest.raises(ValueError, match="an epoch with batches of 3, and this loader makes .* 2"):
+        loader.load_state_dict({**state, "batch": 1, "batch_size": 3})
+    loader.load_state_dict({**state, "epoch": 1, "batch_size": 3})  # at its beginning all are alike
+    assert loader.epoch == 1
+
+
+def test_what_is_interrupted_before_its_first_batch_goes_on_with_it():
+    loader = DataLoader(TensorDataset(np.arange(8)), 2, seed=0)
+    loader.load_state_dict({"seed": 0, "epoch": 3, "batch": 2, "samples": 8})
+    batches = iter(loader)
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (3, 2)
+    next(batches)
+    iter(loader)  # the next epoch, of which nothing was given yet
+    assert (loader.state_dict()["epoch"], loader.state_dict()["batch"]) == (4, 0)
 
 
 def test_kinds_of_data():
@@ -126,6 +140,12 @@ def test_kinds_of_data():
     assert next(iter(DataLoader(mapping, 2)))["label"].numpy().tolist() == [1, 0]
     subset = Subset(TensorDataset(np.arange(5)), [4, 2])
     assert numbers(DataLoader(subset, 2)) == [[4, 2]]
+    text, lengths = next(iter(DataLoader([("a", 1), ("bc", 2)], 2)))  # strings stay what they are
+    assert text == ("a", "bc") and lengths.numpy().tolist() == [1, 2]
+    files = DataLoader(["a", "bcd"], 2, collate_fn=lambda names: ([*names], len(names)))
+    assert next(iter(files))[0] == ("a", "bcd")
+    with pytest.raises(TypeError, match="a dict with the keys 'x', 'y' is no dataset; give"):
+        DataLoader({"x": np.zeros(3), "y": np.zeros(3)})
     joined = DataLoader(pairs, 3, collate_fn=lambda items: np.array([i for _, i in items]))
     assert next(iter(joined)).numpy().tolist() == [0, 1, 2]
 
@@ -136,6 +156,38 @@ class Words(Dataset):
 
     def __getitem__(self, index):
         return np.float32(index)
+
+
+class Doubled(TensorDataset):
+    """Redefines single samples, not `take`."""
+
+    def __getitem__(self, index):
+        return 2 * self.arrays[0][index]
+
+
+class Halved(TensorDataset):
+    def take(self, indices):
+        return tuple(field / 2 for field in super().take(indices))
+
+
+def test_a_dataset_that_redefines_its_samples_is_heard():
+    """Also when there is a device to keep arrays on, or a transform that gathers by itself."""
+    x = np.arange(4.0)
+    augment = ImageAugmentation(channels_last=True, scale=1.0).eval()
+    images = np.arange(4, dtype=np.float32).reshape(4, 1, 1, 1)
+    for device in (None, "cpu"):
+        doubled = DataLoader(Subset(Doubled(x), [3, 1]), 2, device=device)
+        assert next(iter(doubled)).numpy().tolist() == [6, 2]
+        assert numbers(DataLoader(Halved(x), 4, device=device)) == [[0, 0.5, 1, 1.5]]
+        loader = DataLoader(Halved(images), 4, device=device, transform=augment)
+        assert next(iter(loader))[0].numpy().ravel().tolist() == [0, 0.5, 1, 1.5]
+    assert type(Halved(x).to("cpu")) is Halved
+
+
+def test_a_part_of_a_mapped_file_is_not_read_at_once(tmp_path):
+    mapped = np.memmap(tmp_path / "x", np.float32, "w+", shape=(9, 2))
+    loader = DataLoader(Subset(TensorDataset(mapped), range(5)), 2, device="cpu")
+    assert isinstance(loader.dataset, Subset) and len(numbers(loader)) == 3
 
 
 def test_plain_samples_become_one_tensor():

@@ -44,7 +44,10 @@ class Squares(Dataset):
 
 class Dies(Squares):
     def __getitem__(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
+        if index == 1 and os.path.exists(self.while_it_is_there):
+            os.unlink(self.while_it_is_there)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
 
 
 def add_noise(fields, rng):
@@ -156,9 +159,28 @@ def test_processes_tell_of_errors_and_of_their_end():
         next(batches)
     assert "in __getitem__" in caught.value.__notes__[0]
     assert not children()
-    killed = DataLoader(samples.Dies(), 1, num_workers=1, worker_kind="process")
-    with pytest.raises(WorkerError, match="ended before batch 0 .*__main__"):
-        next(iter(killed))
+
+
+def test_a_process_that_dies_is_told_of_and_replaced(tmp_path):
+    """Also when it dies while the loop is elsewhere, and the next batch is to be begun."""
+    data = samples.Dies(8)
+    data.while_it_is_there = tmp_path / "alive"
+    killed = DataLoader(data, 1, num_workers=1, worker_kind="process", persistent_workers=True)
+    for pause in (0, 1):
+        data.while_it_is_there.touch()
+        killed.set_epoch(0)
+        batches = iter(killed)
+        next(batches)
+        deadline = time.monotonic() + 20 * pause
+        while data.while_it_is_there.exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2 * pause)
+        with pytest.raises(WorkerError, match="ended before batch 1 .*__main__"):
+            next(batches)
+        assert not children()
+    killed.set_epoch(0)
+    assert [int(y) for _, y in killed] == [i * i for i in range(8)]
+    killed.close()
     assert not children()
 
 

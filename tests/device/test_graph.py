@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gpunn.device import Device, probe, tracing
+from gpunn.device import Device, probe
 from gpunn.device.emulated_step import EmulatorGraph, host_memory, new, using_memory
 from gpunn.device.graph import CudaGraph, CupyGraphs, step_memory
 from gpunn.device.step_memory import StepMemory
-from gpunn.errors import StepError
 
 
 class Cupy:
@@ -41,12 +40,10 @@ class Cupy:
                 return SimpleNamespace(launch=lambda: log.append("launch"))
 
         self.refuses = False
-        self.pinned = "default"
         self.pool_calls = []
         self.allocator = lambda size: self._allocated(size)
         self.cuda = SimpleNamespace(
             Stream=Stream,
-            set_pinned_memory_allocator=self._set_pinned,
             get_allocator=lambda: self.allocator,
             using_allocator=self._using,
             UnownedMemory=lambda ptr, size, owner, device: SimpleNamespace(ptr=ptr, owner=owner),
@@ -56,13 +53,6 @@ class Cupy:
                 memcpyAsync=lambda *args: log.append(("copy", *args)), memcpyDeviceToDevice=3
             ),
         )
-
-    def get_default_pinned_memory_pool(self):
-        return SimpleNamespace(malloc="default")
-
-    def _set_pinned(self, function):
-        self.pinned = function
-        self.log.append("pinned memory " + ("again" if function == "default" else "refused"))
 
     def _allocated(self, size):
         self.pool_calls.append(size)
@@ -99,8 +89,7 @@ def test_capture_runs_between_begin_and_end_and_replay_launches(cupy):
     made.replay()
     made.replay()
     assert cupy.log == [
-        "enter stream", "begin", "pinned memory refused", "step", "pinned memory again", "end",
-        "leave stream", "launch", "launch",
+        "enter stream", "begin", "step", "end", "leave stream", "launch", "launch",
     ]  # fmt: skip
 
 
@@ -110,7 +99,7 @@ def test_a_step_that_fails_ends_its_capture_and_its_error_is_told(cupy):
 
     with pytest.raises(ZeroDivisionError, match="of the step"):
         graph(cupy).capture(fails)
-    assert cupy.log[-3:] == ["pinned memory again", "end", "leave stream"]
+    assert cupy.log == ["enter stream", "begin", "end", "leave stream"]
 
 
 def test_a_capture_that_cannot_begin_leaves_the_stream(cupy):
@@ -118,16 +107,6 @@ def test_a_capture_that_cannot_begin_leaves_the_stream(cupy):
     with pytest.raises(RuntimeError, match="cannot capture now"):
         graph(cupy).capture(lambda: None)
     assert cupy.log == ["enter stream", "begin", "leave stream"]
-
-
-def test_copies_from_the_host_are_refused_while_capturing(cupy):
-    def uploads():
-        cupy.pinned(128)  # what CuPy does for an array of the host
-
-    with pytest.raises(StepError, match="copies values of the host to the device"):
-        with tracing.tracing(tracing.Trace("mine")):
-            graph(cupy).capture(uploads)
-    assert cupy.pinned == "default"
 
 
 def test_cupys_memory_is_recorded_planned_and_served(cupy):

@@ -11,9 +11,7 @@ from gpunn.primitives import mlp_plan
 from gpunn.primitives.mlp_plan import Layer, Network, choose, why_not
 from gpunn.primitives.mlp_samples import arena, chain, hyper_rows
 
-emulated = pytest.mark.skipif(
-    not probe.find_emulator().passed, reason=probe.find_emulator().remedy
-)
+emulated = pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
 
 
 def call(widths=(6, 5, 3), batch=4, steps=2, device="cpu", changes=None, **kwargs):

@@ -8,12 +8,13 @@ import pytest
 import gpunn
 import gpunn.nn.functional as F
 from gpunn import nn, optim
+from gpunn.device import probe
 from gpunn.device.launch import RecordingLauncher
 from gpunn.primitives.registry import intercepting
 from gpunn.profiling import chips, explain
 from gpunn.profiling.chips import CHIPS, find_chip
 from gpunn.profiling.explanation import kernels_text
-from gpunn.profiling.ready import names, ready_step
+from gpunn.profiling.ready import names, one_step, ready_step
 
 
 def small(width=512):
@@ -81,6 +82,55 @@ def test_in_bfloat16_the_products_are_bfloat16():
     assert gpunn.get_matmul_precision() == "highest"
     with pytest.raises(ValueError, match="precision is 'int8'; expected one of 'fp32', 'tf32'"):
         explain(model, F.cross_entropy, optimizer, x, y, precision="int8")
+
+
+def test_floors_by_hand():
+    """What the H200's sheet allows: 67 TFLOP/s of float32, 989.4 of bfloat16, 4.8 TB/s."""
+    model = nn.Sequential(nn.Linear(512, 512), nn.Softmax(-1))
+    optimizer = optim.AdamW(model.parameters(), lr=1e-3)
+    x = gpunn.randn(4096, 512)
+    found = explain(model, nn.MSELoss(), optimizer, x, gpunn.zeros(4096, 512))
+    rows = {row.primitive: row for row in found.rows}
+    numbers, weights = 4 * 4096 * 512, 512 * 512 + 512
+    softmax, back = rows["softmax_forward"], rows["softmax_backward"]
+    assert (softmax.bytes, back.bytes) == (2 * numbers, 3 * numbers)
+    assert softmax.floor == 2 * numbers / 4.8e12 and softmax.limit == "memory"
+    adam = rows["adam_update"]
+    assert adam.bytes - 7 * 4 * weights in range(64) and adam.floor == adam.bytes / 4.8e12
+    product = rows["matmul"]
+    assert product.flops == 2 * 4096 * 512 * 512 and product.limit == "compute"
+    assert product.floor == product.flops / (989.4e12 / 6)  # six products of bfloat16 parts
+
+    step = ready_step("lstm")  # in 16 bits it, too, multiplies on the tensor cores
+    recurrent = [
+        next(
+            row.floor
+            for row in explain(
+                step.model, step.loss, step.optimizer, step.inputs, step.target,
+                precision=precision,
+            ).rows
+            if row.primitive == "recurrent_forward"
+        )
+        for precision in ("fp32", "bf16")
+    ]
+    assert recurrent[1] < recurrent[0] / 2
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+@pytest.mark.parametrize("name", ["mlp", "lstm-classifier"])
+def test_launches_are_those_of_the_captured_step(name):
+    made = ready_step(name, 2)
+    found = explain(made.model, made.loss, made.optimizer, made.inputs, made.target)
+    there = ready_step(name, 2, "emulator")
+
+    @gpunn.compile
+    def step(x, y):
+        return one_step(there.model, there.loss, there.optimizer, (x,), y, there.precision)
+
+    for _ in range(3):
+        step(*there.inputs, there.target)
+    (variant,) = step._variants.values()
+    assert found.launches == variant.graph.launches > 10
 
 
 def test_layers_that_are_alike_are_one_row_and_plain_arithmetic_is_named():

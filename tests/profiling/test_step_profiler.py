@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import numpy as np
 import pytest
 
-from gpunn import kernels
+import gpunn
+from gpunn import kernels, nn, optim
 from gpunn.profiling import StepProfiler
 from gpunn.profiling.hooks import running
+from gpunn.train import Trainer
 
 
 def run(profiler, steps):
@@ -43,6 +46,37 @@ def test_fewer_steps_than_asked_for(capsys):
     assert report.steps == 2 and "activation_forward" in capsys.readouterr().out
     run(profiler, 4)
     assert profiler.report is report and running.profile is None
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_a_loader_that_fails_between_steps_ends_the_profile(error):
+    def batches():
+        for number in range(9):
+            if number == 4:
+                raise error
+            yield gpunn.zeros(2, 3), gpunn.zeros(2, dtype="int64")
+
+    class Loader:
+        __iter__ = staticmethod(batches)
+
+    model = nn.Linear(3, 2)
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters()), profile=True)
+    with contextlib.suppress(KeyError):
+        trainer.fit(Loader(), epochs=1, verbose=False)
+    assert running.profile is None and trainer.step.profiler.report.steps == 2
+
+
+def test_the_profile_changes_nothing_in_a_training(tmp_path):
+    def weights(profile):
+        gpunn.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 3))
+        optimizer = optim.AdamW(model.parameters(), lr=0.01)
+        trainer = Trainer(model, nn.CrossEntropyLoss(), optimizer, profile=profile, seed=0)
+        x = np.random.default_rng(0).normal(size=(70, 6)).astype(np.float32)
+        trainer.fit((x, np.arange(70) % 3), epochs=2, batch_size=8, verbose=False)
+        return [value.detach().numpy().tobytes() for value in model.parameters()]
+
+    assert weights(False) == weights(tmp_path) and (tmp_path / "trace.json").exists()
 
 
 def test_a_step_that_breaks_off_ends_the_profile():

@@ -59,8 +59,8 @@ def test_compiled_training_on_the_cpu():
     plain, compiled = trained("cpu", False, epochs=4), trained("cpu", True, epochs=4)
     same(plain, compiled)
     assert plain[2].step.compiled is None
-    # Two shapes of batches, and the very first step met parameters without gradients.
-    assert sorted(v.calls for v in compiled[2].step.compiled._variants.values()) == [1, 4, 7]
+    # Two shapes of batches; the very first step was not compiled, because it reads the labels.
+    assert sorted(v.calls for v in compiled[2].step.compiled._variants.values()) == [4, 7]
 
 
 def test_accumulation_equals_one_large_batch():
@@ -134,3 +134,56 @@ def test_a_loss_that_is_not_finite_ends_a_compiled_training():
     x[7, 2] = np.inf
     with pytest.raises(gpunn.train.TrainingError, match="field 0 of the training data holds NaN"):
         trained("emulator", True, data=lambda: (x, y))
+
+
+class Counts(nn.Module):
+    """Counts its calls in Python, which replays would not."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = nn.Linear(6, 3), 0
+
+    def forward(self, x):
+        self.calls += 1
+        return self.layer(x) * (1.0 + 0.1 * self.calls)
+
+
+def test_a_step_with_side_effects_goes_on_uncompiled_and_does_no_batch_twice(monkeypatch):
+    def fit(**options):
+        gpunn.manual_seed(1)
+        model = Counts()
+        trainer = Trainer(
+            model, nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1), ["accuracy"],
+            seed=1, **options,
+        )  # fmt: skip
+        return trainer.fit(data(), epochs=2, batch_size=4, verbose=False).records, model, trainer
+
+    expected, plain, trainer = fit(compile=False)
+    wanted = staticmethod(lambda device, compiled: compiled is None)
+    monkeypatch.setattr(type(trainer.step), "_wanted", wanted)
+    with pytest.warns(UserWarning, match=r"goes on without compiling: .*changes Counts\.calls"):
+        records, model, _ = fit()
+    assert model.calls == plain.calls
+    for one, other in zip(records, expected, strict=True):
+        assert (one["loss"], one["accuracy"]) == (other["loss"], other["accuracy"])
+
+
+def test_labels_are_looked_at_in_every_fit_and_settings_may_change():
+    def losses(compiled):
+        gpunn.manual_seed(1)
+        model = nn.Linear(6, 3).to("emulator")
+        trainer = Trainer(
+            model, nn.CrossEntropyLoss(), optim.SGD(model.parameters(), lr=0.1), seed=1,
+            compile=compiled, l2=1e-3,
+        )  # fmt: skip
+        found = []
+        for batch_size in (8, 6, 11):  # three batches, then four: the labels are read in any state
+            history = trainer.fit(data(24), epochs=1, batch_size=batch_size, verbose=False)
+            found.append(history.records[-1]["loss"])
+            trainer.regularization.l2 = 0.1
+        wrong = data(24)[0], data(24)[1] + 7
+        with pytest.raises(ValueError, match="labels"):
+            trainer.fit(wrong, epochs=1, verbose=False)
+        return found
+
+    assert losses(True) == losses(False)
