@@ -54,13 +54,17 @@ def cpu_table(names, samples: int) -> str:
             f"{100 * eager['timing'].spread:.0f}%", seconds_text(compiled["timing"].median),
             f"{100 * compiled['timing'].spread:.0f}%",
             f"{eager['timing'].median / compiled['timing'].median:.2f}x",
+            *(f"{one['faults']:,.0f}" if one["faults"] is not None else ""
+              for one in (eager, compiled)),
             bytes_text(compiled.get("arena", 0)), *kept,
             bytes_text(max(0, compiled["grown"])),
         ])  # fmt: skip
-    headers = ["job", "batch", "eager", "spread", "compiled", "spread", "eager over compiled",
-               "arena", "served", "beside the plan", "new from the system",
-               "arrays grown in 10 steps"]  # fmt: skip
-    return table(headers, cells, right=(1, 2, 3, 4, 5, 6, 7))
+    headers = [
+        "job", "batch", "eager", "spread", "compiled", "spread", "eager over compiled",
+        "page faults a step", "compiled", "arena", "served", "beside the plan",
+        "new from the system", "arrays grown in 10 steps",
+    ]  # fmt: skip
+    return table(headers, cells, right=tuple(range(1, 10)))
 
 
 def replay_table(samples: int) -> str:

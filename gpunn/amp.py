@@ -237,6 +237,10 @@ class GradScaler:
             self._update()
         self._stages.clear()
 
+    def begin(self) -> None:
+        """Forget that a step was begun: for who goes on after one that an error broke off."""
+        self._stages.clear()
+
     def _update(self) -> None:
         if self._state is None:
             return  # no parameter had a gradient

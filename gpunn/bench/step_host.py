@@ -8,6 +8,7 @@ nothing takes the place of what was captured; what remains is the Python of a ca
 from __future__ import annotations
 
 import functools
+import importlib.util
 import tracemalloc
 from collections.abc import Callable
 from typing import Any
@@ -35,10 +36,10 @@ UNTIL_CAPTURED = 6  # calls; the first meets parameters without gradients
 def on_cpu(job: Job, samples: int, seconds: float = 0.02) -> dict[str, Any]:
     """Eager and compiled steps of a job in turns, and the memory of their arrays.
 
-    Gives ``eager`` and ``compiled``, each with `timing` and `grown`: the bytes that NumPy's arrays
-    hold more after ten steps than before. `compiled` also has (count, bytes) of what a step took
-    from the plan, `served`, beside it, `unplanned`, and of that newly from the system, `fresh`; and
-    the size of its `arena`.
+    Gives ``eager`` and ``compiled``, each with `timing`; `faults`: pages that the kernel had to
+    give in a step; and `grown`: the bytes that NumPy's arrays hold more after ten steps than
+    before. `compiled` also has (count, bytes) of what a step took from the plan, `served`, beside
+    it, `unplanned`, and of that newly from the system, `fresh`; and the size of its `arena`.
     """
     cpu, memories = Device("cpu"), []
     steps = {}
@@ -52,9 +53,10 @@ def on_cpu(job: Job, samples: int, seconds: float = 0.02) -> dict[str, Any]:
     if failed:
         raise RuntimeError(f"{job.name}: {failed}")
     result = {
-        name: {"timing": found[name], "grown": _grown(functools.partial(_go_on, step))}
+        name: {"timing": found[name], "faults": _faults(step),
+               "grown": _grown(functools.partial(_go_on, step))}
         for name, step in steps.items()
-    }
+    }  # fmt: skip
     planned = [memory for memory in memories if memory.plan is not None]
     if planned:
         memory = planned[-1]
@@ -67,6 +69,17 @@ def on_cpu(job: Job, samples: int, seconds: float = 0.02) -> dict[str, Any]:
 def _go_on(step: Callable[[int], Any]) -> None:
     for i in range(10):
         step(i)
+
+
+def _faults(step: Callable[[int], Any]) -> float | None:
+    """Page faults of a step; None where the system does not say."""
+    if importlib.util.find_spec("resource") is None:
+        return None
+    import resource
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    _go_on(step)
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / 10
 
 
 def _grown(run: Callable[[], Any]) -> int:

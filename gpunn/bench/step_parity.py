@@ -180,6 +180,7 @@ def check(name: str, precision: str, device: Device) -> dict[str, Any]:
         "passed": not reasons, "checked": 1 + len(plain.state),
         "failures": [{"case": case, "reason": reason} for reason in reasons[:5]],
         "losses": [plain.losses[0][0], plain.losses[-1][0]], "captures": variant.captures,
+        "launches": getattr(variant.graph, "launches", None),
         "arena": plan and {"size": plan.size, "peak": plan.peak, "unshared": plan.total},
         "unplanned": list(getattr(variant.memory, "unplanned", (0, 0))),
     }  # fmt: skip

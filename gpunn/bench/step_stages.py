@@ -78,9 +78,14 @@ def time_job(item: dict[str, Any], device: Device, tiny: bool) -> dict[str, Any]
         if (job.name, job.batch) == (item["job"], item["batch"])
     ]  # fmt: skip
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = 1 if tiny else cores or 1
+    if training.has_torch():
+        import torch
+
+        torch.set_num_threads(threads)
     sizes = {"samples": 2, "seconds": 1e-3, "curve": 20} if tiny else {"samples": 20}
     rows = training.run_job(
-        job, device, compiled=item["compiled"], threads=cores or 1, budget=item["budget"], **sizes
+        job, device, compiled=item["compiled"], threads=threads, budget=item["budget"], **sizes
     )
     failures = [
         {"case": row["contestant"], "reason": row["reason"]}

@@ -52,7 +52,7 @@ STEPS_COMPARED = 20
 # Of a loss. Two correct trainings drift apart by rounding; the first steps stay far below this. In
 # bfloat16 every result is off by up to 2^-9 of its size (measured on CPUs: 1e-4 for a language
 # model, 3e-3 for the CNN, whose batch norms make more of it).
-LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 1e-2}
+LOSS_TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2}
 FUSED_STEPS = 4 * BATCHES  # of one launch
 COMPILED = (REDUCE, COMPILE)
 OURS, OUR_COMPILED, OUR_FUSED = "gpunn", "gpunn compiled", "gpunn fused"
@@ -152,6 +152,11 @@ def our_fused(job: Job, device: Device) -> Racer:
 # ---- PyTorch's -----------------------------------------------------------------------------------
 
 
+def has_torch() -> bool:
+    """Whether PyTorch is installed."""
+    return importlib.util.find_spec("torch") is not None
+
+
 def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
     """The same by PyTorch; `kind` is the name of the contestant."""
     import torch
@@ -194,7 +199,7 @@ def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
 @contextlib.contextmanager
 def torch_as_fast_as_exact() -> Iterator[None]:
     """float32 means float32, also in cuDNN, and cuDNN may try which kernel is the fastest."""
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
         yield
         return
     import torch
@@ -226,7 +231,7 @@ def contestants(
     found = {OURS: stepping(our_step), OUR_COMPILED: stepping(our_step, None, True)}
     if job.name.startswith("mlp"):
         found[OUR_FUSED] = lambda: our_fused(job, device)
-    if importlib.util.find_spec("torch") is None:
+    if not has_torch():
         return found
     import torch
 

@@ -144,13 +144,13 @@ def cnn(batch: int) -> Job:
     return Job("cnn-32-64", batch, (1, 28, 28), 10, products, network, on="cpu")
 
 
-def airbench(batch: int, cpu_batch: int) -> Job:
+def airbench(batch: int, cpu_batch: int, widths: Sequence[int] = (64, 256, 256)) -> Job:
     """``cnn-airbench``: three blocks of two convolutions for images of 32x32, each halving them.
 
     The sizes of airbench94 (Keller Jordan: 94% on CIFAR-10 in 3.29 seconds on a single GPU, 2024),
     with the shortcut over the second convolution that its larger sister has, and its optimizer.
     """
-    widths, last = (64, 256, 256), 256
+    last = widths[-1]
 
     def network(nn):
         ours = nn.__name__.startswith("gpunn")
@@ -218,9 +218,9 @@ def lstm(batch: int) -> Job:
     )  # fmt: skip
 
 
-def language_model(batch: int) -> Job:
+def language_model(batch: int, steps: int = 64, hidden: int = 512) -> Job:
     """``lstm-lm-512``: the next of 256 tokens after each of 64, by two layers of LSTM."""
-    steps, vocabulary, hidden = 64, 256, 512
+    vocabulary = 256
 
     def network(nn):
         class Language(nn.Module):
@@ -237,7 +237,7 @@ def language_model(batch: int) -> Job:
 
     products = (*[2 * steps * hidden * 4 * hidden] * 2, steps * hidden * vocabulary)
     return Job(
-        "lstm-lm-512", batch, (steps,), vocabulary, products, network, vocabulary=vocabulary,
+        f"lstm-lm-{hidden}", batch, (steps,), vocabulary, products, network, vocabulary=vocabulary,
         per_position=True, precision="bf16", curve=60, on="gpu",
         targets=(Target("gpunn compiled", 1.1, (EAGER, FUSED)),),
     )  # fmt: skip

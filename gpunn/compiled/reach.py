@@ -56,6 +56,7 @@ class Reach:
         self._globals: list[tuple[str, dict, str]] = []  # name, namespace, key
         self._used: set[str] = set()  # the names that the step's code uses, of attributes too
         self._seen: set[int] = set()
+        self._settings: list[tuple[str, Any, str]] = []  # of transforms of ours
         self._function(function)
         for value in uses:
             self._object(type(value).__name__, value)
@@ -69,7 +70,7 @@ class Reach:
             if not isinstance(value, _CONTAINERS)
             for key in vars(value)
             if key in self._used
-        ]
+        ] + self._settings
         self._containers = [
             (name, value) for name, value in self._watched.items() if isinstance(value, _CONTAINERS)
         ]
@@ -132,6 +133,8 @@ class Reach:
                 self._watched[name] = value
             for part in (value.values() if isinstance(value, dict) else value):
                 self._object(name, part, depth)
+        elif getattr(type(value), "on_device", False):  # `ImageAugmentation`: eval(), for example
+            self._settings += [(f"{name}.{key}", value, key) for key in vars(value)]
         elif isinstance(value, LRScheduler) or not _is_ours(type(value).__module__):
             if hasattr(value, "__dict__"):
                 self._watched[name] = value

@@ -17,6 +17,7 @@ from gpunn.compiled.signature import shown, split
 from gpunn.compiled.variant import Variant
 from gpunn.device import tracing
 from gpunn.device.device import Device, as_device
+from gpunn.device.step_memory import SharedArena
 from gpunn.errors import StepError
 from gpunn.primitives.matmul_precision import get_matmul_precision
 from gpunn.text import table
@@ -112,6 +113,7 @@ class CompiledStep:
     def _begin(self) -> None:
         self._variants: dict[Any, Variant] = {}
         self.reach: Reach | None = None
+        self.arena = SharedArena()
         self._renewed: dict[str, int] = {}  # by the name of what was changed
         self._running = threading.Lock()
 
@@ -207,6 +209,7 @@ class CompiledStep:
                 stacklevel=4,
             )
         self._variants.clear()
+        self.arena = SharedArena()
         self._find(tensors)
 
     def _ambient(self) -> tuple:
@@ -237,7 +240,7 @@ class CompiledStep:
     def reset(self) -> None:
         """Forget all kinds of calls and their memory."""
         self._variants.clear()
-        self.reach = None
+        self.arena, self.reach = SharedArena(), None
 
     def summary(self) -> str:
         """A table: each kind of call, how far it is, its memory and what a replay does."""

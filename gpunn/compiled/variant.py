@@ -83,6 +83,10 @@ class Variant:
 
     def run(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
         """One call."""
+        with graph.on(self.device):
+            return self._run(step, args, kwargs, tensors)
+
+    def _run(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
         self.calls += 1
         if self.state == "captured":
             if self._holds(step):
@@ -153,7 +157,7 @@ class Variant:
         )
         if step.side_effects == "error":
             raise StepError(text)
-        warnings.warn(text, stacklevel=7)
+        warnings.warn(text, stacklevel=8)
 
     def _run_on_cpu(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list) -> Any:
         if self.state == "planned":
@@ -175,9 +179,10 @@ class Variant:
         return result
 
     def _record(self, step: CompiledStep, args: tuple, kwargs: dict) -> Any:
-        self.memory, self._using = graph.step_memory(self.device)
+        self.memory, self._using = graph.step_memory(self.device, arena=step.arena)
         with self.memory.recording(), self._using(self.memory):
             result = self._watched(step, args, kwargs, self.inputs)
+        self.graph.make_room()
         self.memory.make_plan()
         self.state = "planned"
         return result
@@ -293,7 +298,7 @@ class Variant:
             if device_of(given) != self.device:
                 return False
             self.graph.copy(array, given)
-            grad._array = array
+            parameter.grad = wrap(array)
         return True
 
     # ---- replays ---------------------------------------------------------------------------------

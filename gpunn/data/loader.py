@@ -222,10 +222,16 @@ class DataLoader:
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._next_epoch, self._resume_at
-        self._next_epoch, self._resume_at = epoch + 1, 0
-        # From here on, so that what is interrupted at its first batch goes on with that.
-        self._running = (epoch, first) if first < len(self) else None
+        self.given(epoch, first)  # from here on: what is interrupted at its first batch repeats it
         return self._batches(epoch, first)
+
+    def given(self, epoch: int, batches: int) -> None:
+        """Stand where a ``for`` loop stands that has given so many batches of `epoch`.
+
+        For those who take the `order` of an epoch and not its batches.
+        """
+        self._next_epoch, self._resume_at = epoch + 1, 0
+        self._running = (epoch, batches) if batches < len(self) else None
 
     def _batches(self, epoch: int, first: int) -> Iterator[Any]:
         with contextlib.closing(self._given(epoch, first)) as batches:

@@ -7,7 +7,11 @@ not matter who does it, or when: with any number of workers the batches have the
 from __future__ import annotations
 
 import contextlib
+import io
+import mmap
+import os
 import pickle
+import queue
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -108,12 +112,44 @@ def _begin(pickled: bytes, stop: Any) -> None:
 
     global _job, _stop
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _stop = stop
     _job = pickle.loads(pickled)
 
 
+def _end_with_parent() -> None:
+    """Also when the main process was killed and could say nothing: the pool's queue never ends."""
+    import multiprocessing
+
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def _in_process(indices, key) -> Any:
     return _attempt(_job, indices, key, _stop.is_set, keep=False)
+
+
+class _Pickler(pickle.Pickler):
+    """Sends arrays that are mapped from a file by the name of the file, not by their bytes."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value) is not np.memmap or value.mode not in ("r", "r+", "w+"):
+            return NotImplemented
+        if value.filename is None or value._mmap is None or value.size == 0:
+            return NotImplemented
+        if not value.flags.c_contiguous:
+            return NotImplemented
+        # A slice has the attributes of the whole: where it begins is seen by its address.
+        start = np.frombuffer(value._mmap, np.uint8).ctypes.data
+        offset = value.offset - value.offset % mmap.ALLOCATIONGRANULARITY
+        offset += value.ctypes.data - start
+        return np.memmap, (value.filename, value.dtype, "r", offset, value.shape)
+
+
+def _dumps(value: Any) -> bytes:
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue()
 
 
 def _pickled(job: Job) -> bytes:
@@ -128,14 +164,14 @@ def _pickled(job: Job) -> bytes:
             )
     for what in ("dataset", "collate_fn", "transform"):
         try:
-            pickle.dumps(getattr(job, what))
+            _dumps(getattr(job, what))
         except Exception as error:
             raise TypeError(
                 f"DataLoader: worker processes need a copy of {what}, and it cannot be pickled "
                 f"({error}); {remedy}, or define its class and functions at the top of a module "
                 "(no lambda, open file or connection)"
             ) from error
-    return pickle.dumps(job, pickle.HIGHEST_PROTOCOL)
+    return _dumps(job)
 
 
 def _context():
@@ -147,6 +183,42 @@ def _context():
 
 
 # ---- workers -------------------------------------------------------------------------------------
+
+
+class _Threads:
+    """As a ThreadPoolExecutor, but one that is stuck does not keep the interpreter from ending."""
+
+    def __init__(self, count: int, name: str):
+        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
+            for number in range(count)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, function: Callable, *args: Any) -> Any:
+        from concurrent.futures import Future
+
+        future: Any = Future()
+        self._tasks.put((future, function, args))
+        return future
+
+    def _run(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, function, args = task
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function(*args))
+                except BaseException as error:  # comes out where the result is asked for
+                    future.set_exception(error)
+            del task, future, function, args  # a thread that waits holds no batch
+
+    def shutdown(self, wait: bool) -> None:
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads if wait else ():
+            thread.join()
 
 
 class Workers:
@@ -164,13 +236,13 @@ class Workers:
     """
 
     def __init__(self, job: Callable, count: int, kind: str):
-        from concurrent import futures  # not on the path of `import gpunn`
-
         self.kind, self._job, self.broken = kind, job, False
         if kind == "thread":
             self._stop: Any = threading.Event()
-            self._pool: Any = futures.ThreadPoolExecutor(count, "gpunn-data")
+            self._pool: Any = _Threads(count, "gpunn-data")
         else:
+            from concurrent import futures  # not on the path of `import gpunn`
+
             pickled, context = _pickled(job), _context()
             self._stop = context.Event()
             begin = (pickled, self._stop)
@@ -206,7 +278,7 @@ class Workers:
             for process in list((getattr(self._pool, "_processes", None) or {}).values()):
                 process.kill()
         # A thread that is stuck in a dataset cannot be ended; it is not waited for.
-        self._pool.shutdown(wait=not stuck or self.kind == "process", cancel_futures=True)
+        self._pool.shutdown(wait=not stuck or self.kind == "process")
 
 
 class Batches:

@@ -37,6 +37,9 @@ class EmulatorGraph:
         self.calls: list[Callable[[], Any]] = []
         self.launches = 0  # how many of them are kernels
 
+    def make_room(self) -> None:
+        """Nothing: the host has one memory."""
+
     def capture(self, run: Callable[[], Any]) -> Any:
         """Run, and note everything done to arrays on the emulator. What was there is forgotten."""
         self.calls.clear()
@@ -134,6 +137,8 @@ def _lasting(value: Any) -> Any:
     The arena itself is kept by the views made of it.
     """
     if isinstance(value, np.ndarray):
+        if value.dtype.fields is not None:
+            return value.copy()  # a structure, which a kernel gets by value
         found = None if state.memory is None else state.memory.arena_view(value)
         return value if found is None else found
     if isinstance(value, (tuple, list)):

@@ -19,12 +19,12 @@ from gpunn.device import probe
 from gpunn.device.device import Device
 from gpunn.device.emulated_step import EmulatorGraph, host_memory
 from gpunn.device.emulated_step import using_memory as using_emulator_memory
-from gpunn.device.step_memory import StepMemory
+from gpunn.device.step_memory import SharedArena, StepMemory
 
 CUDA_ALIGNMENT = 512  # as CuPy's own pool
 
 
-def _on(device: Device) -> contextlib.AbstractContextManager:
+def on(device: Device) -> contextlib.AbstractContextManager:
     """A context in which CuPy uses `device`; tests have others than GPUs."""
     return device.activate() if device.type == "cuda" else contextlib.nullcontext()
 
@@ -57,6 +57,10 @@ class CupyGraphs:
         """Replay on CuPy's current stream."""
         graph.launch()
 
+    def make_room(self) -> None:
+        """Give what CuPy's pool has idle back to the driver; an arena wants it in one piece."""
+        probe.import_cupy().get_default_memory_pool().free_all_blocks()
+
     def copy(self, target: Any, source: Any) -> None:
         """Queue a copy between arrays of one shape and dtype on the GPU."""
         if target.strides != source.strides or not _is_dense(target):
@@ -70,7 +74,7 @@ class CupyGraphs:
 
     def allocate(self, size: int) -> tuple[int, Any]:
         """(address, owner) of memory from CuPy's pool."""
-        with _on(self.device):
+        with on(self.device):
             memory = probe.import_cupy().cuda.get_allocator()(size)
         return memory.ptr, memory
 
@@ -78,7 +82,7 @@ class CupyGraphs:
     def using_memory(self, memory: StepMemory) -> Iterator[None]:
         """A context in which this thread's CuPy takes memory from a `StepMemory`."""
         cuda = probe.import_cupy().cuda
-        pool = cuda.get_allocator()
+        pool, stream = cuda.get_allocator(), cuda.get_current_stream(self.device.index)
 
         def take(size: int):
             if size == 0:
@@ -87,8 +91,10 @@ class CupyGraphs:
             owned = cuda.UnownedMemory(block.ptr, size, block, self.device.index)
             return cuda.MemoryPointer(owned, 0)
 
-        def fresh(size: int):  # what the memory itself needs must not come back to `take`
-            with _on(self.device):
+        def fresh(size: int):
+            # Not by `take`, and from the share of the pool of the stream outside: where the replays
+            # run, and where it goes back to, whatever stream captures meanwhile.
+            with on(self.device), stream:
                 found = pool(size)
             return found.ptr, found
 
@@ -121,9 +127,13 @@ class CudaGraph:
         self.device, self._driver = device, driver or CupyGraphs(device)
         self._graph: Any = None
 
+    def make_room(self) -> None:
+        """To be called before an arena is allocated."""
+        self._driver.make_room()
+
     def capture(self, run: Callable[[], Any]) -> Any:
         """Run while the driver takes notes. Nothing is computed before `replay`."""
-        with _on(self.device):
+        with on(self.device):
             stream = self._driver.begin()
             try:
                 result = run()
@@ -136,21 +146,21 @@ class CudaGraph:
 
     def replay(self) -> None:
         """Launch all of it."""
-        with _on(self.device):
-            self._driver.launch(self._graph)
+        self._driver.launch(self._graph)
 
     def copy(self, target: Any, source: Any) -> None:
         """Copy an argument of the step into its place."""
-        with _on(self.device):
-            self._driver.copy(target, source)
+        self._driver.copy(target, source)
 
 
-def step_memory(device: Device, driver: Any = None) -> tuple[StepMemory, Callable]:
+def step_memory(
+    device: Device, driver: Any = None, arena: SharedArena | None = None
+) -> tuple[StepMemory, Callable]:
     """(memory of a step on `device`, the context that makes its arrays use it)"""
     if device.type == "emulator":
-        return StepMemory(host_memory), using_emulator_memory
+        return StepMemory(host_memory, arena=arena), using_emulator_memory
     driver = driver or CupyGraphs(device)
-    return StepMemory(driver.allocate, CUDA_ALIGNMENT), driver.using_memory
+    return StepMemory(driver.allocate, CUDA_ALIGNMENT, arena), driver.using_memory
 
 
 def step_graph(device: Device, driver: Any = None) -> CudaGraph | EmulatorGraph:

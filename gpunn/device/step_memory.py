@@ -5,8 +5,12 @@ and between which allocations each block is alive. From that `memory_plan` finds
 arena, where blocks that are never alive together share bytes. A later run is *served* from the
 arena, allocation by allocation, and what it captures holds those addresses.
 
+What outlives the step (results, gradients that no optimizer has a place for) gets memory of its
+own. So between two runs nothing in the arena counts, and the kinds of calls of a step, of which one
+runs at a time, share it: `SharedArena`.
+
 An allocation that is not as it was recorded (another size, or a block that lives longer than then)
-gets memory of its own and is counted: never is a block that is in use given out again.
+gets memory of its own too and is counted: never is a block that is in use given out again.
 """
 
 from __future__ import annotations
@@ -38,6 +42,20 @@ class Block:
         return {"version": 3, "shape": (self.size,), "typestr": "|u1", "data": (self.ptr, False)}
 
 
+class SharedArena:
+    """Memory for several plans that are served one at a time: as large as the largest so far."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._memory: tuple[int, Any] = (0, None)
+
+    def of(self, size: int, allocate: Callable[[int], tuple[int, Any]]) -> tuple[int, Any]:
+        """(address, owner) of `size` bytes or more; a plan that had less keeps what it had."""
+        if size > self.size:
+            self._memory, self.size = allocate(size), size
+        return self._memory
+
+
 class StepMemory:
     """Records the allocations of a step, plans, and serves them.
 
@@ -46,6 +64,7 @@ class StepMemory:
     allocate : function(bytes) -> (address, owner), on the device; the memory is free when the owner
         goes
     alignment : of every block, in bytes
+    arena : that of the step's other kinds of calls
 
     Attributes
     ----------
@@ -53,8 +72,14 @@ class StepMemory:
     unplanned : (count, bytes) of the latest served run: what the plan had no place for
     """
 
-    def __init__(self, allocate: Callable[[int], tuple[int, Any]], alignment: int = 256):
+    def __init__(
+        self,
+        allocate: Callable[[int], tuple[int, Any]],
+        alignment: int = 256,
+        arena: SharedArena | None = None,
+    ):
         self._allocate, self._alignment = allocate, alignment
+        self._shared = SharedArena() if arena is None else arena
         self._mode = "off"
         self._run = 0  # blocks of earlier runs come back late
         self._born: list[tuple[int, int]] = []  # (event, size) by number
@@ -93,11 +118,13 @@ class StepMemory:
     def _serve(self, number: int, size: int) -> Block:
         fits = number < len(self._born) and self._born[number][1] == size
         if fits and not any(self._alive[other] for other in self._conflicts[number]):
-            self._alive[number] = True
-            ptr = self._arena[0] + self.plan.offsets[number]
-            return Block(ptr, size, None, self._key(number), self)
-        count, total = self.unplanned
-        self.unplanned = (count + 1, total + size)
+            offset = self.plan.offsets[number]
+            if offset >= 0:
+                self._alive[number] = True
+                return Block(self._arena[0] + offset, size, None, self._key(number), self)
+        else:
+            count, total = self.unplanned
+            self.unplanned = (count + 1, total + size)
         block = self._fresh(size, 1 << 31)
         self._own.append(block.owner)
         return block
@@ -140,8 +167,8 @@ class StepMemory:
             memory_plan.Block(size, born, self._died.get(number))
             for number, (born, size) in enumerate(self._born)
         ]
-        self.plan = memory_plan.plan(blocks, self._alignment, place_escaping=True)
-        self._arena = self._allocate(self.plan.size) if self.plan.size else (0, None)
+        self.plan = memory_plan.plan(blocks, self._alignment)
+        self._arena = self._shared.of(self.plan.size, self._allocate)
         self._conflicts = _conflicts(blocks, self.plan.offsets)
         return self.plan
 
@@ -154,7 +181,7 @@ class StepMemory:
         try:
             yield self
         finally:
-            self._mode = "off"  # blocks that outlive the step keep their places: `_alive` stays
+            self._mode = "off"
 
     def _begin(self, mode: str) -> None:
         if self._mode != "off":
@@ -166,7 +193,8 @@ class StepMemory:
 def _conflicts(blocks: list, offsets: tuple[int, ...]) -> list:
     """For each block the numbers of those born before it whose places overlap its own."""
     start = np.array(offsets, np.int64)
-    end = start + np.array([block.size for block in blocks], np.int64)
+    size = np.array([block.size for block in blocks], np.int64)
+    end = start + np.where(start < 0, 0, size)  # those outside the arena meet none
     found = []
     for number in range(len(blocks)):
         earlier = (start[:number] < end[number]) & (end[:number] > start[number])

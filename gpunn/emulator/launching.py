@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ MAX_COOPERATIVE = 256
 # with smaller cells, and the kernel remembers them.
 COARSEST = 4
 BOOLEAN, INTEGER, UNSIGNED, FLOATING = 1, 2, 3, 4
+_mapping = threading.Lock()  # the runtime keeps areas for the next launch, whichever thread's it is
 _KINDS = {"b": BOOLEAN, "i": INTEGER, "u": UNSIGNED, "f": FLOATING}
 
 
@@ -101,7 +103,9 @@ def launch(
         values.append(_argument(made, number, value, arrays))
     areas = _areas(arrays, kernel)
     runtime = toolchain.runtime()
-    if not runtime.emu_map(areas, len(areas)):
+    with _mapping:
+        mapped = runtime.emu_map(areas, len(areas))
+    if not mapped:
         raise MemoryError(f"{name}: no memory for copies of the arguments")
     try:
         storage = (ctypes.c_void_p * max(1, len(values)))()
@@ -142,7 +146,8 @@ def launch(
         if count:
             raise_findings(made, arrays, text.value.decode(errors="replace"))
     finally:
-        runtime.emu_unmap(areas, len(areas))
+        with _mapping:
+            runtime.emu_unmap(areas, len(areas))
 
 
 @functools.cache

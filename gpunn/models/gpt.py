@@ -76,7 +76,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x))
 
-    The first sum is made by the kernel that normalises it.
+    Each sum is made by the kernel that normalises it, the second one by that of the next block:
+    what is to be added to x is handed on beside it.
     """
 
     def __init__(self, config: GPTConfig):
@@ -86,9 +87,18 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, bias=config.bias)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, cache: nn.KeyValueCache | None = None) -> Tensor:
-        normal, x = self.ln_2(self.attn(self.ln_1(x), cache), residual=x)
-        return x + self.mlp(normal)
+    def forward(
+        self, x: Tensor, change: Tensor | None = None, cache: nn.KeyValueCache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(x, what is to be added to it) from the same of the block before."""
+        normal, x = _add_and_normalise(self.ln_1, x, change)
+        normal, x = self.ln_2(self.attn(normal, cache), residual=x)
+        return x, self.mlp(normal)
+
+
+def _add_and_normalise(norm: nn.LayerNorm, x: Tensor, change: Tensor | None):
+    """(norm(x + change), x + change)"""
+    return (norm(x), x) if change is None else norm(change, residual=x)
 
 
 class GPT(nn.Module):
@@ -131,10 +141,10 @@ class GPT(nn.Module):
             )
         parts = self.transformer
         places = arange(start, start + steps, dtype=np.int64, device=tokens.device)
-        x = parts["drop"](parts["wte"](tokens) + parts["wpe"](places))
+        x, change = parts["drop"](parts["wte"](tokens) + parts["wpe"](places)), None
         for number, block in enumerate(parts["h"]):
-            x = block(x, None if caches is None else caches[number])
-        return parts["ln_f"](x)
+            x, change = block(x, change, None if caches is None else caches[number])
+        return _add_and_normalise(parts["ln_f"], x, change)[0]
 
     def forward(self, tokens: Tensor, caches: list[nn.KeyValueCache] | None = None) -> Tensor:
         return self.lm_head(self.features(tokens, caches))
@@ -199,5 +209,3 @@ class GPT(nn.Module):
             own[name] = array.T if name.endswith(transposed) else array
         own.setdefault("lm_head.weight", own.get("transformer.wte.weight"))
         self.load_state_dict({name: value for name, value in own.items() if value is not None})
-
-

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gpunn.autograd.function import accumulate as add_gradient
-from gpunn.autograd.tensor import wrap
+from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import empty
 from gpunn.primitives.cast import cast
-from gpunn.primitives.scale import accumulate
+from gpunn.primitives.scale import accumulate_parts
 
 if TYPE_CHECKING:
     from gpunn.optim.arena import Arena
@@ -85,9 +85,19 @@ class LowCopies:
 
     def deliver(self) -> None:
         """Widen what was received into the gradients of the parameters, or add it to them."""
-        arena, received = self._arena(), sorted(self._received)
+        received = sorted(self._received)
         self.drop()
-        new, more = [], []
+        self._bring(received)
+
+    def deliver_to(self, tensor: Tensor) -> None:
+        """The same for one parameter, and before the walk ends: for who adds to a few places."""
+        source = tensor._low_source
+        if source is not None and source[0]() is self._arena() and source[1] in self._received:
+            self._received.remove(source[1])
+            self._bring([source[1]])
+
+    def _bring(self, received: list[int]) -> None:
+        arena, new, more = self._arena(), [], []
         for place in received:
             tensor = arena.tensors[place]
             if tensor.grad is None and tensor._grad_slot is arena.slots[place]:
@@ -98,10 +108,9 @@ class LowCopies:
                 more.append(place)
             else:  # the gradient, or the parameter itself, has left the arena
                 add_gradient(tensor, self.slots[place])
-        for start, stop in arena.runs(new):
-            cast(self.gradients[start:stop], out=arena.gradients[start:stop])
-        for start, stop in arena.runs(more):
-            accumulate(arena.gradients[start:stop], self.gradients[start:stop])
+        for places, add in ((new, False), (more, True)):
+            if places:
+                accumulate_parts(arena.gradients, self.gradients, arena.runs(places), add=add)
 
     def drop(self) -> None:
         """Forget what a walk has brought."""

@@ -27,6 +27,7 @@ import numpy as np
 from gpunn.primitives import augment_implementation as implementation
 from gpunn.primitives.augment_implementation import Augmentation
 from gpunn.primitives.indices import check_range
+from gpunn.primitives.matmul_checks import refuse_overlap
 from gpunn.primitives.random_counter import check_counter, check_integer
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, Fixed, Sample
@@ -95,7 +96,7 @@ def augment_images(
     fill : what stands around the image and in the square, in the units of `images`, normalised like
         them; None for 0 in `out`, which is the mean
     dtype : of the result: float32 (the default), float16 or bfloat16
-    out : C-contiguous array (N, h, w, C) of one of these dtypes to write
+    out : C-contiguous array (N, h, w, C) of one of these dtypes to write, not that of `images`
 
     Raises
     ------
@@ -131,7 +132,9 @@ def augment_images(
     counter = check_counter(call, counter)
     count = samples if indices is None else len(indices)
     call.require(count <= _MOST, "images", f"gives {count} images", "expected fewer than 2^31")
-    out = _output(call, out, dtype, (count, *plan.size, channels))
+    given, out = out, _output(call, out, dtype, (count, *plan.size, channels))
+    if given is not None:  # pixels move: one that was overwritten may be read by another
+        refuse_overlap(call, "out", out, images=images, indices=indices)
     call.run(images, indices, out, seed, offset, counter, plan)
     return out
 

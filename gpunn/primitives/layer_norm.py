@@ -74,13 +74,16 @@ def _statistics(call, x, keep):
 
 def _forward(call, x, weight, bias, residual, eps, keep_statistics, out, centred):
     x = _rows(call, "x", x)
-    names = {"weight": weight, "bias": bias} if centred else {"weight": weight}
-    weight, bias = (*weights(call, x.dtype, x.shape[-1], **names), None)[:2]
-    summed = None
+    dtype, summed = x.dtype, None
     if residual is not None:
-        residual = call.array("residual", residual, dtypes=(x.dtype,), shape=x.shape)
-        summed = call.empty(x.shape, x.dtype)
-    out = call.output("out", out, shape=x.shape, dtype=x.dtype)
+        short = x.shape[-1] <= implementation.MIXED_COLUMNS
+        dtypes = same_or_wide(dtype) if short else (dtype,)
+        residual = call.array("residual", residual, dtypes=dtypes, shape=x.shape)
+        dtype = residual.dtype
+        summed = call.empty(x.shape, dtype)
+    names = {"weight": weight, "bias": bias} if centred else {"weight": weight}
+    weight, bias = (*weights(call, dtype, x.shape[-1], **names), None)[:2]
+    out = call.output("out", out, shape=x.shape, dtype=dtype)
     mean = _statistics(call, x, keep_statistics and centred)
     reciprocal = _statistics(call, x, keep_statistics)
     call.run(
@@ -126,12 +129,14 @@ def layer_norm_forward(
     Parameters
     ----------
     x : array (..., C), 1 <= C <= 2^30; float16, bfloat16, float32 or float64
-    weight, bias : arrays (C,) of the dtype of `x` or, beside 16-bit ones, float32; None for 1 and 0
+    weight, bias : arrays (C,) of the dtype of `out` or, beside 16-bit ones, float32; None for 1 and
+        0
     residual : array like `x` that is added first: ``x + residual``, rounded to their dtype, is
-        normalised and returned
+        normalised and returned. Beside a 16-bit `x` of at most 8192 columns it may be float32, as
+        the stream of a residual network in mixed precision; so are then the sum and `out`.
     eps : added to the variance (the mean of the squared differences, not the unbiased one)
     keep_statistics : whether to return what the backward call needs
-    out : array like `x` to write; may be `x` itself
+    out : array like `x`, or like the residual, to write; may be `x` itself where it is like it
 
     Returns
     -------

@@ -16,6 +16,9 @@ from gpunn.primitives import norm_compiled
 from gpunn.primitives.rows import numba_rows, row_plan
 from gpunn.primitives.samples import accumulator_dtype
 
+# Columns that a 16-bit input beside a float32 residual may have: what threads hold in registers.
+MIXED_COLUMNS = 8192
+
 # ---- reference -----------------------------------------------------------------------------------
 
 # Elements that the reference works on at a time, so that its temporaries stay in the CPU's cache.
@@ -138,15 +141,17 @@ _RUN_BLOCKS = 2  # of row_norm_column_sums on a multiprocessor
 def forward_cuda(launch, x, residual, weight, bias, out, summed, mean, reciprocal, eps, centred):
     if x.size == 0:
         return
-    cols, size = x.shape[-1], x.itemsize
-    rows, real = x.size // cols, launch.ctype(x.dtype)
-    vector = np.bool_(launch.aligned(16, x, residual, weight, bias, out, summed))
-    wide = np.bool_(any(w is not None and w.dtype != x.dtype for w in (weight, bias)))
+    cols, dtype = x.shape[-1], out.dtype
+    size, rows, real = dtype.itemsize, x.size // cols, launch.ctype(dtype)
+    vector = launch.aligned(16, residual, weight, bias, out, summed)
+    vector = np.bool_(vector and launch.aligned(16 // size * x.itemsize, x))
+    wide = np.bool_(any(w is not None and w.dtype != dtype for w in (weight, bias)))
     plan = row_plan(
         launch, rows, cols, size, registers=_FORWARD_PACKS[size],
         largest_block=_LARGEST_BLOCK[size],
     )  # fmt: skip
-    kernel, each = f"row_norm_forward<{real}, {plan.packs}>", plan.threads
+    kernel = f"row_norm_forward<{real}, {plan.packs}, {launch.ctype(x.dtype)}>"
+    each = plan.threads
     if not plan.packs:
         kernel, each = f"row_norm_forward_held<{real}, {plan.cluster}>", plan.kept
     arrays = (x, residual, weight, bias, out, summed, mean, reciprocal)

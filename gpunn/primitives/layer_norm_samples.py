@@ -76,6 +76,10 @@ def forward_samples(centred: bool):
                 bias = rng.normal(size=x.shape[-1])
                 kwargs["bias"] = Accumulator(bias) if wide else bias
             yield Sample(name, (x,), kwargs, **options)
+        for shape in ((5, 24), (3, 261), (2, 1040)):  # a float32 residual
+            x, residual = rng.normal(size=(2, *shape))
+            kwargs = {"residual": Accumulator(residual), "weight": Accumulator(residual[0])}
+            yield Sample(f"{shape} into a wide stream", (x,), kwargs, _LOW, numba=False)
         x = rng.normal(size=(4, 24))
         yield Sample("no statistics", (x,), {"keep_statistics": False, "out": np.zeros((4, 24))})
         x[0] = 3.0  # no variance at all

@@ -6,6 +6,8 @@ import functools
 
 import numpy as np
 
+from gpunn.device import device_of
+from gpunn.device.transfer import uploader
 from gpunn.errors import UnsupportedError
 from gpunn.primitives.activation import ACTIVATIONS
 from gpunn.primitives.mlp_plan import COUNT_STRIDE, THREADS, choose, dropouts
@@ -19,13 +21,12 @@ _MOMENTUM, _ADAM, _NESTEROV, _DECOUPLED, _MSE, _CLIP, _VECTOR = (1 << bit for bi
 
 
 def _on_device(launch, host: np.ndarray):
-    """A small array of the host on the device of the launch."""
+    """A small array of the host on the device of the launch; the host waits for nothing."""
     array = launch.empty(host.shape, host.dtype)
     if isinstance(array, np.ndarray):
         array[...] = host
-    else:
-        array.set(host)
-    return array
+        return array
+    return uploader(device_of(array)).upload(host, out=array)
 
 
 def _options(work, first, vector: bool) -> int:

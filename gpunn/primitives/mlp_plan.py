@@ -27,10 +27,11 @@ _MOST_LAYERS = 64
 _MEMBERS = (1, 2, 4, 8, 16)  # of a team
 _STATIC = 2048  # bytes of shared memory that the kernel has beside what it is given
 
-# Clock cycles and rates of one multiprocessor: multiply-adds a cycle, bytes a cycle from the
-# second-level cache and from its own memory, the latency of a product's start and end, of a tile's,
-# and of a meeting of blocks through memory.
-_FMA, _L2, _NEAR = 128, 48, 96
+# Clock cycles and rates of one multiprocessor: multiply-adds a cycle (of 128; the machine code has
+# 32 of them among 44 instructions), bytes a cycle from the second-level cache and from its own
+# memory, the latency of a product's start and end, of a tile's, and of a meeting of blocks through
+# memory. `_L2_ALL` bytes a cycle are what the cache has for all multiprocessors together.
+_FMA, _L2, _NEAR, _L2_ALL = 96, 48, 96, 3700
 _PRODUCT, _TILE, _MEET, _STEP = 700, 1200, 2200, 900
 _TEAM = 2600  # a meeting of a team, and taking what the others have made
 
@@ -158,7 +159,8 @@ def choose(
     `aligned` says that the parameters start at a multiple of 16 bytes.
     """
     (*_, tiles), groups = _layout(network, batch, aligned), -(-batch // ROWS)
-    most = min(multiprocessors, max(_MEMBERS[-1] * groups, tiles))
+    whole_teams = -(-max(_MEMBERS[-1] * groups, tiles) // _MEMBERS[-1]) * _MEMBERS[-1]
+    most = min(multiprocessors, whole_teams)
     counts = {1, most, min(groups, most), min(tiles, most), *(2**k for k in range(1, 8))}
     options = [min(blocks, most)] if blocks else sorted(n for n in counts if n <= most)
     buffers = _buffers(network)
@@ -212,7 +214,7 @@ def estimate_parts(
     network: Network, batch: int, clip: bool, blocks: int, resident: bool, members: int = 1
 ) -> tuple[Part, ...]:
     """The parts of a step by `blocks` blocks."""
-    groups, rate = -(-batch // ROWS), _NEAR if resident else _L2
+    groups = -(-batch // ROWS)
     latency, compute, memory, tiles = 0.0, 0.0, 0.0, 0
     splits = _splits(network, members)
     if any(split & 2 for split in splits):
@@ -221,18 +223,25 @@ def estimate_parts(
         weights = layer.inputs * quads(layer.outputs)
         ways = (1, 2) if i else (1,)  # forward, and for all but the first layer backward
         for way in ways:
-            share = 1 / members if split & way else 1
+            sharing = members if split & way else 1
+            share, rate = 1 / sharing, _rate(min(blocks, groups * sharing), resident)
             latency += _PRODUCT + (_TEAM if split & way else 0)
             compute += share * ROWS * weights / _FMA
             memory += share * 4 * weights / rate
         tiles += -(-layer.outputs // TILE_N) * -(-layer.inputs // TILE_K)
     rows = _part("rows", -(-groups * members // blocks), latency, compute, memory)
+    rate = _rate(min(blocks, tiles), resident)
     weights = _part(
         "weights", -(-tiles // blocks), _TILE, TILE_N * TILE_K * groups * ROWS / _FMA,
         (4 * (TILE_N + TILE_K) * groups * ROWS + 32 * TILE_N * TILE_K) / rate,
     )  # fmt: skip
     meetings = (3 if clip else 2) * _MEET if blocks > 1 else 0
     return rows, weights, Part("meetings", _STEP + meetings, "latency")
+
+
+def _rate(readers: int, resident: bool) -> float:
+    """Bytes a cycle for each of the blocks that read at the same time."""
+    return _NEAR if resident else min(_L2, _L2_ALL / readers)
 
 
 def _part(name: str, times: int, latency: float, compute: float, memory: float) -> Part:

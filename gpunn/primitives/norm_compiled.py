@@ -30,10 +30,10 @@ def _vector(array, cols, value, dtype):
 
 def rows_forward(x, residual, weight, bias, out, summed, mean, reciprocal, eps, centred) -> bool:
     """The whole of it, of arrays (rows, columns); False where NumPy is to do it."""
-    loop = loops("norm", x.dtype, x.size)
+    loop = loops("norm", out.dtype, x.size)
     if loop is None or x.size == 0:
         return False
-    (rows, cols), dtype = x.shape, x.dtype
+    (rows, cols), dtype = x.shape, out.dtype
     weight, bias = _vector(weight, cols, 1, dtype), _vector(bias, cols, 0, dtype)
     mean, reciprocal = (np.empty(rows, dtype) if a is None else a for a in (mean, reciprocal))
 

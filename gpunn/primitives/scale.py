@@ -6,6 +6,8 @@ a sum over chunks takes in one 16-bit product after the other.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from gpunn.primitives.activation import BLOCK, elementwise_grid
@@ -59,6 +61,11 @@ def scale(call, x, factor=None, *, out=None):
     return out
 
 
+def _parts_of(total) -> tuple:
+    """The dtypes that go into a sum in the dtype `total`."""
+    return (FLOAT64,) if total == FLOAT64 else (FLOAT32, *_LOW)
+
+
 @primitive(family="scale", cuda="scale.cu", numba="scale.py")
 def accumulate(call, total, part, *, scale: float = 1.0, add: bool = True):
     """Take an array into a wider sum, in place: ``total += scale * part``.
@@ -78,10 +85,47 @@ def accumulate(call, total, part, *, scale: float = 1.0, add: bool = True):
     TypeError, ValueError : a dtype that does not suit the other, shapes that differ
     """
     total = call.inplace("total", total, dtypes=(FLOAT32, FLOAT64))
-    dtypes = (FLOAT64,) if total.dtype == FLOAT64 else (FLOAT32, *_LOW)
-    part = call.array("part", part, dtypes=dtypes, shape=total.shape)
+    part = call.array("part", part, dtypes=_parts_of(total.dtype), shape=total.shape)
     scale = call.number("scale", scale)
     call.run(total.reshape(-1), part.reshape(-1), scale, bool(add))
+    return total
+
+
+@primitive(family="scale", cuda="scale.cu", numba="scale.py")
+def accumulate_parts(call, total, part, parts, *, add: bool = True):
+    """Take parts of an array into those of a wider one, in place: ``total[a:b] += part[a:b]``.
+
+    One launch for up to 64 parts, which one `accumulate` each would leave waiting for each other:
+    so the gradients of a network that came in 16 bits get to their places between those that did
+    not. What lies outside the parts is not touched. Computed in the dtype of `total`.
+
+    Parameters
+    ----------
+    total : float32 (or float64) array (N,), changed in place
+    part : array (N,), float16, bfloat16 or float32 (float64 for a float64 total), which shares no
+        memory with it
+    parts : pairs (a, b) of whole numbers, 0 <= a <= b <= N, each beginning where the one before
+        ends or later
+    add : False for ``total[a:b] = part[a:b]``, whatever was there before
+
+    Raises
+    ------
+    TypeError, ValueError : a dtype that does not suit the other, shapes that differ, parts that
+        overlap, are out of order or reach outside the array
+    """
+    total = call.inplace("total", total, dtypes=(FLOAT32, FLOAT64))
+    call.require(total.ndim == 1, "total", f"has shape {total.shape}", "give a flat array")
+    part = call.array("part", part, dtypes=_parts_of(total.dtype), shape=total.shape)
+    parts = tuple((int(start), int(stop)) for start, stop in parts)
+    last = 0
+    for start, stop in parts:
+        good = last <= start <= stop <= total.size
+        call.require(
+            good, "parts", f"has ({start}, {stop}) behind {last} in an array of {total.size}",
+            "give pairs in their order, which do not overlap and end with the array",
+        )  # fmt: skip
+        last = stop
+    call.run(total, part, tuple(pair for pair in parts if pair[0] < pair[1]), bool(add))
     return total
 
 
@@ -118,6 +162,18 @@ def _(total, part, scale, add):
                 total[some] = value
 
 
+@accumulate_parts.reference
+def _(total, part, parts, add):
+    with np.errstate(all="ignore"):
+        for start, stop in parts:
+            if not add:
+                total[start:stop] = part[start:stop]
+                continue
+            for at in range(start, stop, _CHUNK):
+                some = slice(at, min(at + _CHUNK, stop))
+                total[some] += part[some].astype(total.dtype, copy=False)
+
+
 # ---- launch --------------------------------------------------------------------------------------
 
 
@@ -146,6 +202,39 @@ def _(launch, total, part, scale, add):
     _launch(launch, part, None, scale, total, add, launch.aligned(16, part, total))
 
 
+_PARTS, _TILE = 64, 4096  # as in scale.cu: parts of a launch, elements of a block
+_TABLE = np.dtype(
+    [("start", np.int64, _PARTS), ("stop", np.int64, _PARTS), ("tile", np.int32, _PARTS)]
+)
+
+
+@functools.lru_cache(64)
+def _tables(parts: tuple) -> list[tuple]:
+    """(table, how many parts, how many tiles, whether packs fit) for each launch."""
+    found = []
+    for first in range(0, len(parts), _PARTS):
+        some, table, tiles = parts[first : first + _PARTS], np.zeros(1, _TABLE), 0
+        for place, (start, stop) in enumerate(some):
+            table["start"][0, place], table["stop"][0, place] = start, stop
+            table["tile"][0, place] = tiles
+            tiles += -(-(stop - start) // _TILE)
+        found.append((table, len(some), tiles, all(start % 4 == 0 for start, _ in some)))
+    return found
+
+
+@accumulate_parts.cuda
+def _(launch, total, part, parts, add):
+    pack = 16 // total.itemsize * part.itemsize  # of it: as many elements as 16 bytes of total
+    aligned = launch.aligned(16, total) and launch.aligned(pack, part)
+    for table, count, tiles, whole in _tables(parts):
+        launch(
+            f"scaled_parts<{launch.ctype(part.dtype)}>",
+            grid=(tiles,),
+            block=(BLOCK,),
+            args=(part, total, table, np.int32(count), np.bool_(add), np.bool_(aligned and whole)),
+        )
+
+
 _THREADS = 128  # of a block of the Numba kernels
 
 
@@ -168,6 +257,12 @@ def _(launch, total, part, scale, add):
         launch("accumulate", _numba_grid(part.size), (_THREADS,), args)
 
 
+@accumulate_parts.numba
+def _(launch, total, part, parts, add):
+    for start, stop in parts:
+        accumulate._numba(launch, total[start:stop], part[start:stop], 1.0, add)
+
+
 # ---- cost, samples, benchmark inputs -------------------------------------------------------------
 
 
@@ -181,6 +276,13 @@ def _(x, factor, out):
 def _(total, part, scale, add):
     read = part.nbytes + (total.nbytes if add else 0)
     return Cost(flops=(2 if add else 1) * part.size, read=read, written=total.nbytes)
+
+
+@accumulate_parts.cost
+def _(total, part, parts, add):
+    size = sum(stop - start for start, stop in parts)
+    read = (part.itemsize + (total.itemsize if add else 0)) * size
+    return Cost(flops=size if add else 0, read=read, written=total.itemsize * size)
 
 
 def _arrays(rng):
@@ -227,6 +329,26 @@ def _(rng):
     yield Sample("over NaN", (nothing, rng.normal(size=5)), {"add": False}, FLOATING)
 
 
+@accumulate_parts.samples
+def _(rng):
+    more = {"dtypes": FLOATING}
+    total, part = Accumulator(rng.normal(size=61)), rng.normal(size=61)
+    part[[3, 60]] = np.nan, np.inf
+    parts = ((0, 5), (5, 5), (8, 24), (25, 31), (60, 61))
+    for add in (True, False):
+        yield Sample(f"five parts, {add}", (total, part, parts), {"add": add}, **more)
+    yield Sample("no parts", (total, part, ()), **more)
+    # Several tiles of a part, more parts than a launch takes, with gaps and without packs.
+    more["numba"] = False
+    total, part = Accumulator(rng.normal(size=13000)), rng.normal(size=13000)
+    short = ((start, start + 3) for start in range(12304, 12640, 4))
+    parts = ((0, 4099), (4100, 12304), *short, (12980, 13000))
+    for name, options in (("many parts", {}), ("many parts unaligned", {"unaligned": True})):
+        yield Sample(name, (total, part, parts), **options, **more)
+    parts = ((1, 4098), (4099, 12999))
+    yield Sample("odd parts", (total, part, parts), {"add": False}, **more)
+
+
 @scale.inputs
 def _(rng, shape):
     return (rng.standard_normal(shape, dtype=np.float32), np.float32(0.5).reshape(())), {}
@@ -237,4 +359,11 @@ def _(rng, shape):
     return tuple(rng.standard_normal((2, *shape), dtype=np.float32)), {"scale": 0.5}
 
 
-scale.bench_shapes = accumulate.bench_shapes = ELEMENTWISE_SHAPES
+@accumulate_parts.inputs
+def _(rng, shape):
+    size = shape[0]
+    parts = tuple((k * size // 8, (2 * k + 1) * size // 16) for k in range(8))
+    return (*rng.standard_normal((2, size), dtype=np.float32), parts), {}
+
+
+scale.bench_shapes = accumulate.bench_shapes = accumulate_parts.bench_shapes = ELEMENTWISE_SHAPES

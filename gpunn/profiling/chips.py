@@ -109,5 +109,3 @@ def ceilings_of(device: Device) -> Ceilings | None:
     """The ceilings by data sheet of a GPU that is there; None if it is another kind of GPU."""
     chip = chip_of(device)
     return None if chip is None else chip.ceilings()
-
-

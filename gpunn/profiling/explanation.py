@@ -134,7 +134,7 @@ def _text(found: Explanation) -> str:
             f"{found.name} on {chip.name} ({chip.arch}, {chip.multiprocessors} multiprocessors, "
             f"{chip.bandwidth / 1e12:.2f} TB/s by its data sheet)"
         ),
-        fitted(headers, rows, (3, 4, 5, 6), {1: "end"}),
+        fitted(headers, rows, (3, 4, 5, 6), {1: "end", 2: "start"}),
         _totals(found),
     ]
     if found.fused:

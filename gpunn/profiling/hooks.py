@@ -16,6 +16,7 @@ from gpunn.autograd import function
 from gpunn.autograd.function import Function
 from gpunn.nn.containers import _FUSING
 from gpunn.nn.module import Module
+from gpunn.optim.low_copies import LowCopies
 from gpunn.optim.optimizer import Optimizer
 from gpunn.profiling.recording import Recording
 
@@ -154,6 +155,23 @@ def _optimizer(original: Callable) -> Callable:
     return method
 
 
+def _delivery(original: Callable) -> Callable:
+    """16-bit gradients of an arena, widened together when the walk back ends."""
+
+    @functools.wraps(original)
+    def deliver(self):
+        recording = running.recording
+        if recording is None:
+            return original(self)
+        before = recording.enter("layer", "gradients", "gradients", "autocast", "backward")
+        try:
+            return original(self)
+        finally:
+            recording.leave(before)
+
+    return deliver
+
+
 def _places() -> list[tuple[Any, str, Callable]]:
     """(owner, name, what makes the listening function of the original)."""
     kinds = {base for kind in _FUSING for base in kind.__mro__}
@@ -163,6 +181,7 @@ def _places() -> list[tuple[Any, str, Callable]]:
         *((owner, "forward_activated", _activated) for owner in fusing),
         (Function, "apply", _apply),
         (function, "_step_back", _step_back),
+        (LowCopies, "deliver", _delivery),
         (Optimizer, "step", _optimizer),
         (Optimizer, "zero_grad", _optimizer),
     ]

@@ -1,7 +1,8 @@
-"""The tables of a report: by kernel, by layer, call by call; for terminals of 100 columns."""
+"""The tables of a report: by kernel, by layer, call by call; as wide as the terminal."""
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from dataclasses import dataclass
 
@@ -11,8 +12,14 @@ from gpunn.text import table
 
 BY = ("kernel", "layer", "call")
 SHORT = {"forward": "fwd", "backward": "bwd", "update": "upd"}
-WIDTH = 100
+WIDTHS = (80, 100)  # of the text, in characters
 _SMALL = 0.01  # operations below this share are summed up in one row
+
+
+def columns() -> int:
+    """The width of the text: that of the terminal within limits, the most where there is none."""
+    least, most = WIDTHS
+    return min(max(shutil.get_terminal_size((most, 24)).columns, least), most)
 
 
 @dataclass
@@ -80,7 +87,7 @@ def by_kernel(report) -> str:
         ])  # fmt: skip
     rows += _between_rows(report, between)
     headers = ["kernel", "calls", "time", "share", "each", "GB/s", "GFLOP/s"]
-    text = table([*headers, *_limit_header(ceilings)], rows, right=range(1, 8))
+    text = fitted([*headers, *_limit_header(ceilings)], rows, range(1, 8), {0: "start"})
     return f"{text}\n\n{closing(report)}"
 
 
@@ -135,7 +142,8 @@ def by_layer(report, depth: int | None = None) -> str:
     """The layers in the order in which they first ran."""
     steps = report.steps
     sums = layer_sums(report, depth)
-    outside = sums.pop("", None)
+    if "" in sums:
+        sums["outside layers"] = sums.pop("")  # the last row
     rows = []
     for name, row in sums.items():
         total = row["forward"] + row["backward"] + row["update"] + row["between"]
@@ -143,10 +151,6 @@ def by_layer(report, depth: int | None = None) -> str:
                    for key in ("forward", "backward", "update")]  # fmt: skip
         rows.append([name, row["what"], _count(row["calls"], steps), *kernels,
                      seconds_text(row["between"] / steps), _share(total, report.seconds)])
-    if outside is not None:
-        total = sum(outside[key] for key in ("forward", "backward", "update", "between"))
-        rows.append(["outside layers", "", _count(outside["calls"], steps), "", "", "",
-                     seconds_text(total / steps), _share(total, report.seconds)])  # fmt: skip
     headers = ["layer", "what", "kernels", "forward", "backward", "update", "between", "share"]
     return fitted(headers, rows, range(2, 8), {0: "end", 1: "start"}) + f"\n\n{closing(report)}"
 
@@ -164,12 +168,12 @@ def by_call(report) -> str:
         ])  # fmt: skip
     headers = ["phase", "layer", "kernel", "shapes", "time", "GB/s", "GFLOP/s"]
     headers += _limit_header(ceilings)
-    text = fitted(headers, rows, range(4, len(headers)), {3: "start", 1: "end"})
+    text = fitted(headers, rows, range(4, len(headers)), {3: "start", 1: "end", 2: "start"})
     return f"{text}\n\n{closing(report)}"
 
 
-def fitted(headers, rows, right, shrink: dict[int, str], width: int = WIDTH) -> str:
-    """A table of at most `width` characters where that can be.
+def fitted(headers, rows, right, shrink: dict[int, str]) -> str:
+    """A table of at most `columns` characters where that can be.
 
     shrink : column -> which part of its cells to keep, "start" or "end", if the table is too wide;
         the first named column gives way first, and none below 12 characters
@@ -177,7 +181,7 @@ def fitted(headers, rows, right, shrink: dict[int, str], width: int = WIDTH) -> 
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     for column, keep in shrink.items():
-        excess = sum(widths) + 2 * (len(widths) - 1) - width
+        excess = sum(widths) + 2 * (len(widths) - 1) - columns()
         if excess <= 0:
             break
         widths[column] = room = max(12, widths[column] - excess)
@@ -189,9 +193,9 @@ def fitted(headers, rows, right, shrink: dict[int, str], width: int = WIDTH) -> 
 
 
 def wrapped(text: str, start: str = "") -> str:
-    """A sentence in lines of at most `WIDTH` characters."""
+    """A sentence in lines of at most `columns` characters."""
     return textwrap.fill(
-        text, WIDTH, initial_indent=start, subsequent_indent=" " * len(start),
+        text, columns(), initial_indent=start, subsequent_indent=" " * len(start),
         break_long_words=False, break_on_hyphens=False,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from gpunn import nn
 from gpunn.autograd.random import Generator, default_generator
 from gpunn.autograd.tensor import raw_array
 from gpunn.device import array_module, to_device
+from gpunn.device.transfer import uploader
 from gpunn.primitives.mlp import mlp_train
 from gpunn.primitives.mlp_plan import Part, choose, estimate_parts, why_not
 from gpunn.primitives.optimizer import HYPER
@@ -146,6 +147,11 @@ class FusedNetwork:
         self._dropouts = sum(stage.dropout > 0 for stage in stages)
         self._counted: tuple | None = None  # (hyper, calls of step, the count in it)
 
+    @property
+    def classifies(self) -> bool:
+        """Whether `run` counts right samples: largest output, of several, at the label"""
+        return self._loss["loss"] == "cross_entropy" and self._stages[-1].linear.out_features > 1
+
     # ---- data ------------------------------------------------------------------------------------
 
     def prepare(self, x: Any, target: Any) -> tuple[Any, Any]:
@@ -215,8 +221,8 @@ class FusedNetwork:
             seed, offset = generator.take(steps * self._dropouts)
         offsets = {id(t): start for t, start in zip(arena.tensors, arena.offsets, strict=True)}
         results = mlp_train(
-            x, target, to_device(order, arena.device), arena.parameters,
-            to_device(hyper, arena.device), *states.values(),
+            x, target, uploader(arena.device).upload(order), arena.parameters,
+            uploader(arena.device).upload(hyper), *states.values(),
             layers=network_of(self._stages, lambda p: offsets[id(p)]).layers, rule=optimizer.rule,
             nesterov=bool(group.get("nesterov")),
             decoupled=bool(group.get("decoupled_weight_decay")), max_norm=self._max_norm,
@@ -273,10 +279,7 @@ class FusedNetwork:
     def _keep(self, group: dict, arena: Any, cohort: Any, hyper: np.ndarray, steps: int) -> None:
         """Leave the optimizer as the steps one by one would have."""
         last = hyper[-1]
-        if isinstance(cohort.hyper, np.ndarray):
-            cohort.hyper[:] = last
-        else:
-            cohort.hyper.set(last)
+        uploader(arena.device).upload(last, out=cohort.hyper)  # nobody waits for the kernel here
         count = len(self._optimizer.hyper_values(group))
         cohort.values = tuple(last[:count].tolist())
         self._optimizer._steps_made += steps

@@ -2,15 +2,22 @@
 
 `FusedNetwork` trains for many steps in one call. What the Trainer does around each step still
 holds: a schedule moves on after every step (it is asked for all rates beforehand), the loss and the
-accuracy are kept, the progress bar counts.
+accuracy are kept, the progress bar counts, the loader knows which batches were given. Ctrl-C comes
+between two calls, so that all of these agree on how many steps were made.
 """
 
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
+from gpunn.autograd.autocast import is_autocast_enabled
 from gpunn.autograd.tensor import raw_array
 from gpunn.data import DataLoader, TensorDataset
 from gpunn.primitives.matmul_precision import get_matmul_precision
@@ -19,7 +26,8 @@ from gpunn.train.fused import FusedNetwork, Refusal, batches_of, fused_plan
 from gpunn.train.metrics import Accuracy
 from gpunn.train.progress import ProgressBar
 
-STEPS = 512  # of one launch: some milliseconds
+STEPS = 512  # of one launch: some milliseconds of a GPU
+FIRST_STEPS, SECONDS = 16, 0.1  # on the host: of the first call; what the others should take
 
 
 def fused_epochs(trainer: Any, loader: Any, callbacks: CallbackList) -> FusedEpochs | Refusal:
@@ -32,6 +40,8 @@ def fused_epochs(trainer: Any, loader: Any, callbacks: CallbackList) -> FusedEpo
     )
     if isinstance(plan, Refusal):
         return plan
+    if trainer.metrics and not plan.classifies:
+        return Refusal("it counts hits among classes, and accuracy means something else here")
     if not trainer.fused and not plan.pays():
         return Refusal("step by step is estimated to be faster for a network and batch this large")
     try:
@@ -51,7 +61,8 @@ def _why_not(trainer: Any, loader: Any, callbacks: CallbackList) -> str:
         return "batches are transformed one by one"
     if trainer.accumulate > 1:
         return "gradients are accumulated"
-    if trainer.precision.name not in (None, "fp32") or get_matmul_precision() != "highest":
+    exact = get_matmul_precision() == "highest" and not is_autocast_enabled()
+    if trainer.precision.name not in (None, "fp32") or not exact:
         return "it computes in float32"
     if trainer.step.profiler is not None:
         return "steps are profiled one by one"
@@ -76,26 +87,60 @@ class FusedEpochs:
     def __init__(self, trainer: Any, network: FusedNetwork, data: tuple, loader: DataLoader):
         self.trainer, self.network, self.data, self.loader = trainer, network, data, loader
 
-    def run(self, epoch: int, callbacks: CallbackList) -> None:
-        """Train one epoch, the rest of it if the loader stands in the middle."""
+    def run(self, epoch: int, callbacks: CallbackList) -> str:
+        """Train one epoch, the rest of it if the loader stands in the middle.
+
+        Returns "", or after training nothing why one kernel cannot do it any more: callbacks may
+        have changed the model, the loss or the optimizer since the last epoch.
+        """
+        trainer, loader = self.trainer, self.loader
+        plan = fused_plan(
+            trainer.model, trainer.loss, trainer.optimizer, trainer.regularization,
+            loader.batch_size,
+        )  # fmt: skip
+        if isinstance(plan, Refusal):
+            return plan.reason
+        self.network = plan
+        place = loader.state_dict()
+        number, first = place["epoch"], place["batch"]
+        order = loader.order(number)[first * loader.batch_size :]
+        batches = batches_of(order, loader.batch_size, loader.drop_last)
+        loader.given(number, first)
+        done = 0
+        for count in self._counts(len(batches)):
+            with whole():
+                self._train(batches[done : done + count], epoch, done, callbacks)
+                done += count
+                loader.given(number, first + done)
+        return ""
+
+    def _counts(self, steps: int) -> Iterator[int]:
+        """The steps of each call: on the host so many that Ctrl-C is heard soon."""
+        on_gpu = self.trainer.device.type == "cuda"
+        count = STEPS if on_gpu else min(FIRST_STEPS, STEPS)
+        while steps:
+            count = min(count, steps)
+            begin = time.perf_counter()
+            yield count
+            steps -= count
+            if not on_gpu:
+                each = max(time.perf_counter() - begin, 1e-6) / count
+                count = max(1, min(STEPS, int(SECONDS / each)))
+
+    def _train(self, batches: np.ndarray, epoch: int, start: int, callbacks: CallbackList) -> None:
+        """Train with these batches, of which the first is number `start` of this run."""
         trainer = self.trainer
-        place = self.loader.state_dict()
-        order = self.loader.order(place["epoch"])[place["batch"] * self.loader.batch_size :]
-        batches = batches_of(order, self.loader.batch_size, self.loader.drop_last)
         schedules = [c for c in callbacks.callbacks if isinstance(c, LearningRateScheduler)]
         others = [c for c in callbacks.callbacks if c not in schedules]
-        for start in range(0, len(batches), STEPS):
-            some = batches[start : start + STEPS]
-            values = list(self._values(schedules, epoch, start, len(some)))
-            losses, correct = self.network.run(*self.data, some, values)
-            counts = (some >= 0).sum(axis=1)
-            trainer.step.mean.add_steps(losses, counts)
-            for metric in trainer.metrics:
-                metric.add(correct.sum(), int(counts.sum()))
-            for step in range(start, start + len(some)):
-                for callback in others:
-                    callback.on_batch_end(trainer, epoch, step + 1)
-        self.loader.set_epoch(place["epoch"] + 1)
+        values = list(self._values(schedules, epoch, start, len(batches)))
+        losses, correct = self.network.run(*self.data, batches, values)
+        counts = (batches >= 0).sum(axis=1)
+        trainer.step.mean.add_steps(losses, counts)
+        for metric in trainer.metrics:
+            metric.add(correct.sum(), int(counts.sum()))
+        for step in range(start, start + len(batches)):
+            for callback in others:
+                callback.on_batch_end(trainer, epoch, step + 1)
 
     def _values(self, schedules: list, epoch: int, start: int, steps: int) -> Iterator[tuple]:
         """Hyperparameters of each of the next steps; the schedules move on as if after each."""
@@ -116,3 +161,19 @@ def _steps_counted(optimizer: Any) -> Iterator[None]:
         yield
     finally:
         optimizer._steps_made = before
+
+
+@contextlib.contextmanager
+def whole() -> Iterator[None]:
+    """Ctrl-C inside comes at the end: what is done there is done whole."""
+    handler, waiting = signal.getsignal(signal.SIGINT), []
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # signals go to the main thread, and here nobody listens to them
+        return
+    signal.signal(signal.SIGINT, lambda *what: waiting.append(what))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if waiting:
+            handler(*waiting[0])

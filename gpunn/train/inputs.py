@@ -58,8 +58,13 @@ def as_loader(
 
 
 def cast(array: Any, dtype: np.dtype):
-    """Floating arrays in the model's dtype, small integers as int64, all else as it is."""
+    """Floating arrays in the model's dtype, small integers as int64, all else as it is.
+
+    So are bytes of images, of 4 dimensions, for an `ImageAugmentation` in the model.
+    """
     if array.dtype == dtype or array.dtype == np.int64:
+        return array
+    if array.dtype == np.uint8 and array.ndim == 4:
         return array
     if array.dtype.kind == "f" or (array.dtype.kind == "V" and array.dtype.itemsize == 2):
         return array.astype(dtype)

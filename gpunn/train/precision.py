@@ -89,6 +89,7 @@ class Precision:
 
     def scaled(self, loss: Any) -> Any:
         """The Tensor to call ``backward`` on."""
+        self._scaler.begin()  # the step before may have been broken off, by Ctrl-C perhaps
         return self._scaler.scale(loss)
 
     def unscale(self) -> None:

@@ -251,8 +251,10 @@ class Trainer:
         self.step.mean.reset()
         self._reset_metrics()
         if self._fused is not None:
-            self._fused.run(epoch, callbacks)
-            return
+            reason = self._fused.run(epoch, callbacks)
+            if not reason:
+                return
+            self._fused, self.way = None, f"step by step (no longer one kernel: {reason})"
         if epoch == self.first_epoch:
             self.step.check(loader)
         dtype, step = model_dtype(self.model), 0

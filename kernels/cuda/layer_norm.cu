@@ -1,6 +1,6 @@
 // layer_norm.cu - layer norm and RMS norm of the rows of a (rows, cols) array.
 //
-//   s = x, or x + residual rounded to T and written to `sum`
+//   s = x, or x + residual rounded to T and written to `sum`; x may be of a 16-bit type L beside a float residual
 //   mean = sum(s) / cols (RMS norm: 0), reciprocal = 1 / sqrt(sum((s - mean)^2) / cols + eps)
 //   y = (s - mean) reciprocal weight + bias
 //
@@ -11,14 +11,36 @@
 //                            (16 * kept * threads bytes); what is beyond it is read again.
 //
 // The limit: 2 elements moved an element (4 with a residual) for about 10 operations: memory.
-// Assumes: contiguous rows; 1 <= cols <= 2^30; vector only if all pointers are multiples of 16.
+// Assumes: contiguous rows; 1 <= cols <= 2^30; vector only if all pointers are multiples of 16 (x of L: of 8).
 #include "layer_norm.cuh"
 
+// The elements of x in pack p of a row of T, widened: as many of 16 bits, 8 bytes where the pack is whole.
+template <typename T, typename L>
+__device__ __forceinline__ Pack<T, PACK<T>> load_widened(const L* x, const Row<T, int>& row, int p) {
+    if constexpr (sizeof(L) == sizeof(T)) {
+        return load_row(x, row, p, zero<T>());
+    } else {
+        const L* first = x + row.start;
+        const int column = row.column(p);
+        Pack<L, PACK<T>> low;
+        if (p >= row.whole && p < row.whole_end) {
+            low = load_pack<L, PACK<T>>(first + column);
+        } else {
+#pragma unroll
+            for (int e = 0; e < PACK<T>; e++) low.item[e] = row.inside(column + e) ? first[column + e] : zero<L>();
+        }
+        Pack<T, PACK<T>> pack;
+#pragma unroll
+        for (int e = 0; e < PACK<T>; e++) pack.item[e] = widen(low.item[e]);
+        return pack;
+    }
+}
+
 // Pack p of x, or of x + residual rounded, which also goes to `sum`.
-template <typename T>
+template <typename T, typename L>
 __device__ __forceinline__ Pack<T, PACK<T>> load_sum(
-    const T* x, const T* residual, T* sum, const Row<T, int>& row, int p) {
-    Pack<T, PACK<T>> pack = load_row(x, row, p, zero<T>());
+    const L* x, const T* residual, T* sum, const Row<T, int>& row, int p) {
+    Pack<T, PACK<T>> pack = load_widened<T, L>(x, row, p);
     if (residual != nullptr) {
         const Pack<T, PACK<T>> other = load_row(residual, row, p, zero<T>());
 #pragma unroll
@@ -63,10 +85,10 @@ __device__ __forceinline__ void write_statistics(A* mean, A* reciprocal, int64 r
     if (reciprocal != nullptr) reciprocal[row] = scale;
 }
 
-template <typename T, int PACKS>
+template <typename T, int PACKS, typename L>
 __global__ void __launch_bounds__(256, sizeof(T) == 2 ? 3 : 2)
 row_norm_forward(
-    const T* x, const T* residual, const void* weight, const void* bias, T* out, T* sum, Accumulator<T>* mean,
+    const L* x, const T* residual, const void* weight, const void* bias, T* out, T* sum, Accumulator<T>* mean,
     Accumulator<T>* reciprocal, int64 rows, int cols, Accumulator<T> eps, int threads, bool vector, bool wide,
     bool centred) {
     typedef Accumulator<T> A;

@@ -8,11 +8,13 @@ constexpr int THREADS = 256, ROWS = 8;        // of a block; of the batch, a war
 constexpr int TILE_N = 32, TILE_K = 64;       // of a weight's gradient
 constexpr int SUMS = ROWS * 4 * (THREADS + 1);  // floats that a product or a tile works in
 constexpr int FIELDS = 16;                    // of a layer in the table
+constexpr int MOST_SLOTS = 8;                 // of a step in `hyper`
 
 // The bits of `options`, as in gpunn/primitives/mlp_launch.py.
 enum MlpOptions { MOMENTUM = 1, ADAM = 2, NESTEROV = 4, DECOUPLED = 8, MSE = 16, CLIP = 32, VECTOR = 64 };
 
 __device__ __forceinline__ int divide_up(int a, int b) { return (a + b - 1) / b; }
+__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fc00000); }
 // A width rounded up to whole packs of 16 bytes.
 __device__ __forceinline__ int whole_packs(int width) { return (width + 3) & ~3; }
 
@@ -77,7 +79,7 @@ struct MlpData {
         if (real && vector) return load_pack<float, 4>(from);
 #pragma unroll
         for (int e = 0; e < 4; e++)
-            if (k + e < inputs) found.item[e] = real ? from[e] : __int_as_float(0x7fc00000);
+            if (k + e < inputs) found.item[e] = real ? from[e] : not_a_number();
         return found;
     }
 };
@@ -87,8 +89,6 @@ struct MlpBlock {
     float* buffer[2];  // [number of a layer's output][row of 8]; the layers take turns
     __device__ __forceinline__ float* of(int l) const { return l % 2 ? buffer[1] : buffer[0]; }
 };
-
-__device__ __forceinline__ float not_a_number() { return __int_as_float(0x7fc00000); }
 
 constexpr int COUNT_STRIDE = 32;  // of the counts of meetings: lines of the cache of their own
 

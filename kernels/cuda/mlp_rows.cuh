@@ -7,8 +7,8 @@
 // multiply-adds: the multiply-adds, 8 cycles of a multiprocessor a warp, are what it waits for, not the 6 of its
 // loads. There are fewer columns than threads have; the others take other k of the same columns, and the sums are
 // added in shared memory, always in the same order. Eight loads of weights are under way at a time in each
-// thread, 32 KB of the block. What the end of a product needs, the bias or the Z of the way forward, is copied to
-// where its result will be meanwhile.
+// thread, 32 KB of the block, and each makes room for the next one. What the end of a product needs, the bias or
+// the Z of the way forward, is copied to where its result will be meanwhile.
 // Where there are more blocks than groups of 8 rows, several take the same rows as a team. Of a product whose
 // weights take long to come each makes some columns; they pass through the scratch memory, and the team meets
 // behind it.
@@ -51,8 +51,8 @@ __device__ __forceinline__ void product(const float* in, int depth, const float*
             pack[u] = {};
             if (place + u * step < end) pack[u] = load_pack<float, 4>(from), from += stride;
         }
-        // The next load of each goes out as soon as its registers are free. The breaks also keep the compiler from
-        // gathering all loads of a turn behind its multiply-adds, where nothing would hide them.
+        // The next load of each goes out as soon as its registers are free. The breaks also keep the compiler
+        // from gathering all loads of a turn behind its multiply-adds, where nothing would hide them.
         const int last = end - AHEAD * step;
         while (place < end) {
 #pragma unroll
@@ -89,6 +89,16 @@ __device__ __forceinline__ bool kept(const MlpLayer& layer, const MlpData& data,
 }
 
 // ---- the loss ---------------------------------------------------------------------------------------
+
+// What the loss needs of a thread's row, the one of its number modulo 8: loaded long before, as it comes from
+// afar, and not looked at until then.
+struct RowFacts {
+    int64 sample, label;  // label: of a sample that exists, for cross-entropy
+    int count;            // real rows of the step
+    __device__ __forceinline__ RowFacts(const MlpNetwork& net, const MlpData& data, int64 sample, int step)
+        : sample(sample), label(!(net.options & MSE) && data.exists(sample) ? data.labels[sample] : -1),
+          count(data.counts[step]) {}
+};
 
 // Of one row by one warp, lanes over the outputs: in shared memory z[n][row] becomes the slope. Every lane
 // returns the row's loss; `right` is whether the largest output, the first of equals and NaN above all, stands at
@@ -146,11 +156,12 @@ __device__ __forceinline__ float row_squares(float* z, int outputs, const float*
 }
 
 // The losses of the block's rows, and their slopes in shared memory and, if it is to `write`, for the weights.
-__device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData& data, const MlpLayer& layer, float* z,
-                                           int step, int first_row, bool write) {
+__device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData& data, const MlpLayer& layer,
+                                           float* z, const RowFacts& facts, int first_row, bool write) {
     const int lane = threadIdx.x % WARP, row = threadIdx.x / WARP, outputs = layer.outputs;
     const int wide = whole_packs(outputs);
-    const int64 sample = data.sample(step, net.batch, first_row + row);
+    const int64 sample = __shfl_sync(FULL_WARP, facts.sample, row);
+    const int64 label = __shfl_sync(FULL_WARP, facts.label, row);
     float loss = 0;
     bool right = false;
     z += row;
@@ -160,11 +171,11 @@ __device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData&
         loss = not_a_number();
         for (int n = lane; n < outputs; n += WARP) z[n * ROWS] = loss;
     } else if (net.options & MSE) {
-        const float scale = 1.0f / (static_cast<float>(data.counts[step]) * static_cast<float>(outputs));
+        const float scale = 1.0f / (static_cast<float>(facts.count) * static_cast<float>(outputs));
         loss = row_squares(z, outputs, data.wanted + sample * outputs, scale);
     } else {
-        const float scale = 1.0f / static_cast<float>(data.counts[step]);
-        loss = row_cross_entropy(z, outputs, data.labels[sample], data.smoothing, scale, right);
+        const float scale = 1.0f / static_cast<float>(facts.count);
+        loss = row_cross_entropy(z, outputs, label, data.smoothing, scale, right);
     }
     __syncwarp();
     float* slope = net.scratch + layer.slope + static_cast<int64>(first_row + row) * wide;
@@ -178,22 +189,27 @@ __device__ __forceinline__ void row_losses(const MlpNetwork& net, const MlpData&
 
 // ---- the phase --------------------------------------------------------------------------------------
 
-// The rows' data, transposed: eight rows of four neighbouring numbers a warp.
-__device__ __forceinline__ void gather_rows(const MlpData& data, int inputs, int64 sample, float* out) {
-    const bool exists = data.exists(sample);
-    const float otherwise = sample == -1 ? 0.0f : not_a_number();
-    const float* from = data.x + (exists ? sample * inputs : 0);
-    for (int start = threadIdx.x / ROWS; start < inputs; start += AHEAD * (THREADS / ROWS)) {
-        float value[AHEAD];
+// The rows' data, transposed: eight rows of four neighbouring packs a warp, all loads of up to 1024 inputs at once.
+// Each pack turns by its place, so that the warp's stores meet in no bank.
+__device__ __forceinline__ void gather_rows(const MlpData& data, int inputs, int64 sample, bool vector, float* out) {
+    const int turn = threadIdx.x / ROWS % 4;
+    for (int start = threadIdx.x / ROWS * 4; start < inputs; start += AHEAD * (THREADS / ROWS) * 4) {
+        Pack<float, 4> pack[AHEAD];
+#pragma unroll
+        for (int u = 0; u < AHEAD; u++)
+            pack[u] = data.numbers(sample, start + u * (THREADS / ROWS) * 4, inputs, vector);
 #pragma unroll
         for (int u = 0; u < AHEAD; u++) {
-            const int k = start + u * (THREADS / ROWS);
-            value[u] = exists && k < inputs ? from[k] : otherwise;
-        }
+            const int k = start + u * (THREADS / ROWS) * 4;
+            if (k >= inputs) break;
+            const float(&item)[4] = pack[u].item;
+            float half[4], turned[4];
 #pragma unroll
-        for (int u = 0; u < AHEAD; u++) {
-            const int k = start + u * (THREADS / ROWS);
-            if (k < inputs) out[k * ROWS + threadIdx.x % ROWS] = value[u];
+            for (int e = 0; e < 4; e++) half[e] = turn & 1 ? item[(e + 1) % 4] : item[e];
+#pragma unroll
+            for (int e = 0; e < 4; e++) turned[e] = turn & 2 ? half[(e + 2) % 4] : half[e];
+#pragma unroll
+            for (int e = 0; e < 4; e++) out[(k + (e + turn) % 4) * ROWS + threadIdx.x % ROWS] = turned[e];
         }
     }
 }
@@ -305,20 +321,22 @@ struct Sharing {
     }
 };
 
+// `sample` is that of the thread's row, the one of its number modulo 8, of the first rows that the block takes.
 // What is not shared out is made by every block of a team as long as a later product is, and then by the first
 // alone.
 __device__ __forceinline__ void train_rows(const MlpNetwork& net, const MlpData& data, const MlpBlock& block,
-                                           MlpTeam& team, const Sharing& sharing, int step) {
+                                           MlpTeam& team, const Sharing& sharing, int64 sample, int step) {
     const bool through = team.rank == 0 || sharing.backward < net.layers;
     for (int first_row = team.number * ROWS; first_row < net.batch; first_row += team.teams * ROWS) {
-        const int64 sample = data.sample(step, net.batch, first_row + threadIdx.x % ROWS);
-        gather_rows(data, net.layer(0).inputs, sample, block.of(0));
+        if (first_row != team.number * ROWS) sample = data.sample(step, net.batch, first_row + threadIdx.x % ROWS);
+        const RowFacts facts(net, data, sample, step);
+        gather_rows(data, net.layer(0).inputs, sample, net.options & VECTOR, block.of(0));
         __syncthreads();
         const int forward = through ? net.layers : sharing.forward + 1;
         for (int l = 0; l < forward; l++) layer_forward(net, data, block, team, l, step, first_row, sample != -1);
         if (!through) continue;
-        row_losses(net, data, net.layer(net.layers - 1), block.of(net.layers), step, first_row, team.rank == 0);
-        if (sharing.backward < net.layers) team.meeting.hold();  // for Z of the layers that the first block made alone
+        row_losses(net, data, net.layer(net.layers - 1), block.of(net.layers), facts, first_row, team.rank == 0);
+        if (sharing.backward < net.layers) team.meeting.hold();  // for Z of layers that the first block made alone
         const int backward = team.rank == 0 ? 1 : sharing.backward;
         for (int l = net.layers - 1; l >= backward; l--)
             layer_backward(net, data, block, team, l, step, first_row, sample != -1);

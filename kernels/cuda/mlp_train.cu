@@ -75,11 +75,20 @@ mlp_train(const float* x, int64 samples, const int64* labels, const float* wante
 
     copy_weights(net);
     meeting.hold();
+    __shared__ double values[MOST_SLOTS];
+    const int own_row = team.number * ROWS + threadIdx.x % ROWS;
+    int64 sample = data.sample(0, batch, own_row);
     for (int step = 0; step < steps; step++) {
-        train_rows(net, data, block, team, sharing, step);
+        // What this step and the next need to begin with is loaded while there is other work.
+        if (threadIdx.x < slots)
+            ptx::copy_async<8>(values + threadIdx.x, hyper + static_cast<int64>(step) * slots + threadIdx.x);
+        train_rows(net, data, block, team, sharing, sample, step);
+        if (step + 1 < steps) sample = data.sample(step + 1, batch, own_row);
+        ptx::copy_async_commit();
+        ptx::copy_async_wait<0>();
         meeting.hold();
         if (blockIdx.x == gridDim.x - 1) sum_losses(net, data, step, losses, correct);
-        const MlpRule rule(hyper + static_cast<int64>(step) * slots, options);
+        const MlpRule rule(values, options);
         train_weights(net, data, block, state, rule, meeting, step);
         meeting.hold();
     }

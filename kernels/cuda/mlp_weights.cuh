@@ -6,15 +6,18 @@
 // 16-byte loads. The halves are then added, in this order, and 8 elements a thread are updated, which were loaded
 // before the products: coalesced along the inputs, and the copy W^T coalesced along the outputs, through shared
 // memory. The block with a layer's first inputs also sums dZ for its bias.
-// Shared memory: 24.6 KB of rows, then 16.6 KB of the tile's halves in their place, in that of the products' sums.
+// Shared memory: 24.6 KB of rows; then in their place 17.4 KB of the tile's halves and 8.3 KB of its new weights.
+// It is that of the products' sums.
 // The limit of a tile: 2048 B multiply-adds, 16 B cycles; it reads 384 B bytes of X and dZ.
 #pragma once
 #include "mlp.cuh"
 
-constexpr int CHUNK = 32, HALF = THREADS / 2;   // rows of the batch at a time; threads for each half of them
-constexpr int PITCH = TILE_K + 1;               // odd, so that columns of the tile have no bank twice
+constexpr int CHUNK = 32, HALF = THREADS / 2;    // rows of the batch at a time; threads for each half of them
+constexpr int SUM_PITCH = TILE_K + 4;            // of the halves' sums, which are stored by 16 bytes
+constexpr int PITCH = TILE_K + 1;                // of the new weights; odd: a column of them has no bank twice
+constexpr int HALVES = 2 * TILE_N * SUM_PITCH;   // floats of the sums; the new weights stand behind them
 constexpr int EACH = TILE_N * TILE_K / THREADS;  // elements of a thread
-static_assert(2 * CHUNK * (TILE_N + TILE_K) <= SUMS && 2 * TILE_N * PITCH <= SUMS,
+static_assert(2 * CHUNK * (TILE_N + TILE_K) <= SUMS && HALVES + TILE_N * PITCH <= SUMS,
               "a tile works in the products' memory");
 static_assert(HALF == TILE_N / 4 * (TILE_K / 4) && EACH * THREADS == TILE_N * TILE_K, "threads share out a tile");
 
@@ -108,7 +111,7 @@ struct ChunkPart {
             const int row = first_row + u * (CHUNK / 2) + threadIdx.x / (TILE_K / 4);
             if (row >= net.rows || k >= inputs) continue;
             if (tile.layer.input < 0)
-                load_data(x[u], data, data.sample(step, net.batch, row), k, inputs, net.options & VECTOR);
+                x[u] = data.numbers(data.sample(step, net.batch, row), k, inputs, net.options & VECTOR);
             else
                 x[u] = load_pack<float, 4>(net.scratch + tile.layer.input +
                                            static_cast<int64>(row) * whole_packs(inputs) + k);
@@ -119,19 +122,6 @@ struct ChunkPart {
         if (row < net.rows && n < outputs)
             slope = load_pack<float, 4>(net.scratch + tile.layer.slope +
                                         static_cast<int64>(row) * whole_packs(outputs) + n);
-    }
-    static __device__ __forceinline__ void load_data(Pack<float, 4>& x, const MlpData& data, int64 sample, int k,
-                                                     int inputs, bool vector) {
-        if (sample == -1) return;
-        const float* from = data.x + sample * inputs + k;
-        const bool exists = data.exists(sample);
-        if (exists && vector) {
-            x = load_pack<float, 4>(from);
-            return;
-        }
-#pragma unroll
-        for (int e = 0; e < 4; e++)
-            if (k + e < inputs) x.item[e] = exists ? from[e] : not_a_number();
     }
     __device__ __forceinline__ void store(float* chunk) const {
         const int row = threadIdx.x / (TILE_K / 4), k = threadIdx.x % (TILE_K / 4) * 4;
@@ -163,7 +153,7 @@ __device__ __forceinline__ void add_chunk(const Tile& tile, const float* chunk, 
     }
 }
 
-// memory[2][TILE_N][PITCH] = the sums of each half of the rows; returns the thread's sum for the bias.
+// memory[2][TILE_N][SUM_PITCH] = the sums of each half of the rows; returns the thread's sum for the bias.
 __device__ __forceinline__ float tile_gradient(const MlpNetwork& net, const MlpData& data, const Tile& tile,
                                                float* memory, int step) {
     float* const chunk[2] = {memory, memory + CHUNK * (TILE_N + TILE_K)};
@@ -185,30 +175,38 @@ __device__ __forceinline__ float tile_gradient(const MlpNetwork& net, const MlpD
     }
     __syncthreads();
     const int k = threadIdx.x % (TILE_K / 4) * 4, n = threadIdx.x % HALF / (TILE_K / 4) * 4;
-    float* const own = memory + threadIdx.x / HALF * TILE_N * PITCH;
+    float* const own = memory + threadIdx.x / HALF * TILE_N * SUM_PITCH + n * SUM_PITCH + k;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-#pragma unroll
-        for (int j = 0; j < 4; j++) own[(n + i) * PITCH + k + j] = sum[i][j];
+        store_pack(own + i * SUM_PITCH, Pack<float, 4>{{sum[i][0], sum[i][1], sum[i][2], sum[i][3]}});
     __syncthreads();
     return static_cast<float>(bias);
 }
 
 // ---- the update -------------------------------------------------------------------------------------
 
-// The thread's elements of a weight and of its state.
+// The thread's elements of a weight and of its state, and behind them that of the bias.
 struct Elements {
-    float w[EACH], first[EACH], second[EACH];
+    float w[EACH + 1], first[EACH + 1], second[EACH + 1];
     __device__ __forceinline__ void load(const MlpNetwork& net, const Tile& tile, const MlpState& state,
                                          const MlpRule& rule) {
 #pragma unroll
-        for (int e = 0; e < EACH; e++) {
+        for (int e = 0; e <= EACH; e++) {
             w[e] = first[e] = second[e] = 0;
-            if (!tile.has(e)) continue;
-            w[e] = net.parameters[tile.at(e)];
-            if (rule.has_first()) first[e] = state.first[tile.at(e)];
-            if (rule.has_second()) second[e] = state.second[tile.at(e)];
+            if (e == EACH ? !tile.has_bias() : !tile.has(e)) continue;
+            const int64 at = e == EACH ? tile.at_bias() : tile.at(e);
+            w[e] = net.parameters[at];
+            if (rule.has_first()) first[e] = state.first[at];
+            if (rule.has_second()) second[e] = state.second[at];
         }
+    }
+    // Element e, moved by its gradient.
+    __device__ __forceinline__ void update(const MlpNetwork& net, const MlpState& state, const MlpRule& rule, int e,
+                                           int64 at, float gradient) {
+        rule.apply(w[e], gradient, first[e], second[e]);
+        net.parameters[at] = w[e];
+        if (rule.has_first()) state.first[at] = first[e];
+        if (rule.has_second()) state.second[at] = second[e];
     }
 };
 
@@ -220,26 +218,14 @@ __device__ __forceinline__ void update_tile(const MlpNetwork& net, const Tile& t
 #pragma unroll
     for (int e = 0; e < EACH; e++) {
         if (!tile.has(e)) continue;
-        rule.apply(own.w[e], g[e], own.first[e], own.second[e]);
-        net.parameters[tile.at(e)] = own.w[e];
-        if (rule.has_first()) state.first[tile.at(e)] = own.first[e];
-        if (rule.has_second()) state.second[tile.at(e)] = own.second[e];
+        own.update(net, state, rule, e, tile.at(e), g[e]);
         if (layer.backward >= 0) {
             const int64 row = tile.n0 + Tile::n(e);
             net.scratch[layer.backward + row * whole_packs(layer.inputs) + tile.k0 + Tile::k(e)] = own.w[e];
         }
         transposed[Tile::n(e) * PITCH + Tile::k(e)] = own.w[e];
     }
-    if (tile.has_bias()) {
-        const int64 at = tile.at_bias();
-        float value = net.parameters[at], one = 0, two = 0;
-        if (rule.has_first()) one = state.first[at];
-        if (rule.has_second()) two = state.second[at];
-        rule.apply(value, bias, one, two);
-        net.parameters[at] = value;
-        if (rule.has_first()) state.first[at] = one;
-        if (rule.has_second()) state.second[at] = two;
-    }
+    if (tile.has_bias()) own.update(net, state, rule, EACH, tile.at_bias(), bias);
     __syncthreads();
     const int wide = whole_packs(layer.outputs), n = threadIdx.x % TILE_N;
 #pragma unroll
@@ -302,8 +288,8 @@ __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpDa
                 bias = tile_gradient(net, data, tile, block.sums, step);
 #pragma unroll
                 for (int e = 0; e < EACH; e++) {
-                    const int at = Tile::n(e) * PITCH + Tile::k(e);
-                    g[e] = block.sums[at] + block.sums[TILE_N * PITCH + at];
+                    const int at = Tile::n(e) * SUM_PITCH + Tile::k(e);
+                    g[e] = block.sums[at] + block.sums[TILE_N * SUM_PITCH + at];
                 }
             } else {
 #pragma unroll
@@ -314,7 +300,7 @@ __device__ __forceinline__ void train_weights(const MlpNetwork& net, const MlpDa
             if (round == 0)
                 keep_gradient(tile, state, g, bias, number);
             else
-                update_tile(net, tile, state, rule, own, g, bias, block.sums);
+                update_tile(net, tile, state, rule, own, g, bias, block.sums + HALVES);
         }
         if (round == 0) {
             meeting.hold();

@@ -1,6 +1,7 @@
 // scale.cu - an array times a number, in place or into another type: what a gradient that is there already needs.
 //
-//   scaled   out[i] = c x[i], or with ADD out[i] += c x[i]
+//   scaled         out[i] = c x[i], or with ADD out[i] += c x[i]
+//   scaled_parts   the same with c = 1 for parts of x and out, those of a table
 //
 // c is read on the device from `factor`, so that nobody waits for it, or is `constant` where that is null. X and
 // Y are one type, or float and a 16-bit type; the product is made in float (double for double) and rounded once.
@@ -54,5 +55,66 @@ scaled(const X* x, const Accumulator<X>* factor, Accumulator<X> constant, Y* out
         A value = c * widen(x[edge]);
         if constexpr (ADD) value += widen(out[edge]);
         out[edge] = narrow<Y>(value);
+    }
+}
+
+// Parts of two arrays, in the order in which they lie; `tile` is the first block of each, 0 for the first.
+constexpr int PARTS = 64, PART_TILE = 4096;
+struct Parts {
+    int64 start[PARTS], stop[PARTS];
+    int tile[PARTS];
+};
+
+// out[i] = x[i] for all i in the `count` parts, or out[i] += x[i] with `add`; the rest of out stays as it is.
+//
+// A block owns a tile of PART_TILE elements of one part, which it finds in the table: 6 steps in constant memory,
+// the same for all threads. The table comes by value: nothing has to be brought to the GPU before, also not in a
+// captured step. `vector`: all parts begin at multiples of 16 bytes in out.
+template <typename X>
+__global__ void __launch_bounds__(256)
+scaled_parts(
+    const X* x, Accumulator<X>* out, const __grid_constant__ Parts parts, int count, bool add, bool vector) {
+    typedef Accumulator<X> A;
+    constexpr int WIDTH = PACK<A>, EACH = PART_TILE / (WIDTH * 256);
+    const int tile = static_cast<int>(blockIdx.x);
+    int part = 0;
+    for (int end = count; end - part > 1;) {
+        const int middle = (part + end) / 2;
+        if (parts.tile[middle] <= tile)
+            part = middle;
+        else
+            end = middle;
+    }
+    const int64 start = parts.start[part] + static_cast<int64>(tile - parts.tile[part]) * PART_TILE;
+    const int64 left = parts.stop[part] - start;
+    const int size = static_cast<int>(left < PART_TILE ? left : PART_TILE);
+    x += start;
+    out += start;
+    const int packs = vector ? size / WIDTH : 0;
+    Pack<X, WIDTH> item[EACH];
+    Pack<A, WIDTH> total[EACH];
+#pragma unroll
+    for (int u = 0; u < EACH; u++) {
+        const int p = threadIdx.x + u * 256;
+        if (p < packs) {
+            item[u] = load_pack<X, WIDTH>(x + p * WIDTH);
+            if (add) total[u] = load_pack<A, WIDTH>(out + p * WIDTH);
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < EACH; u++) {
+        const int p = threadIdx.x + u * 256;
+        if (p < packs) {
+#pragma unroll
+            for (int e = 0; e < WIDTH; e++) {
+                const A value = widen(item[u].item[e]);
+                total[u].item[e] = add ? total[u].item[e] + value : value;
+            }
+            store_at_once(out + p * WIDTH, total[u]);
+        }
+    }
+    for (int i = packs * WIDTH + threadIdx.x; i < size; i += 256) {
+        const A value = widen(x[i]);
+        out[i] = add ? out[i] + value : value;
     }
 }

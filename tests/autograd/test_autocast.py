@@ -1,23 +1,19 @@
-"""`autocast`: which function computes in which dtype, and where weights and gradients lie."""
+"""`autocast`: which function computes in which dtype, and how blocks nest."""
 
 from __future__ import annotations
 
-import gc
-import weakref
+import functools
 
 import numpy as np
 import pytest
 
 import gpunn
 import gpunn.nn.functional as F
-from gpunn import nn, optim
-from gpunn.autograd.autocast import forget
-from gpunn.device import probe
+from gpunn import models, nn, optim
 from gpunn.primitives.registry import listening
 
 LOW = ["bfloat16", "float16"]
 BOUND = {"bfloat16": 0.02, "float16": 0.003}
-emulated = pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
 
 
 def normal(*shape, seed=0, dtype=np.float32, requires_grad=False):
@@ -25,8 +21,8 @@ def normal(*shape, seed=0, dtype=np.float32, requires_grad=False):
     return gpunn.tensor(values, requires_grad=requires_grad)
 
 
-def casts(function):
-    """(what the function returns, how many casts it launched)"""
+def casts(function, kind="cast"):
+    """(what the function returns, how many casts, or others of a kind, it launched)"""
     names = []
 
     def note(call, args, run):
@@ -34,7 +30,7 @@ def casts(function):
         run(call, args)
 
     with listening(note):
-        return function(), names.count("cast")
+        return function(), names.count(kind)
 
 
 # ---- dtypes and values, op by op -----------------------------------------------------------------
@@ -155,6 +151,62 @@ def test_where_dtypes_meet_the_wider_wins():
         assert (X @ low.T).dtype == gpunn.bfloat16
 
 
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_norm_adds_16_bits_to_a_float32_stream(dtype):
+    """To the bit what it makes of the widened input, without a launch that widens it."""
+    for shape in ((4, 6), (2, 3, 50), (1, 8193)):  # the last: longer than the kernel takes
+        values, stream = normal(*shape).to(dtype), normal(*shape, seed=1)
+        weight, bias = normal(shape[-1], seed=2), normal(shape[-1], seed=3)
+        for norm in (
+            lambda x, r, n, w=weight, b=bias: F.add_layer_norm(x, r, n, w, b),
+            lambda x, r, n, w=weight: F.add_rms_norm(x, r, n, w),
+        ):
+            found = []
+            for wide in (False, True):
+                x = values.detach().requires_grad_()
+                residual = stream.detach().requires_grad_()
+                with gpunn.autocast(dtype):
+                    given = x.float() if wide else x
+                    (out, total), made = casts(functools.partial(norm, given, residual, shape[-1]))
+                assert made == (not wide and shape[-1] > 8192)
+                (out.cos().sum() + (total * stream).sum()).backward()
+                found.append([t.detach() for t in (out, total, x.grad, residual.grad)])
+            for mixed, widened in zip(*found, strict=True):
+                assert mixed.dtype == widened.dtype and (mixed == widened).all().item()
+    with pytest.raises(ValueError, match="add_layer_norm: residual .* they must be equal"):
+        F.add_layer_norm(values, stream, shape[-1])
+
+
+def test_a_16_bit_model_in_a_block():
+    """Its norms meet a float32 stream, or products of the other 16-bit type."""
+    gpunn.manual_seed(0)
+    for norm_first in (False, True):
+        layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True, norm_first=norm_first)
+        x = normal(2, 5, 8)
+        exact = layer(x).detach()
+        layer.bfloat16()
+        for dtype in LOW:
+            layer.zero_grad()
+            with gpunn.autocast(dtype):
+                out = layer(x)
+            close(out, exact, 0.05)
+            out.sum().backward()
+            assert all(p.grad.dtype == gpunn.bfloat16 for p in layer.parameters())
+
+
+def test_how_many_casts_a_transformer_makes():
+    """The weights; what a norm gives to a product; the last; and their gradients."""
+    model = models.GPT(models.GPTConfig(11, 4, n_layer=2, n_head=1, n_embd=8))
+    optimizer = optim.SGD(model.parameters(), lr=0.1)
+    tokens = LABELS[None]
+    with gpunn.autocast("bfloat16"):
+        loss, made = casts(lambda: F.cross_entropy(model(tokens)[0], LABELS))
+    assert made == 1 + 2 * 2 + 1
+    assert casts(loss.backward)[1] == 2 * 4 + 1  # beside, what a product gives to the stream
+    assert all(p.grad.array is p._grad_slot for p in model.parameters())
+    optimizer.step()
+
+
 def test_float64_and_integers_are_left_alone():
     x = normal(4, 6, dtype=np.float64)
     with gpunn.autocast("bfloat16"):
@@ -213,189 +265,3 @@ def test_blocks_nest_and_end():
 def test_only_16_bits(dtype):
     with pytest.raises(ValueError, match="autocast: .* is no 16-bit floating dtype"):
         gpunn.autocast(dtype)
-
-
-# ---- copies of the weights -----------------------------------------------------------------------
-
-
-def test_a_weight_alone_is_cast_once_a_block():
-    weight, x = normal(5, 6, requires_grad=True), X.bfloat16()
-
-    def twice():
-        with gpunn.autocast("bfloat16"):
-            return F.linear(x, weight).sum() + F.linear(x, weight).sum()
-
-    out, made = casts(twice)
-    assert made == 1 + 2  # the weight; both results, for their sums
-    assert weight._low is None  # nothing stays behind
-    out.backward()
-    wanted = np.tile(2 * x.float().sum(0).numpy(), (5, 1))
-    np.testing.assert_allclose(weight.grad.numpy(), wanted, rtol=0.01)
-    with gpunn.autocast("bfloat16"):
-        first = F.linear(x, weight)
-        with gpunn.no_grad():
-            weight.mul_(2)
-        assert (F.linear(x, weight) == 2 * first).all().item()
-        with gpunn.no_grad():
-            assert not F.linear(x, weight).requires_grad
-        assert F.linear(x, weight).requires_grad
-    with gpunn.autocast("bfloat16", cache_enabled=False):
-        assert casts(lambda: [F.linear(x, weight) for _ in range(3)])[1] == 3
-
-
-def model_and_optimizer(kind=optim.SGD, **how):
-    gpunn.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 7), nn.Linear(7, 3))
-    return model, kind(model.parameters(), lr=0.1, **how)
-
-
-def test_the_weights_of_an_optimizer_are_cast_in_one_launch_and_so_are_their_gradients():
-    model, optimizer = model_and_optimizer()
-    x = X.bfloat16()
-    for _ in range(2):
-        optimizer.zero_grad()
-        with gpunn.autocast("bfloat16"):
-            loss, made = casts(lambda: F.cross_entropy(model(x), LABELS))
-            assert made == 1
-        assert casts(loss.backward)[1] == 1
-        for parameter in model.parameters():
-            assert parameter.grad.dtype == np.float32
-            assert parameter.grad.array is parameter._grad_slot
-        optimizer.step()
-    (arena,) = optimizer._arenas[0]
-    low = arena.low(gpunn.bfloat16)
-    np.testing.assert_array_equal(low, arena.parameters.astype(low.dtype))
-    places = {view.ctypes.data % 16 for view in arena.copies_in(low.dtype).views}
-    assert places == {low.ctypes.data % 16}  # for loads of 16 bytes
-
-
-def gradients_of(model, optimizer, losses, walks=1):
-    """The gradients of all losses, walked back from as many times."""
-    optimizer.zero_grad()
-    for _ in range(walks):
-        for loss in losses():
-            loss.backward()
-    return [parameter.grad.numpy().copy() for parameter in model.parameters()]
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_gradients_add_up(shared):
-    """Over walks, over blocks of one walk, and beside a use of the weight in float32."""
-    model, optimizer = model_and_optimizer()
-    y = normal(4, 6, seed=7)
-
-    def in_one_block(enabled=True):
-        with gpunn.autocast("bfloat16", enabled=enabled):
-            losses = [F.cross_entropy(model(z), LABELS) for z in (X, y)]
-        return [losses[0] + losses[1]] if shared else losses
-
-    def with_weights(enabled=True):
-        (loss,) = in_two_blocks(enabled)
-        return [loss + model[0].weight.square().sum()]
-
-    def in_two_blocks(enabled=True):
-        total = 0.0
-        for z in (X, y):
-            with gpunn.autocast("bfloat16", enabled=enabled):
-                total = total + F.cross_entropy(model(z), LABELS)
-        return [total]
-
-    for losses in (in_one_block, in_two_blocks, with_weights):
-        exact = gradients_of(model, optimizer, lambda losses=losses: losses(False), walks=2)
-        found = gradients_of(model, optimizer, losses, walks=2)
-        for low, wanted in zip(found, exact, strict=True):
-            np.testing.assert_allclose(low, wanted, rtol=0, atol=0.02 * np.abs(wanted).max())
-        assert all(p.grad.array is p._grad_slot for p in model.parameters())
-
-
-def test_a_walk_that_breaks_off_leaves_nothing():
-    model, optimizer = model_and_optimizer()
-
-    class Broken(gpunn.Function):
-        def forward(self, x):
-            return x.copy()
-
-        def backward(self, grad):
-            raise ArithmeticError
-
-    with gpunn.autocast("bfloat16"):
-        loss = F.cross_entropy(model[2:](Broken.apply(model[0](X))), LABELS)
-    with pytest.raises(ArithmeticError):
-        loss.backward()
-    with gpunn.autocast("bfloat16"):
-        loss = F.cross_entropy(model[3](normal(4, 7)), LABELS)
-    loss.backward()
-    assert [p.grad is None for p in model.parameters()] == [True] * 4 + [False] * 2
-
-
-def test_written_weights_are_noticed():
-    model, optimizer = model_and_optimizer()
-    layer = model[3]
-    with gpunn.autocast("bfloat16"):
-        before = layer(normal(4, 7, requires_grad=True))
-        with gpunn.no_grad():
-            layer.weight.fill_(0)
-            layer.bias.fill_(1)
-        assert (layer(normal(4, 7)) == 1).all().item()
-    with pytest.raises(RuntimeError, match="modified in place"):
-        before.sum().backward()
-    layer.weight.data = gpunn.ones(3, 7)  # leaves the arena until the next step
-    with gpunn.autocast("bfloat16"):
-        assert (layer(gpunn.ones(1, 7)) == 8).all().item()
-    layer.weight.data[...] = 0  # which nothing but a new block could notice
-    with gpunn.autocast("bfloat16"):
-        assert (layer(gpunn.ones(1, 7)) == 1).all().item()
-        layer.bias.data[...] = 2
-        forget()
-        assert (layer(gpunn.ones(1, 7)) == 2).all().item()
-    optimizer.step()
-
-
-def test_a_copy_holds_nobody():
-    """An arena goes with its optimizer, at once and not when the garbage is collected."""
-    model, optimizer = model_and_optimizer()
-    with gpunn.autocast("bfloat16"):
-        F.cross_entropy(model(X), LABELS).backward()
-    arena = weakref.ref(optimizer._arenas[0][0])
-    gc.disable()
-    try:
-        del optimizer
-        assert arena() is None
-    finally:
-        gc.enable()
-    with gpunn.autocast("bfloat16"):
-        F.cross_entropy(model(X), LABELS).backward()  # the parameters stay, and work alone
-
-
-def test_channels_last_weights_and_images():
-    gpunn.manual_seed(0)
-    layer = nn.Conv2d(3, 4, 3, padding=1)
-    optimizer = optim.SGD(layer.parameters(), lr=0.1)
-    x = IMAGES.to(memory_format=gpunn.channels_last)
-    found = []
-    for enabled in (True, False):
-        optimizer.zero_grad()
-        with gpunn.autocast("bfloat16", enabled=enabled):
-            out = layer(x)
-        out.float().square().sum().backward()
-        assert out.is_contiguous(memory_format=gpunn.channels_last)
-        found.append(layer.weight.grad.numpy().copy())
-    assert x.bfloat16().is_contiguous(memory_format=gpunn.channels_last)
-    np.testing.assert_allclose(*found, rtol=0, atol=0.02 * np.abs(found[1]).max())
-
-
-@emulated
-def test_in_the_emulator_as_on_the_cpu():
-    found = []
-    for device in ("cpu", "emulator"):
-        model, _ = model_and_optimizer()
-        model.to(device)
-        optimizer = optim.SGD(model.parameters(), lr=0.1)
-        for _ in range(2):
-            optimizer.zero_grad()
-            with gpunn.autocast("bfloat16"):
-                loss = F.cross_entropy(model(X.to(device)), LABELS.to(device))
-            loss.backward()
-            optimizer.step()
-        found.append(np.concatenate([p.detach().cpu().numpy().ravel() for p in model.parameters()]))
-    np.testing.assert_allclose(*found, rtol=0, atol=1e-4)

@@ -8,6 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 import gpunn.autograd as g
 from gpunn.autograd.functions import indexing
+from gpunn.autograd.functions.loss import nll_loss
 
 shapes = hnp.array_shapes(min_dims=1, max_dims=3, max_side=5)
 
@@ -113,3 +114,29 @@ def test_assignment():
         x.detach()[7] = 1
     with pytest.raises(ValueError):
         x.detach()[0] = g.ones(3, device="cpu")
+
+
+def test_what_a_gpu_does_not_look_at_has_no_effect_or_is_nan():
+    labels = g.tensor(np.array([0, 5, -1]), device="emulator")
+    assert g.one_hot(labels, 3).tolist() == [[1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    scores = g.tensor(np.zeros((3, 2), np.float32), device="emulator", requires_grad=True)
+    loss = nll_loss(scores, labels, reduction="none", ignore_index=-1)
+    np.testing.assert_array_equal(loss.detach().numpy(), [0, np.nan, 0])
+    with pytest.raises(ValueError, match="labels from -1 to 5; expected 0 to 1"):
+        nll_loss(scores.cpu(), labels.cpu())
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulator"])
+def test_numbers_are_written_through_masks(device):
+    array = np.arange(12.0).reshape(3, 4)
+    x = g.tensor(array.copy(), device=device)
+    x[x > 7] = -1.5
+    x[g.tensor([True, False, False], device=device)] = 9
+    expected = np.where(array > 7, -1.5, array)
+    expected[0] = 9
+    np.testing.assert_array_equal(x.numpy(), expected)
+    whole = g.tensor(np.arange(4), device=device)
+    whole[whole > 1] = 0.7
+    assert whole.tolist() == [0, 1, 0, 0]
+    with pytest.raises(IndexError, match=r"a mask of shape \(2,\) does not fit its first 1"):
+        x[g.tensor([True, False], device=device)] = 0

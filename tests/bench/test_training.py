@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from gpunn.bench import step_parity, training, training_tables
+from gpunn.bench import step_host, step_parity, step_stages, training, training_tables
 from gpunn.bench.training_jobs import BATCHES, JOBS, Target, airbench, gpt, language_model, mlp
 from gpunn.device import Device
 
@@ -14,8 +14,16 @@ SMALL = mlp((6, 5, 3), 4, targets=(Target("gpunn fused", 2, ("torch",)),))
 OURS = ["gpunn", "gpunn compiled", "gpunn fused"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_torch():
+    """PyTorch's side is compared in tests/oracle, and timed by the dry run of the stage."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "has_torch", lambda: False)
+        yield
+
+
 @pytest.fixture(scope="module")
-def rows():
+def rows(without_torch):
     return training.run_job(SMALL, CPU, 2, (), threads=1, seconds=1e-4, curve=24)
 
 
@@ -72,9 +80,9 @@ def test_what_differs_is_not_timed(monkeypatch):
 @pytest.mark.parametrize(
     "job",
     [
-        dataclasses.replace(airbench(3, 3), precision="fp32"),
+        dataclasses.replace(airbench(3, 3, (8, 12, 16)), precision="fp32"),
         gpt("gpt", 2, (11, 6, 1, 2, 8)),  # in bfloat16
-        dataclasses.replace(language_model(2), input_shape=(4,)),
+        language_model(2, steps=4, hidden=8),
     ],
     ids=lambda job: job.name,
 )
@@ -95,6 +103,13 @@ def test_jobs_have_the_batch_that_fits():
     assert {job.precision for job in training.jobs_on(gpu)} == {"fp32", "bf16"}
     assert {job.precision for job in training.jobs_on(CPU)} == {"fp32"}
     assert len({(job.name, job.batch) for job in JOBS}) == len(JOBS)
+
+
+def test_the_run_on_hardware_asks_torch_compile_for_what_targets_name():
+    asked = {job.name: step_stages.compiled_peers(job) for job in JOBS}
+    assert asked["mlp-784-256-128-10"] == ("torch reduce-overhead",)
+    assert asked["cnn-airbench"] == asked["gpt-2-124M"] == ("torch.compile",)
+    assert asked["lstm-32-128"] == asked["mlp-64-128-128-10"] == ()
 
 
 def test_labels_follow_from_the_inputs():
@@ -128,3 +143,26 @@ def test_differences_are_named():
     first, second, third = step_parity.differences(one, other)
     assert first.startswith("step 4: (") and third.startswith("gpunn.random: ")
     assert second == "0.weight: 3 of 117 numbers differ"
+
+
+# ---- what a replay costs the host ----------------------------------------------------------------
+
+
+def test_the_parts_of_a_replay_are_those_of_a_captured_step():
+    count, times = step_host.of_replay("mlp", samples=2, seconds=1e-4)
+    assert count == 6
+    assert {"whole", "signature", "launch", "outputs", "with a schedule"} < set(times)
+    assert all(timing.median > 0 for timing in times.values())
+    step, arguments, change = step_host.captured("mlp")
+    calls = step.summary().split("captured")[1].split()[0]
+    change()
+    step(*arguments)
+    assert step.summary().split("captured")[1].split()[0] == str(int(calls) + 1)  # replayed
+
+
+def test_eager_and_compiled_steps_on_the_cpu():
+    found = step_host.on_cpu(SMALL, samples=2, seconds=1e-4)
+    assert found["eager"]["timing"].median > 0 and found["compiled"]["timing"].median > 0
+    assert found["compiled"]["grown"] == 0
+    if "arena" in found["compiled"]:  # Numba is there
+        assert found["compiled"]["served"][0] > 10 and found["compiled"]["fresh"] == (0, 0)

@@ -43,6 +43,20 @@ def test_explain(capsys):
     assert found["chip"] == "A100" and found["rows"][0]["primitive"] == "convolution_forward"
 
 
+def test_nothing_is_wider_than_the_terminal(monkeypatch, capsys):
+    once = ["--device", "cpu", "--steps", "1", "--warmup", "0", "--batch-size", "2"]
+    commands = (
+        ["explain", "gpt", "--batch-size", "1", "--kernels"],
+        *(["profile", "lenet", *once, "--by", by] for by in ("kernel", "layer", "call")),
+    )
+    for columns in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        for command in commands:
+            assert main(command) == 0
+            widths = [len(line) for line in capsys.readouterr().out.splitlines()]
+            assert max(widths) <= columns and len(widths) > 10, command
+
+
 @pytest.mark.parametrize("command", ["profile", "explain"])
 def test_lists(command, capsys):
     assert main([command, "--list"]) == 0

@@ -1,11 +1,9 @@
 """What changes between replays of a compiled step: followed, or seen and traced anew."""
 
-import copy
-import gc
-import pickle
-import threading
+import sys
 import warnings
-import weakref
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,51 +13,8 @@ import gpunn.nn.functional as F
 from gpunn import nn, optim
 from gpunn.errors import StepError
 
-DEVICE = "emulator"
-STEPS, CHANGE = 10, 5
-
-rng = np.random.default_rng(0)
-X = rng.standard_normal((STEPS, 6, 4)).astype(np.float32)
-Y = rng.integers(0, 3, (STEPS, 6))
-
-
-def batch(i):
-    return gpunn.tensor(X[i], device=DEVICE), gpunn.tensor(Y[i], device=DEVICE)
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
-        self.scale, self.drop = 1.0, nn.Dropout(0.0)
-
-    def forward(self, x):
-        return self.drop(self.body(x)) * self.scale
-
-
-class Job:
-    """A network, its optimizer and the step that trains it; `weight` is in the step's closure."""
-
-    def __init__(self, compiled, make=lambda p: optim.SGD(p, lr=0.1)):
-        gpunn.manual_seed(1)
-        self.model = Net().to(DEVICE)
-        self.optimizer = make(self.model.parameters())
-        self.factors = {"loss": 1.0}
-        job, weight, factors = self, 1.0, self.factors
-
-        def step(x, y):
-            job.optimizer.zero_grad()
-            loss = F.cross_entropy(job.model(x), y) * weight * factors["loss"]
-            loss.backward()
-            job.optimizer.step()
-            return loss
-
-        def set_weight(value):
-            nonlocal weight
-            weight = value
-
-        self.set_weight = set_weight
-        self.step = gpunn.compile(step) if compiled else step
+sys.path.insert(0, str(Path(__file__).parent))
+from compiled_job import CHANGE, DEVICE, STEPS, Job, Net, X, Y, batch  # noqa: E402
 
 
 def run(job, change, steps=STEPS):
@@ -333,129 +288,17 @@ def test_numbers_are_compared_by_their_bits_and_named_tuples_are_kept():
     assert len(step._variants) == 3
 
 
-# ---- steps of objects, copies, threads, memory ---------------------------------------------------
+def test_what_cupy_refuses_in_a_capture_is_told_with_its_line():
+    from gpunn.compiled.variant import Variant
 
+    def capture(run):
+        raise RuntimeError("the current stream is capturing, so D2H transfers are disallowed")
 
-def make_learner(compiled):
-    class Learner:
-        def __init__(self, seed):
-            gpunn.manual_seed(seed)
-            self.model, self.rate = Net().to(DEVICE), 1.0
-            self.optimizer = optim.SGD(self.model.parameters(), lr=0.1)
-
-        def step(self, x, y):
-            self.optimizer.zero_grad()
-            loss = F.cross_entropy(self.model(x), y) * self.rate
-            loss.backward()
-            self.optimizer.step()
-            return loss
-
-        if compiled:
-            step = gpunn.compile(step)
-
-    return Learner
-
-
-def test_methods_belong_to_their_objects_and_copies_begin_anew():
-    def trajectory(compiled):
-        Learner = make_learner(compiled)
-        learners = [Learner(1), Learner(2)]
-        found = []
-        for i in range(8):
-            if i == 6:
-                learners[0].rate = 2.0
-            found += [learner.step(*batch(i)).item() for learner in learners]
-        learners.append(copy.deepcopy(learners[0]))
-        return found + [learner.step(*batch(0)).item() for learner in learners]
-
-    assert trajectory(True) == trajectory(False)
-    assert make_learner(True).step.name == "step"
-
-
-def doubled(x):
-    return x * 2
-
-
-def test_a_step_is_pickled_without_its_captures():
-    step = gpunn.compile(doubled, max_signatures=2)
-    step(batch(0)[0])
-    again = pickle.loads(pickle.dumps(step))
-    assert (again.function, again.max_signatures, len(again._variants)) == (doubled, 2, 0)
-
-
-def test_threads_have_steps_of_their_own():
-    found = {}
-
-    def train(number):
-        job = jobs[number]
-        found[number] = [job.step(*batch(i)).item() for i in range(8)]
-
-    jobs = [Job(True), Job(True), Job(False)]
-    threads = [threading.Thread(target=train, args=(number,)) for number in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found[0] == found[1] == found[2]
-
-    inside, go_on, job = threading.Event(), threading.Event(), Job(False)
-
-    def slow(x):
-        inside.set()
-        go_on.wait(10)
-        return job.model(x)
-
-    step = gpunn.compile(slow)
-    thread = threading.Thread(target=step, args=batch(0)[:1])
-    thread.start()
-    inside.wait(10)
-    with pytest.raises(StepError, match="called by two threads at a time"):
-        step(batch(0)[0])
-    go_on.set()
-    thread.join()
-
-
-def test_interrupted_steps_go_on():
-    job, stops = Job(True), []
-
-    class Stops(nn.Module):
-        def forward(self, x):
-            if stops:
-                raise KeyboardInterrupt
-            return x
-
-    job.model.body.append(Stops())
-    for i in range(STEPS):
-        stops[:] = [1] if i in (1, 2, 4) else []
-        if stops:
-            with pytest.raises(KeyboardInterrupt):
-                job.step(*batch(i))
-        else:
-            job.step(*batch(i))
-    assert any(variant.state == "captured" for variant in job.step._variants.values())
-
-
-def test_the_memory_of_a_step_goes_with_it(monkeypatch):
-    from gpunn.device import emulated_step, graph
-
-    owners = []
-
-    def host_memory(size):
-        address, owner = emulated_step.host_memory(size)
-        owners.append(weakref.ref(owner))
-        return address, owner
-
-    monkeypatch.setattr(graph, "host_memory", host_memory)
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(3):
-            gpunn.manual_seed(1)
-            model = Net().to(DEVICE)
-            step = gpunn.compile(lambda x, model=model: model(x).sum())
-            for i in range(5):
-                step(batch(i)[0])
-        del step, model
-        assert len(owners) > 6 and not any(owner() is not None for owner in owners)
-    finally:
-        gc.enable()
+    variant = Variant(gpunn.device("cpu"))
+    variant.device = SimpleNamespace(type="cuda")  # of which only the graph is asked
+    variant.graph = SimpleNamespace(capture=capture)
+    with pytest.raises(StepError) as caught:
+        variant._captured(SimpleNamespace(name="mine"), None)
+    text = str(caught.value)
+    assert text.startswith("compiled step mine: it cannot be captured: the current stream is")
+    assert "disallowed (test_changes.py, line " in text and "do that outside the step" in text

@@ -348,7 +348,7 @@ def test_the_summary_shows_memory_and_kernels():
     [
         (lambda x: x.array[np.array([1, 0])], "an index of the host copies values of the host"),
         (lambda x: x.array[[1, 0]], "an index of the host copies"),
-        (lambda x: x.array.__setitem__(x.array > 2, 0), "an assignment through a mask would have to"),
+        (lambda x: x.array.__setitem__(x.array > 2, 0), "an assignment through a mask would have"),
         (lambda x: np.bincount(x.array.astype(np.int64)), "the result of bincount depends on"),
         (lambda x: np.allclose(x.array, 1), "allclose() reads a value on the host"),
         (lambda x: x.array @ x.array, "@ of raw arrays would have to wait for the GPU"),

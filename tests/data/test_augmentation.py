@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import gpunn
-from gpunn import kernels
+from gpunn import kernels, nn, optim
 from gpunn.data import DataLoader, ImageAugmentation
 from gpunn.device import probe
 from gpunn.primitives import cpu_compiled
 from gpunn.primitives.registry import using
+from gpunn.train import Trainer
 
 emulated = pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -198,6 +199,37 @@ def test_while_a_step_is_captured():
         np.testing.assert_array_equal(got, first.transpose(0, 3, 1, 2))
 
 
+@emulated
+def test_a_compiled_step_sees_its_settings():
+    augment = ImageAugmentation(crop=2)
+    step = gpunn.compile(lambda x: augment(x))
+    x = gpunn.tensor(IMAGES, device="emulator")
+    gpunn.manual_seed(5)
+    eager = [augment(x).numpy() for _ in range(4)]
+    gpunn.manual_seed(5)
+    for expected in eager:
+        np.testing.assert_array_equal(step(x).numpy(), expected)
+    augment.eval()
+    np.testing.assert_array_equal(step(x).numpy(), augment(x).numpy())
+
+
+def test_bytes_reach_an_augmentation_in_the_model_of_a_trainer():
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.augment, self.layer = ImageAugmentation(crop=1), nn.Linear(144, 4)
+
+        def forward(self, x):
+            assert x.dtype == np.uint8
+            return self.layer(self.augment.train(self.training)(x).flatten(1))
+
+    model = Network().to("cpu")
+    trainer = Trainer(model, nn.CrossEntropyLoss(), optim.SGD(model.parameters()), device="cpu")
+    labels = (np.arange(10) % 4).astype(np.uint8)  # these become int64
+    history = trainer.fit((IMAGES, labels), (IMAGES, labels), epochs=1, verbose=False)
+    assert np.isfinite(history.records[0]["validation_loss"])
+
+
 # ---- errors --------------------------------------------------------------------------------------
 
 PIXELS = np.zeros((2, 4, 5, 3), np.uint8)
@@ -240,7 +272,12 @@ def test_errors_of_images_and_of_the_transform():
     ):
         with pytest.raises(error, match=text):
             kernels.augment_images(images)
+    own = np.zeros((2, 4, 5, 3), np.float32)
+    with pytest.raises(ValueError, match="out has .* memory of its own, but it overlaps images"):
+        kernels.augment_images(own, out=own)
     rng = np.random.default_rng(0)
+    with pytest.raises(TypeError, match="the batch is a dict with the keys .'x'."):
+        ImageAugmentation()({"x": IMAGES}, rng)
     with pytest.raises(ValueError, match=r"shape \(10, 144\); expected \(N, C, H, W\)"):
         ImageAugmentation()((IMAGES.reshape(10, -1),), rng)
     with pytest.raises(ValueError, match="mean has 2 numbers for images of 3 channels"):

@@ -122,3 +122,18 @@ def test_attention_with_wgmma(tmp_path, dtype, dim):
     waits = [i for i, op in enumerate(found) if op.startswith("WARPGROUP.DEPBAR") and i > end]
     assert count(found[waits[0] : waits[1]], "MUFU.EX2") == 128 // 2 + 2
     assert count(found, "UTMALDG") >= 3 * dim // 64 and count(found, "USETMAXREG") == 2
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_a_small_network_loads_weights_between_its_multiply_adds(tmp_path, arch):
+    """Both products of `mlp_train`: 32 multiply-adds, then the next load into the same registers.
+
+    Eight of them under way in each thread; gathered in one place they would hide nothing.
+    """
+    found = instructions(tmp_path, "mlp_train.cu", arch, "mlp_train<false>")
+    places = [i for i, op in enumerate(found) if op == "LDG.E.128"]
+    between = [found[a:b] for a, b in zip(places, places[1:], strict=False) if 36 <= b - a <= 52]
+    assert sum(count(ops, "FFMA") == 32 for ops in between) == 2 * 7
+    # What other blocks have written comes through the caches that a meeting has emptied.
+    assert not [op for op in found if "CONSTANT" in op]
+    assert count(found, "LD.E.STRONG.GPU") <= count(found, "CCTL.IVALL")

@@ -138,6 +138,8 @@ def test_blocks_and_teams_go_with_the_work():
     assert 64 <= small.blocks <= 132 and not small.resident
     assert small.members > large.members >= 1  # more blocks are left for each row
     assert small.table[:, -1].tolist() == [1, 0, 0]  # the first layer is worth a meeting
+    few = choose(digits, 16, *h200)  # 122 tiles for whole teams of 16, and none for a second turn
+    assert few.blocks >= few.tiles and few.blocks % few.members == 0
     assert small.shared < 99 * 1024 and small.clocks < large.clocks
     wide = choose(network(1024, 512, 512, 512), 1024, True, True, 6, 99 * 1024)
     assert wide.blocks == 6 and wide.shared <= 99 * 1024 - 1024

@@ -12,6 +12,7 @@ import gpunn.nn.functional as F
 from gpunn import kernels, nn, optim
 from gpunn.autograd import function
 from gpunn.bench.ceilings import Ceilings
+from gpunn.bench.tables import seconds_text
 from gpunn.device import Device
 from gpunn.primitives import registry
 from gpunn.profiling import paused, profile, region
@@ -185,6 +186,26 @@ def test_regions_and_pauses():
     assert names == ["profile", "loading", "activation_forward", "activation_forward"]
     assert [entry.parent for entry in report.entries] == [-1, 0, 1, 0]
     assert "loading" in report.table()
+    forward = seconds_text(report.kernel_seconds)
+    assert forward in report.table(by="layer").splitlines()[2]  # not as time between kernels
+
+
+def test_regions_that_overlap_or_outlive_the_profile():
+    def stretch(name):
+        with region(name):
+            yield
+
+    first, second, late = stretch("first"), stretch("second"), stretch("late")
+    with profile() as report:
+        next(first), next(second)
+        next(first, None)  # and second with it, which lies inside
+        next(second, None)
+        next(late)
+    late.close()
+    assert [(entry.name, entry.parent) for entry in report.entries[1:]] == [
+        ("first", 0), ("second", 1), ("late", 0),
+    ]  # fmt: skip
+    assert sum(entry.own for entry in report.entries) == pytest.approx(report.seconds)
 
 
 def test_memory_timeline_shows_a_known_array(tmp_path):

@@ -1,5 +1,7 @@
 """Epochs in one kernel: what the Trainer does with single steps, to rounding."""
 
+import signal
+
 import numpy as np
 import pytest
 
@@ -7,8 +9,7 @@ import gpunn
 from gpunn import nn, optim
 from gpunn.data import DataLoader, TensorDataset
 from gpunn.optim.lr_scheduler import OneCycleLR
-from gpunn.train import Callback, EarlyStopping, Trainer
-from gpunn.train import fused_epoch
+from gpunn.train import Callback, EarlyStopping, Trainer, fused_epoch
 
 
 def data(samples=70):
@@ -55,6 +56,58 @@ def test_an_epoch_in_one_kernel_is_that_of_single_steps(chunk, monkeypatch):
     assert_alike(one.history, many.history)
 
 
+def test_ctrl_c_leaves_weights_steps_and_loader_where_they_agree(monkeypatch):
+    """It comes in the middle of the second call of three steps, and is heard after it."""
+    monkeypatch.setattr(fused_epoch, "STEPS", 3)
+    current, reference = trainer(True), trainer(False)
+    loaders = [DataLoader(TensorDataset(*data(200)), 16, shuffle=True, seed=3) for _ in range(2)]
+    plain, calls = fused_epoch.FusedNetwork.run, []
+
+    def run(self, *arguments):
+        calls.append(len(arguments[2]))
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(fused_epoch.FusedNetwork, "run", run)
+    monkeypatch.setattr(fused_epoch, "SECONDS", 100)  # no shorter call on a busy machine
+    current.fit(loaders[0], epochs=2, verbose=False)
+    assert current.history.interrupted and calls == [3, 3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert current.optimizer.state_dict()["state"][0]["step"] == 6
+
+    class Stops(Callback):
+        def on_batch_end(self, trainer, epoch, step):
+            if step == 6:
+                raise KeyboardInterrupt
+
+    reference.callbacks.append(Stops())
+    reference.fit(loaders[1], epochs=2, verbose=False)
+    assert loaders[0].state_dict() == loaders[1].state_dict()
+    assert loaders[0].state_dict()["batch"] == 6
+    for a, b in zip(current.model.parameters(), reference.model.parameters(), strict=True):
+        np.testing.assert_allclose(a.array, b.array, rtol=1e-4, atol=1e-6)
+
+
+def test_a_callback_may_change_what_is_trained():
+    """A dropout that changes between epochs is seen; a frozen weight ends the one kernel."""
+
+    class Changes(Callback):
+        def on_epoch_begin(self, trainer, epoch):
+            trainer.model[2].p = 0.1 * epoch
+            if epoch == 3:
+                trainer.model[0].weight.requires_grad_(False)
+
+    one, many = (trainer(fused, callbacks=[Changes()]) for fused in (True, False))
+    for current in (one, many):
+        current.fit(data(), epochs=3, batch_size=16, verbose=False)
+    assert_alike(one.history, many.history)
+    assert (
+        one.way == "step by step (no longer one kernel: a parameter is frozen (requires_grad "
+        "is False))"
+    )
+
+
 def test_on_the_emulator_it_is_the_kernel():
     one, many = trainer(True, "emulator"), trainer(False, "emulator")
     for current in (one, many):
@@ -94,6 +147,19 @@ def test_what_cannot_be_one_kernel_says_why(options, fit, reason):
     with pytest.raises(ValueError, match="fused=True, but one kernel cannot train this") as caught:
         trainer(True, **options).fit(data(), epochs=1, verbose=False, **fit)
     assert reason in str(caught.value)
+
+
+def test_an_accuracy_that_is_not_of_classes_needs_the_predictions():
+    """Of one output it is a threshold, and squared errors may be those of one-hot targets."""
+    x, y = data(20)
+    for outputs, loss, target in (
+        (1, nn.CrossEntropyLoss(), y * 0),
+        (3, nn.MSELoss(), np.eye(3, dtype=np.float32)[y]),
+    ):
+        options = {"optimizer": optim.Adam, "metrics": ["accuracy"]}
+        current = Trainer(nn.Sequential(nn.Linear(6, outputs)), loss, fused=True, **options)
+        with pytest.raises(ValueError, match="accuracy means something else here"):
+            current.fit((x, target), epochs=1, verbose=False)
 
 
 def test_batches_that_are_no_arrays_are_trained_step_by_step():

@@ -142,6 +142,22 @@ def test_one_bad_gradient_among_many_steps():
     assert Precision("bf16", "cpu", optimizer).state_dict() == {"name": "bf16", "scaler": {}}
 
 
+def test_a_step_that_breaks_off_does_not_stop_the_next():
+    model, x, y = mlp(), *TASKS["mlp"][1:]
+    optimizer = optim.Adam(model.parameters())
+    precision = Precision("fp16", "cpu", optimizer)
+    for interrupted in (True, False):
+        optimizer.zero_grad()
+        with precision.forward():
+            loss = F.cross_entropy(model(x), y)
+        precision.scaled(loss).backward()
+        precision.unscale()  # and here comes Ctrl-C
+        if not interrupted:
+            optimizer.step()
+            precision.update()
+    assert len(optimizer.state) == len(list(model.parameters())) and precision.skipped == 0
+
+
 def test_the_precision_of_products_holds_inside_alone():
     optimizer = optim.SGD(mlp().parameters(), lr=0.1)
     for name, wanted in (("tf32", "high"), ("fp32", "highest"), ("bf16", "medium")):

@@ -36,8 +36,11 @@ class Embedding(Function):
 
     def backward(self, grad):
         (indices,) = self.saved
-        leaf = self.edges[0]
-        before = leaf.grad if isinstance(leaf, Tensor) else None
+        leaf, before = self.edges[0], None
+        if isinstance(leaf, Tensor):
+            for late in self.walk.late.values():
+                late.deliver_to(leaf)
+            before = leaf.grad
         if before is not None and before.dtype == grad.dtype and before.is_contiguous():
             total = before._array
             embedding_backward(grad, indices, accumulate=True, out=total, **self.options)

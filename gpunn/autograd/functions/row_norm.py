@@ -7,11 +7,14 @@ from numbers import Integral
 
 import numpy as np
 
-from gpunn.autograd.function import Function, check_devices
+from gpunn.autograd.autocast import widened
+from gpunn.autograd.dtypes import is_low
+from gpunn.autograd.function import Function, check_devices, converted
 from gpunn.autograd.functions.common import as_float, operands
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives import layer_norm as primitives
+from gpunn.primitives.layer_norm_implementation import MIXED_COLUMNS
 from gpunn.primitives.samples import accumulator_dtype
 
 
@@ -113,14 +116,14 @@ class AddForNorm(Function):
     """x + residual, from the kernel that normalises it, whose other results go into `found`"""
 
     def forward(self, x, residual, norm, dims, options, found):
-        shape = x.shape
+        shape, self.dtype = x.shape, x.dtype
         rows = (*shape[: len(shape) - dims], math.prod(shape[len(shape) - dims :]))
         *made, total = norm(x.reshape(rows), residual=residual.reshape(rows), **options)
         found.append(tuple(made))
         return total.reshape(shape)
 
     def backward(self, grad):
-        return grad, grad
+        return grad if grad.dtype == self.dtype else converted(grad, self.dtype), grad
 
 
 # ---- public functions ----------------------------------------------------------------------------
@@ -158,6 +161,7 @@ def layer_norm(
     """
     input = as_float(input)
     dims = _dims("layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    weight, bias = _beside(input, weight, bias)
     return LayerNorm.apply(input, weight, bias, dims, eps, None)
 
 
@@ -171,6 +175,7 @@ def rms_norm(
     """
     input = as_float(input)
     dims = _dims("rms_norm", input, normalized_shape, weight=weight)
+    (weight,) = _beside(input, weight)
     return RMSNorm.apply(input, weight, dims, _eps(input, eps), None)
 
 
@@ -178,9 +183,32 @@ def _eps(input: Tensor, eps: float | None) -> float:
     return float(np.finfo(accumulator_dtype(input.dtype)).eps) if eps is None else eps
 
 
+def _beside(stream: Tensor, *weights: Tensor | None) -> tuple:
+    """Weights as the kernel takes them; inside `autocast` those of a 16-bit model are widened."""
+    if state.low is None or stream.dtype == np.float64:
+        return weights
+    alike = all(weight is None or weight.dtype == stream.dtype for weight in weights)
+    return weights if alike else tuple(map(widened, weights))
+
+
+def _summands(name: str, input: Tensor, residual: Tensor, dims: int):
+    """Both as the kernel adds them; inside `autocast` in the wider of their dtypes.
+
+    There a float32 stream stays one, and what a product in 16 bits adds to it is widened on the
+    way, if the kernel has all of a row in registers.
+    """
+    if state.low is None or input.dtype == residual.dtype:
+        return input, residual
+    cols = math.prod(input.shape[input.ndim - dims :])
+    if is_low(input.dtype) and residual.dtype == np.float32 and cols <= MIXED_COLUMNS:
+        return input, residual
+    return operands(name, input, residual)
+
+
 def _added(name, input, residual, dims, norm, **options):
     """(the tensor x + residual, what the kernel has made of it)"""
-    if residual.shape != input.shape or residual.dtype != input.dtype:
+    mixed = state.low is not None and residual.dtype == np.float32 and is_low(input.dtype)
+    if residual.shape != input.shape or (residual.dtype != input.dtype and not mixed):
         raise ValueError(
             f"{name}: residual has shape {residual.shape} and dtype {residual.dtype}, input "
             f"{input.shape} and {input.dtype}; they must be equal"
@@ -203,10 +231,10 @@ def add_layer_norm(
     The step of a residual network: the first goes into the next block, the second is the stream
     that the block's output is added to. Shapes as in `layer_norm`; `residual` is like `input`.
     """
-    if state.low is not None:  # the stream of a residual network stays in float32
-        input, residual = operands("add_layer_norm", input, residual)
     input = as_float(input)
     dims = _dims("add_layer_norm", input, normalized_shape, weight=weight, bias=bias)
+    input, residual = _summands("add_layer_norm", input, residual, dims)
+    weight, bias = _beside(residual, weight, bias)
     options = {"weight": weight, "bias": bias, "eps": eps}
     norm = primitives.layer_norm_forward
     total, made = _added("add_layer_norm", input, residual, dims, norm, **options)
@@ -218,10 +246,10 @@ def add_rms_norm(
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``(rms_norm(input + residual), input + residual)``, in one kernel; see `add_layer_norm`."""
-    if state.low is not None:  # the stream of a residual network stays in float32
-        input, residual = operands("add_rms_norm", input, residual)
     input = as_float(input)
     dims, eps = _dims("add_rms_norm", input, normalized_shape, weight=weight), _eps(input, eps)
+    input, residual = _summands("add_rms_norm", input, residual, dims)
+    (weight,) = _beside(residual, weight)
     norm = primitives.rms_norm_forward
     total, made = _added("add_rms_norm", input, residual, dims, norm, weight=weight, eps=eps)
     return RMSNorm.apply(total, weight, dims, eps, made), total

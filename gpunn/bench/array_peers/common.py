@@ -339,6 +339,12 @@ def accumulate(xp, total, part, *, scale=1.0):
 
 
 @peer
+def accumulate_parts(xp, total, part, parts):
+    for start, stop in parts:
+        total[start:stop] += wide(part[start:stop])
+
+
+@peer
 def add_loss(xp, state, loss, *, weight, count):
     state[0] += weight * loss
     state[1] += count

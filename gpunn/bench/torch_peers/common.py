@@ -307,6 +307,12 @@ def accumulate(total, part, *, scale=1.0):
 
 
 @peer
+def accumulate_parts(total, part, parts):
+    for start, stop in parts:
+        total[start:stop] += part[start:stop]
+
+
+@peer
 def add_loss(state, loss, *, weight, count):
     state[0].add_(loss, alpha=weight)
     state[1].add_(count)
