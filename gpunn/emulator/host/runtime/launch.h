@@ -102,6 +102,8 @@ static int find_image(dl_phdr_info* info, size_t, void* pointer) {
     return 1;
 }
 
+constexpr int MOST_GUARDS = 4096;
+
 static void prepare(Block* b, Launch* launch, Gang* gang, int rank) {
     b->launch = launch;
     b->gang = gang;
@@ -115,13 +117,18 @@ static void prepare(Block* b, Launch* launch, Gang* gang, int rank) {
         b->fibers = new Fiber[b->fiber_capacity]();
     }
     const size_t stack_size = launch->options.stack + PAGE;
-    if (b->stack_count < static_cast<size_t>(b->threads) || b->stack_size != stack_size) {
+    // A guard page splits a mapping in two, and the system allows some 65,000 mappings: where very many threads exist
+    // at once (a cooperative grid), a block has one guard and not one for each thread.
+    const bool guard_each = gang->size * b->threads <= MOST_GUARDS;
+    if (b->stack_count < static_cast<size_t>(b->threads) || b->stack_size != stack_size || b->guard_each != guard_each) {
         if (b->stacks) munmap(b->stacks, b->stack_size * b->stack_count);
         b->stack_size = stack_size;
         b->stack_count = b->threads;
         b->stacks = static_cast<char*>(mmap(nullptr, stack_size * b->threads, PROT_READ | PROT_WRITE,
                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-        for (int t = 0; t < b->threads; t++) mprotect(b->stacks + t * stack_size, PAGE, PROT_NONE);
+        b->guard_each = guard_each;
+        for (int t = 0; t < b->threads; t += guard_each ? 1 : b->threads)
+            mprotect(b->stacks + t * stack_size, PAGE, PROT_NONE);
     }
     TlsIndex index{launch->tls_module, 0};
     char* tls = static_cast<char*>(__tls_get_addr(&index));

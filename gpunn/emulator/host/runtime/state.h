@@ -269,6 +269,7 @@ struct Block {
     void* main_stack_pointer;
     char* stacks = nullptr;
     size_t stack_size = 0, stack_count = 0;
+    bool guard_each = false;  // whether each stack has a guard page
     char *dynamic, *shared;
     size_t shared_size;
     std::vector<Cell> cells;       // of shared memory, static and dynamic
