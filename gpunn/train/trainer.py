@@ -296,6 +296,11 @@ class Trainer:
             )
         return values
 
+    def summary(self) -> str:
+        """How the latest `fit` trained, and, where steps are compiled, their kinds and memory."""
+        compiled = self.step.compiled
+        return "\n".join([f"way: {self.way}", *([compiled.summary()] if compiled else [])])
+
     def stop(self, reason: str) -> None:
         """End the training after the current epoch; `reason` goes into the history."""
         self._stop = reason

@@ -13,7 +13,7 @@ pytest.importorskip("numba")
 
 import gpunn  # noqa: E402
 from gpunn import nn, optim  # noqa: E402
-from gpunn.bench import training  # noqa: E402
+from gpunn.bench import training, training_jobs  # noqa: E402
 from gpunn.device import cpu_memory_handler  # noqa: E402
 from gpunn.device.cpu_memory import CpuStepMemory  # noqa: E402
 from gpunn.device.device import Device  # noqa: E402
@@ -82,13 +82,13 @@ def small_cnn():
             nn.Linear(8 * 5 * 5, 10),
         )  # fmt: skip
 
-    job = training.Job("cnn", 16, (1, 12, 12), 10, (0,), network)
-    return training.our_step(job, Device("cpu"), training.data(job, 4))
+    job = training_jobs.Job("cnn", 16, (1, 12, 12), 10, (0,), network)
+    return training.our_step(job, Device("cpu"), job.data(4))
 
 
 def small_mlp():
-    job = training.mlp((20, 30, 40, 10), 16)
-    return training.our_step(job, Device("cpu"), training.data(job, 4))
+    job = training_jobs.mlp((20, 30, 40, 10), 16)
+    return training.our_step(job, Device("cpu"), job.data(4))
 
 
 @pytest.mark.parametrize("make", [small_mlp, small_cnn, transformer])

@@ -36,7 +36,7 @@ SMALL = Chip(arch="sm_80", multiprocessors=6, shared_limit=99 * 1024)
 # ones are left out, unless they reach a kernel that no smaller sample of the primitive reaches.
 CHIPS = {"fast-in-order": SMALL, "fast-random": H200, "checked-random": H200}
 BOTH_TYPES = "fast-random"
-LIMITS = {"fast-in-order": 300_000, "fast-random": 300_000, "checked-random": 100_000}
+LIMITS = {"fast-in-order": 50_000, "fast-random": 300_000, "checked-random": 25_000}
 
 
 def elements(sample) -> int:

@@ -12,7 +12,7 @@ from gpunn import kernels
 from gpunn.primitives import parity
 from gpunn.primitives.samples import FLOAT32, FLOAT64
 
-MOST = 16
+MOST = 8
 
 
 def chosen(cases) -> list:

@@ -58,7 +58,8 @@ def test_compiled_training_on_the_emulator(options):
 def test_compiled_training_on_the_cpu():
     plain, compiled = trained("cpu", False, epochs=4), trained("cpu", True, epochs=4)
     same(plain, compiled)
-    assert plain[2].step.compiled is None
+    assert plain[2].step.compiled is None and plain[2].summary() == "way: step by step"
+    assert "way: compiled" in compiled[2].summary() and "planned" in compiled[2].summary()
     # Two shapes of batches; the very first step was not compiled, because it reads the labels.
     assert sorted(v.calls for v in compiled[2].step.compiled._variants.values()) == [4, 7]
 

@@ -58,6 +58,14 @@ def test_an_epoch_in_one_kernel_is_that_of_single_steps(chunk, monkeypatch):
 
 def test_ctrl_c_leaves_weights_steps_and_loader_where_they_agree(monkeypatch):
     """It comes in the middle of the second call of three steps, and is heard after it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+    try:
+        _interrupted(monkeypatch)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _interrupted(monkeypatch):
     monkeypatch.setattr(fused_epoch, "STEPS", 3)
     current, reference = trainer(True), trainer(False)
     loaders = [DataLoader(TensorDataset(*data(200)), 16, shuffle=True, seed=3) for _ in range(2)]
