@@ -15,6 +15,7 @@ The first run makes what is made once: kernels are compiled, optimizers make the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from gpunn.autograd.random import default_generator
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.compiled.signature import check_result, detached, map_tensors, rebuild
 from gpunn.device import cpu_memory, device_of, empty, graph, tracing
+from gpunn.device.quiet import quietly
 from gpunn.device.transfer import uploader
 from gpunn.errors import GpunnError, StepError
 from gpunn.primitives.random import advance_counter
@@ -161,9 +163,8 @@ class Variant:
 
     def _run_on_cpu(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list) -> Any:
         if self.state == "planned":
-            if self.memory is None:
-                return map_tensors(step.function(*args, **kwargs), detached)
-            with self.memory.serving():
+            memory = contextlib.nullcontext() if self.memory is None else self.memory.serving()
+            with quietly(), memory:
                 return map_tensors(step.function(*args, **kwargs), detached)
         if self.state == "new":
             self.state, result = "warm", self._traced(step, args, kwargs)

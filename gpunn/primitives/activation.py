@@ -30,6 +30,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import ELEMENTWISE_SHAPES, FLOATING, Sample, accumulator_dtype
 
@@ -240,7 +241,7 @@ def _(x, out, activation, alpha):
     if activation == "relu" and x.dtype in (np.float32, np.float64):
         np.maximum(x, 0, out=out)  # the most used one, without a copy
         return
-    with np.errstate(all="ignore"):
+    with quiet():
         value = _VALUE[activation](x.astype(accumulator_dtype(x.dtype), copy=False), alpha)
         out[...] = value
 
@@ -252,7 +253,7 @@ def _(grad_output, x, out, activation, alpha):
         np.multiply(grad_output, slope, out=out)
         return
     accumulator = accumulator_dtype(x.dtype)
-    with np.errstate(all="ignore"):
+    with quiet():
         slope = _DERIVATIVE[activation](x.astype(accumulator, copy=False), alpha)
         out[...] = grad_output.astype(accumulator, copy=False) * slope
 

@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import (
     _DERIVATIVE,
     _FLOPS,
@@ -105,7 +106,7 @@ def _(grad_output, x, out, bias_gradient, activation, alpha):
             sums[part] += ones[: len(value)] @ value
 
     for_each(work, range(len(sums)))
-    with np.errstate(all="ignore"):
+    with quiet():
         bias_gradient[...] = np.add.reduce(sums, axis=0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import ELEMENTWISE_SHAPES, FLOAT32, FLOAT64, Fixed, Sample
@@ -87,7 +88,7 @@ _CHUNK = 1 << 16  # elements at a time: looked at and multiplied while they are 
 
 @unscale_gradients.reference
 def _(gradients, scale, found_inf):
-    with np.errstate(all="ignore"):
+    with quiet():
         factor = 1 / gradients.dtype.type(scale[0])
         for start in range(0, gradients.size, _CHUNK):
             some = gradients[start : start + _CHUNK]
@@ -99,7 +100,7 @@ def _(gradients, scale, found_inf):
 @update_loss_scale.reference
 def _(state, growth, backoff, interval):
     scale, tracker, found, skipped = state
-    with np.errstate(all="ignore"):
+    with quiet():
         if found:
             scale, tracker, skipped = scale * state.dtype.type(backoff), 0, skipped + 1
         elif tracker + 1 >= interval:

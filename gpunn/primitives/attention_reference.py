@@ -13,6 +13,7 @@ import copy
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.random_counter import origin
 from gpunn.primitives.random_reference import keep_flags, philox_words
@@ -72,7 +73,7 @@ class _Tiles:
             work(part, b, heads, keys)
 
         if size * self.kv_heads * self.batch < _THREADS:
-            with np.errstate(all="ignore"):
+            with quiet():
                 for piece in pieces:
                     take(piece)
         else:

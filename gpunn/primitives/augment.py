@@ -24,6 +24,7 @@ import operator
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import augment_implementation as implementation
 from gpunn.primitives.augment_implementation import Augmentation
 from gpunn.primitives.indices import check_range
@@ -188,7 +189,7 @@ def _constants(call, channels: int, scale, mean, std) -> dict:
         found.append(numbers)
     scale, mean, std = found
     call.require(bool((std > 0).all()), "std", f"is {std.tolist()}", "expected numbers above 0")
-    with np.errstate(all="ignore"):
+    with quiet():
         made = [np.float32(part) for part in np.broadcast_arrays(scale / std, -mean / std)]
     named = f"is {scale.tolist()} with mean {mean.tolist()} and std {std.tolist()}"
     finite = all(np.isfinite(part).all() for part in made)

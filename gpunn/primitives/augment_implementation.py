@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.images import numba_grid, structure
@@ -103,7 +104,7 @@ _AT_ONCE = 1 << 18  # elements of the result that a thread makes at a time
 def reference(images, indices, out, seed, offset, counter, plan):
     if out.size == 0:
         return
-    with np.errstate(all="ignore"):
+    with quiet():
         chosen = _choose(images, len(out), *origin(seed, offset, counter), plan)
     if indices is None:
         indices = np.arange(len(out))

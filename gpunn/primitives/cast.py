@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import (
@@ -87,7 +88,7 @@ def _rounded_to_odd(x: np.ndarray) -> np.ndarray:
 
 @cast.reference
 def _(x, out):
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = _rounded_to_odd(x) if x.dtype == FLOAT64 and out.dtype == BFLOAT16 else x
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import norm_compiled
 from gpunn.primitives.activation import _DERIVATIVE, _VALUE
 from gpunn.primitives.samples import accumulator_dtype
@@ -145,7 +146,7 @@ def forward_reference(x, residual, weight, bias, out, mean, spread, running, bat
     dtype = accumulator_dtype(x.dtype)
     x, residual, out = (problem.view(array) for array in (x, residual, out))
     columns = norm_compiled.columns(problem, x)
-    with np.errstate(all="ignore"):
+    with quiet():
         if problem.computed and x.size:
             middle, variance = columns.statistics(x) if columns else _statistics(problem, x, dtype)
             mean.reshape(-1)[...] = middle
@@ -199,7 +200,7 @@ def backward_reference(
     first, second = np.zeros((2, problem.outer, problem.channels))
     plain = problem.activation in ("identity", "relu")
     columns = norm_compiled.columns(problem, x) if plain else None
-    with np.errstate(all="ignore"):
+    with quiet():
         known = _coefficients(problem, weight, bias, mean, spread, dtype)
         middle, reciprocal, scale, shift = known
         if columns:

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import (
@@ -118,7 +119,7 @@ def _sum_of_squares(block: np.ndarray) -> float:
 
 @global_norm.reference
 def _(gradients, out):
-    with np.errstate(all="ignore"):
+    with quiet():
         total = 0.0
         for start in range(0, gradients.size, _BLOCK):
             total += _sum_of_squares(gradients[start : start + _BLOCK])
@@ -131,7 +132,7 @@ def _(gradients, norm, max_norm):
     if coefficient >= 1:
         return
     accumulator = accumulator_dtype(gradients.dtype)
-    with np.errstate(all="ignore"):
+    with quiet():
         if gradients.dtype == accumulator and coefficient == coefficient:
             np.multiply(gradients, coefficient, out=gradients)  # the usual case, without a copy
             return
@@ -141,14 +142,14 @@ def _(gradients, norm, max_norm):
 
 @clip_by_value.reference
 def _(gradients, limit):
-    with np.errstate(all="ignore"):
+    with quiet():
         np.clip(gradients, -limit, limit, out=gradients)
 
 
 @penalty_gradient.reference
 def _(parameters, gradients, l1, twice_l2):
     accumulator = accumulator_dtype(parameters.dtype)
-    with np.errstate(all="ignore"):
+    with quiet():
         w = parameters.astype(accumulator, copy=False)
         penalty = np.sign(w) * l1
         if twice_l2:

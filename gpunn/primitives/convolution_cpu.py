@@ -23,6 +23,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import _VALUE
 from gpunn.primitives.convolution_patches import (
     LARGE,
@@ -163,7 +164,7 @@ def weight_gradient(
                 np.add(total, found, out=total)
 
     for_each(work, list(itertools.product(range(len(parts)), every, across)))
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = (sums[0] if len(sums) == 1 else np.add.reduce(sums)).reshape(out.shape)
 
 
@@ -361,7 +362,7 @@ def _depthwise_weight_gradient(patches, grad_output, out) -> None:
                 np.add(total, ones(len(flat), dtype) @ flat, out=total)
 
     for_each(work, range(len(parts)))
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = np.add.reduce(sums).T.reshape(out.shape)
 
 
@@ -375,5 +376,5 @@ def _sum_rows(rows, out, dtype) -> None:
         sums[part] = ones(len(some), dtype) @ some
 
     for_each(work, range(len(parts)))
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = np.add.reduce(sums)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.rows import WARP, numba_rows, row_plan
 from gpunn.primitives.samples import FLOAT32, FLOAT64, accumulator_dtype
 
@@ -82,7 +83,7 @@ def forward_reference(
         logits, target, weight, kept, smoothing, reduction, out, normalizer, total_weight, centres
     )
     if gradient is not None:
-        with np.errstate(all="ignore"):
+        with quiet():
             scale = 1 / total_weight if reduction == "mean" else np.ones_like(total_weight)
         _slopes(logits, target, weight, kept, smoothing, scale, centres, gradient)
 
@@ -94,7 +95,7 @@ def _losses(
     rows, classes = logits.shape
     accumulator, labels = accumulator_dtype(logits.dtype), target.ndim == 1
     total, weights = 0.0, 0.0
-    with np.errstate(all="ignore"):
+    with quiet():
         for block in _blocks(rows, classes):
             x, t = logits[block].astype(accumulator, copy=False), target[block]
             largest, z, log_sum = _centred(x)
@@ -128,7 +129,7 @@ def backward_reference(
     logits, target, weight, kept, ignore_index, smoothing, reduction, grad, normalizer,
     total_weight, out,
 ):  # fmt: skip
-    with np.errstate(all="ignore"):
+    with quiet():
         scale = grad.astype(normalizer.dtype, copy=False)
         if reduction == "mean":
             scale = scale / total_weight
@@ -139,7 +140,7 @@ def _slopes(logits, target, weight, kept, smoothing, scale, centres, out):
     """scale (S exp(x - centres) - a): `scale` of all rows or of each; the sum of `centres` is L."""
     rows, classes = logits.shape
     accumulator, labels = accumulator_dtype(logits.dtype), target.ndim == 1
-    with np.errstate(all="ignore"):
+    with quiet():
         for block in _blocks(rows, classes):
             x, t = logits[block].astype(accumulator, copy=False), target[block]
             direct = out.dtype == accumulator

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.errors import UnsupportedError
 from gpunn.primitives.rows import WARP
 from gpunn.primitives.samples import accumulator_dtype
@@ -68,7 +69,7 @@ class _LogSum:
 
 
 def forward_reference(log_probs, targets, extents, blank, out, log_alpha):
-    with np.errstate(all="ignore"):
+    with quiet():
         _forward(log_probs, targets, extents, blank, out, log_alpha)
 
 
@@ -101,7 +102,7 @@ def _forward(log_probs, targets, extents, blank, out, log_alpha):
 def backward_reference(
     grad_loss, log_probs, targets, extents, loss, log_alpha, blank, zero_infinity, out
 ):
-    with np.errstate(all="ignore"):
+    with quiet():
         batch, steps, states = log_alpha.shape
         lattice = _Lattice(log_probs, targets, extents, blank, states)
         work = out if out.dtype == loss.dtype else np.empty(out.shape, loss.dtype)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.rows import WARP
@@ -45,7 +46,7 @@ def backward_reference(grad_output, indices, padding, by_frequency, accumulate, 
         return
     few = indices.size <= _FEW and grad_output.size <= _SMALL
     if few and out.itemsize >= 4 and not by_frequency:
-        with np.errstate(all="ignore"):
+        with quiet():
             np.add.at(out, indices, grad_output)
         return
     order = np.argsort(indices, kind="stable")
@@ -55,7 +56,7 @@ def backward_reference(grad_output, indices, padding, by_frequency, accumulate, 
     # The frequent first: who takes part in a round is then a slice.
     by_count = np.argsort(-counts, kind="stable")
     starts, counts = starts[by_count], counts[by_count]
-    with np.errstate(all="ignore"):
+    with quiet():
         sums = _sums(grad_output, order, starts, counts, accumulator_dtype(out.dtype))
         if by_frequency:
             sums /= counts[:, None].astype(sums.dtype)

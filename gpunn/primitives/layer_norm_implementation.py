@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import norm_compiled
 from gpunn.primitives.rows import numba_rows, row_plan
 from gpunn.primitives.samples import accumulator_dtype
@@ -45,7 +46,7 @@ def forward_reference(x, residual, weight, bias, out, summed, mean, reciprocal, 
         return
     weight, bias = _wide(weight, dtype), _wide(bias, dtype)
     share = np.full(cols, 1 / cols, dtype)
-    with np.errstate(all="ignore"):
+    with quiet():
         for some in _chunks(len(x), cols):
             value = x[some]
             if residual is not None:
@@ -88,7 +89,7 @@ def backward_reference(
     sums = np.zeros((2, cols), dtype)
     ones = np.ones(max(1, _CHUNK // cols), dtype)
     work, other = np.empty((2, max(1, _CHUNK // cols), cols), dtype)
-    with np.errstate(all="ignore"):
+    with quiet():
         for some in _chunks(len(x), cols):
             g, value = grad[some].astype(dtype, copy=False), x[some].astype(dtype, copy=False)
             count, scale = len(g), reciprocal[some]

@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Primitive
 from gpunn.primitives.samples import accumulator_dtype
@@ -105,7 +106,7 @@ def _forward_reference(loss: str):
     def reference(prediction, target, out, reduction, delta, weight, positive):
         accumulator, total = accumulator_dtype(prediction.dtype), 0.0
         flat = out.reshape(-1)
-        with np.errstate(all="ignore"):
+        with quiet():
             parts = _parts((prediction, target), (weight, positive), accumulator)
             for part, arrays, factors in parts:
                 losses = value(*arrays, delta, *factors)
@@ -128,7 +129,7 @@ def _backward_reference(loss: str):
         accumulator, flat = accumulator_dtype(prediction.dtype), out.reshape(-1)
         divisor = max(prediction.size, 1) if reduction == "mean" else 1
         arrays = (prediction, target) + ((grad_output,) if reduction == "none" else ())
-        with np.errstate(all="ignore"):
+        with quiet():
             scale = accumulator.type(float(grad_output) / divisor) if reduction != "none" else None
             for part, (p, t, *grad), factors in _parts(arrays, (weight, positive), accumulator):
                 slopes = slope(p, t, delta, *factors)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import (
     ACTIVATIONS,
     DEFAULT_ALPHA,
@@ -121,8 +122,12 @@ def matmul(
 
 
 @matmul.reference
-@np.errstate(all="ignore")
 def _(a, b, finish):
+    with quiet():
+        _multiply(a, b, finish)
+
+
+def _multiply(a, b, finish) -> None:
     out, preactivation, residual = finish.out, finish.preactivation, finish.residual
     total = product(a, b, out if preactivation is None and residual is None else preactivation)
     if finish.scale != 1.0:
@@ -154,7 +159,7 @@ def product(a, b, total=None):
     """
     if a.dtype.itemsize == 2:
         a, b, total = a.astype(np.float32), b.astype(np.float32), None
-    with np.errstate(all="ignore"):
+    with quiet():
         if a.ndim != 2 or b.ndim != 2:
             return np.matmul(a, b, out=total)
         rows, columns = a.shape[0], b.shape[1]

@@ -16,6 +16,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import (
     ACTIVATIONS,
     DEFAULT_ALPHA,
@@ -167,7 +168,7 @@ def bias_gradient(call, grad_output, *, out=None):
 
 @matmul_activation_backward.reference
 def _(a, b, finish):
-    with np.errstate(all="ignore"):
+    with quiet():
         total = product(a, b)
         saved = finish.saved.astype(total.dtype, copy=False)
         activation_backward._reference(total, saved, total, finish.activation, finish.alpha)
@@ -179,7 +180,7 @@ def _(a, b, finish):
 @linear_weight_gradient.reference
 def _(a, b, finish):
     out = finish.out
-    with np.errstate(all="ignore"):
+    with quiet():
         total = product(a, b, out)
         if total is not out:
             out[...] = total
@@ -189,7 +190,7 @@ def _(a, b, finish):
 @bias_gradient.reference
 def _(grad_output, out):
     wide = np.float32 if out.dtype.itemsize == 2 else out.dtype
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = _column_sums(grad_output.astype(wide, copy=False))
 
 
@@ -205,7 +206,7 @@ def _ones(count: int, dtype) -> np.ndarray:
 def _column_sums(rows) -> np.ndarray:
     """Column sums as products with a row of ones: BLAS makes them faster than `add.reduce`, and
     with smaller errors."""
-    with np.errstate(all="ignore"):
+    with quiet():
         while len(rows) > _ROWS:
             blocks, rest = divmod(len(rows), _ROWS)
             sums = np.empty((blocks + (rest > 0), rows.shape[1]), rows.dtype)

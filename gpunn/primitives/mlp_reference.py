@@ -11,6 +11,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import optimizer_reference
 from gpunn.primitives.activation import activation_backward, activation_forward
 from gpunn.primitives.clip import clip_by_norm, global_norm
@@ -104,7 +105,7 @@ def train(x, target, order, parameters, first, second, hyper, losses, correct, w
     kept = [k for k, layer in enumerate(layers) if layer.dropout > 0]
     norm, gathered = np.empty(1, x.dtype), np.empty((batch, x.shape[1]), x.dtype)
     rows_of = np.count_nonzero(order >= 0, axis=1).tolist()
-    with np.errstate(all="ignore"):
+    with quiet():
         for s in range(steps):
             rows = rows_of[s]
             samples = order[s, :rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import _VALUE
 from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
@@ -135,7 +136,7 @@ class Columns:
         means, squares = means.reshape(shape), squares.reshape(shape)
         counts = np.array([some.stop - some.start for some in self.parts], np.float64)
         counts, over = counts.reshape(-1, 1, 1, 1), (1, 2, 4)
-        with np.errstate(all="ignore"):
+        with quiet():
             mean = (means * counts).sum(over, keepdims=True) / problem.count
             means -= mean
             means *= means

@@ -13,6 +13,7 @@ import threading
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.samples import accumulator_dtype
 
 BLOCK = 32768
@@ -41,7 +42,7 @@ def _in_blocks(rule, parameters, gradients, *states, weight_decay=0.0, maximize=
     accumulator = accumulator_dtype(parameters.dtype)
     narrow = parameters.dtype != accumulator
     scratch = _scratch.get(accumulator)
-    with np.errstate(all="ignore"):
+    with quiet():
         for start in range(0, parameters.size, BLOCK):
             block = slice(start, start + BLOCK)
             stored = w = parameters[block]

@@ -20,6 +20,7 @@ import operator
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import images
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOATING, Sample, accumulator_dtype
@@ -202,7 +203,7 @@ def _(x, out, pairs, mode, value):
 def _(grad, out, pairs, mode):
     axes = [(axis, out.shape[axis], *pair) for axis, pair in enumerate(pairs, 1)]
     places, cuts = zip(*(_interior(*rest) for _, *rest in axes), strict=True)
-    with np.errstate(all="ignore"):
+    with quiet():
         if mode == "constant":
             if min(map(min, pairs)) < 0:
                 out[...] = 0

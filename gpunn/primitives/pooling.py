@@ -12,6 +12,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import images, pooling_reference, pooling_samples
 from gpunn.primitives.pooling_windows import Windows, windows_of
 from gpunn.primitives.registry import Cost, primitive
@@ -189,25 +190,25 @@ def avg_pool_backward(
 
 @max_pool_forward.reference
 def _(x, out, indices, windows):
-    with np.errstate(all="ignore"):
+    with quiet():
         pooling_reference.max_forward(x, out, indices, windows)
 
 
 @max_pool_backward.reference
 def _(grad, indices, out, windows):
-    with np.errstate(all="ignore"):
+    with quiet():
         pooling_reference.max_backward(grad, indices, out, windows)
 
 
 @avg_pool_forward.reference
 def _(x, out, windows, count_include_pad, divisor):
-    with np.errstate(all="ignore"):
+    with quiet():
         pooling_reference.average_forward(x, out, windows, count_include_pad, divisor)
 
 
 @avg_pool_backward.reference
 def _(grad, out, windows, count_include_pad, divisor):
-    with np.errstate(all="ignore"):
+    with quiet():
         pooling_reference.average_backward(grad, out, windows, count_include_pad, divisor)
 
 

@@ -34,6 +34,7 @@ import math
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives import random_launch as launches
 from gpunn.primitives.random_counter import UINT64, check_counter, check_integer, origin
 from gpunn.primitives.random_launch import UINT32
@@ -283,7 +284,7 @@ def _(x, out, seed, offset, counter, threshold, scale):
     source, target = x.reshape(-1), out.reshape(-1)
     target_bits = target.view(f"i{out.itemsize}")
     keep = keep_flags.take(x.size, *origin(seed, offset, counter), threshold)
-    with np.errstate(all="ignore"):
+    with quiet():
         for start in range(0, x.size, _PIECE):
             piece = slice(start, start + _PIECE)
             target[piece] = source[piece].astype(scale.dtype, copy=False) * scale

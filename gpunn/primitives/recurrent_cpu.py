@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import blas_on_one_thread, for_each
 from gpunn.primitives.samples import accumulator_dtype
@@ -185,7 +186,7 @@ class _Forward:
         running = _running(work.lengths, self.steps, self.batch)
         step = {"lstm": self._lstm, "gru": self._gru}.get(work.mode, self._rnn)
         order = range(self.steps - 1, -1, -1) if work.reverse else range(self.steps)
-        with np.errstate(all="ignore"):
+        with quiet():
             for t in order:
                 rows = running[t]
                 h, product = self.h[:rows], self.product[:rows]
@@ -304,7 +305,7 @@ class _Backward:
         work = self.work
         step = {"lstm": self._lstm, "gru": self._gru}.get(work.mode, self._rnn)
         order = range(self.steps) if work.reverse else range(self.steps - 1, -1, -1)
-        with np.errstate(all="ignore"):
+        with quiet():
             for t in order:
                 rows = self.running[t]
                 grad_h, grad_gates = self.grad_h[:rows], work.grad_gates[t]

@@ -23,6 +23,7 @@ import operator
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.reduce_plan import Reduction, passes, reduced_shape, run_numba
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import FLOAT16, FLOAT32, FLOATING, Sample, accumulator_dtype
@@ -175,13 +176,13 @@ def _sum(x, axes):
 
 @reduce_sum.reference
 def _(x, out, axes):
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = _sum(x, axes).reshape(out.shape)
 
 
 @reduce_mean.reference
 def _(x, out, axes):
-    with np.errstate(all="ignore"):
+    with quiet():
         total = _sum(x, axes)
         out[...] = (total / total.dtype.type(_count(x, out))).reshape(out.shape)
 
@@ -198,7 +199,7 @@ def _widened(x):
 
 @reduce_max.reference
 def _(x, out, axes):
-    with np.errstate(all="ignore"):
+    with quiet():
         out[...] = np.maximum.reduce(_widened(x), axis=axes).reshape(out.shape)
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cpu_compiled import loops
 from gpunn.primitives.cpu_threads import for_each
 from gpunn.primitives.images_compiled import along, some_images
@@ -104,7 +105,7 @@ def forward(x, out, grid: Grid) -> None:
         weighted = functools.partial(_weighted, grid, dtype=x.dtype)
         _along_axes(x, out, axes, compiled.interpolate, weighted)
         return
-    with np.errstate(all="ignore"):
+    with quiet():
         value = x.astype(accumulator_dtype(x.dtype), copy=False)
         for axis in axes:
             first, second, weight = line_of(grid, axis - 1)
@@ -161,7 +162,7 @@ def backward(grad, out, grid: Grid) -> None:
         _along_axes(grad, out, _axes(grid)[::-1], loop, arguments)
         return
     total = grad.astype(accumulator_dtype(grad.dtype), copy=False)
-    with np.errstate(all="ignore"):
+    with quiet():
         for axis in reversed(_axes(grid)):
             total = _summed(total, axis, grid)
         out[...] = total

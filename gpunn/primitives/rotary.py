@@ -16,6 +16,7 @@ import operator
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.call import CPU
 from gpunn.primitives.indices import CHECK_EVERYWHERE, check_range
 from gpunn.primitives.registry import Cost, primitive
@@ -135,7 +136,7 @@ def _(x, cos, sin, positions, offset, interleaved, inverse, out):
     s = -s if inverse else s
     times = max(1, min(time, _CHUNK // (groups * inner * columns)))
     outers = max(1, _CHUNK // (groups * inner * columns * times))
-    with np.errstate(all="ignore"):
+    with quiet():
         for start in range(0, time, times):
             some = slice(start, start + times)
             for first in range(0, outer, outers):

@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.activation import BLOCK, elementwise_grid
 from gpunn.primitives.registry import Cost, primitive
 from gpunn.primitives.samples import (
@@ -140,7 +141,7 @@ def _pieces(size: int):
 
 @scale.reference
 def _(x, factor, out):
-    with np.errstate(all="ignore"):
+    with quiet():
         if factor is None:
             out[...] = x
         elif x.dtype == factor.dtype == out.dtype:
@@ -153,7 +154,7 @@ def _(x, factor, out):
 @accumulate.reference
 def _(total, part, scale, add):
     number = total.dtype.type(scale)
-    with np.errstate(all="ignore"):
+    with quiet():
         for some in _pieces(part.size):
             value = part[some].astype(total.dtype, copy=False) * number
             if add:
@@ -164,7 +165,7 @@ def _(total, part, scale, add):
 
 @accumulate_parts.reference
 def _(total, part, parts, add):
-    with np.errstate(all="ignore"):
+    with quiet():
         for start, stop in parts:
             if not add:
                 total[start:stop] = part[start:stop]

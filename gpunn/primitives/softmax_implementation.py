@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from gpunn.device.quiet import quiet
 from gpunn.primitives.rows import numba_rows, row_plan
 from gpunn.primitives.samples import FLOAT32, accumulator_dtype
 
@@ -63,7 +64,7 @@ def reference(compute):
 
     def run(*arrays):
         *inputs, out = arrays
-        with np.errstate(all="ignore"):
+        with quiet():
             if 0 < out.size <= _CHUNK:
                 run_chunk(inputs, out)
                 return

@@ -239,7 +239,8 @@ def test_ctrl_c_ends_everything(tmp_path):
                     return np.float32(index)
 
             if __name__ == "__main__":
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
+                # A background job ignores it.
+                signal.signal(signal.SIGINT, signal.default_int_handler)
                 workers.PATIENCE = 0.3
                 kind = "process" if sys.argv[1] in ("process", "killed") else "thread"
                 loader = DataLoader(Slow(), 4, num_workers=2, worker_kind=kind)

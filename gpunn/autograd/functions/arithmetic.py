@@ -21,6 +21,7 @@ from gpunn.autograd.functions.common import (
 )
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device.quiet import quiet
 
 
 class Binary(Function):
@@ -82,12 +83,12 @@ class Div(Binary):
 
     def compute(self, a, b):
         self.save(a if self.needs[1] else None, b)
-        with np.errstate(all="ignore"):
+        with quiet():
             return a / b
 
     def backward(self, grad):
         a, b = self.saved
-        with np.errstate(all="ignore"):
+        with quiet():
             by_b = grad / b
             grad_b = -by_b * (a / b) if self.needs[1] else None
         return self.reduce(by_b if self.needs[0] else None, grad_b)
@@ -97,7 +98,7 @@ class Pow(Binary):
     """a ** b; the gradients are g b a^(b-1) and g a^b log(a)"""
 
     def compute(self, a, b):
-        with np.errstate(all="ignore"):
+        with quiet():
             out = a**b
         self.save(a, b, out if self.needs[1] else None)
         return out
@@ -106,7 +107,7 @@ class Pow(Binary):
         a, b, out = self.saved
         xp = array_xp(grad)
         grad_a = grad_b = None
-        with np.errstate(all="ignore"):
+        with quiet():
             if self.needs[0]:
                 # The slope of a^0 is 0 everywhere, also where a^-1 is infinite.
                 slope = xp.where(xp.asarray(b) == 0, 0, b * a ** (b - 1))
@@ -123,7 +124,7 @@ class Remainder(Binary):
 
     def compute(self, a, b):
         self.save(a, b)
-        with np.errstate(all="ignore"):
+        with quiet():
             return a % b
 
     def backward(self, grad):
@@ -294,7 +295,7 @@ def _plain(name: str, ufunc: str, input, other) -> Tensor:
     y = wide(b._array) if isinstance(b, Tensor) else b
     xp = array_xp(x if isinstance(a, Tensor) else y)
     try:
-        with np.errstate(all="ignore"):
+        with quiet():
             out = xp.asarray(getattr(xp, ufunc)(x, y))
     except ValueError:
         check_broadcast(name, shape_of(x), shape_of(y))

@@ -5,8 +5,6 @@ The activation functions of networks have kernels of their own: see `activation.
 
 from __future__ import annotations
 
-import numpy as np
-
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import is_float, wide
 from gpunn.autograd.function import Function
@@ -14,6 +12,7 @@ from gpunn.autograd.functions.arithmetic import maximum, minimum
 from gpunn.autograd.functions.common import array_xp, as_float
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device.quiet import quiet
 
 
 class Unary(Function):
@@ -26,7 +25,7 @@ class Unary(Function):
     keeps = "x"
 
     def forward(self, x):
-        with np.errstate(all="ignore"):
+        with quiet():
             y = self.value(array_xp(x), x)
         if self.needs[0]:
             self.save(*((x, None) if self.keeps == "x" else (None, y)))
@@ -34,7 +33,7 @@ class Unary(Function):
 
     def backward(self, grad):
         x, y = self.saved
-        with np.errstate(all="ignore"):
+        with quiet():
             return (grad * self.slope(array_xp(grad), x, y)).astype(grad.dtype, copy=False)
 
 

@@ -20,6 +20,7 @@ from gpunn.autograd.functions.indexing import (
     setitem,
 )
 from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device.quiet import quiet
 
 
 def _writes(name: str, compute, ufunc: np.ufunc | None = None):
@@ -68,7 +69,7 @@ def _write_directly(ufunc, array, other) -> bool:
             return False
     elif type(other) is not float and type(other) is not int:
         return False
-    with np.errstate(all="ignore"):
+    with quiet():
         ufunc(array, other, out=array)
     return True
 

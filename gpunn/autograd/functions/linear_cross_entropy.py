@@ -38,6 +38,7 @@ from gpunn.autograd.functions.loss import check_constant, check_reduction
 from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
+from gpunn.device.quiet import quiet
 from gpunn.primitives.cross_entropy import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -111,7 +112,7 @@ class LinearCrossEntropy(Function):
             total += own
         if sums is not None:
             self.save(*sums.arrays, total, counts)
-        with np.errstate(all="ignore"):
+        with quiet():
             return loss / total if reduction == "mean" else loss
 
     def _losses(self, x, weight, bias, target):
@@ -133,7 +134,7 @@ class LinearCrossEntropy(Function):
         (*arrays, total, counts), owned = self.take_saved()
         factor = grad
         if self.reduction == "mean":
-            with np.errstate(all="ignore"):  # no row counts: no gradient, as of ignored rows
+            with quiet():  # no row counts: no gradient, as of ignored rows
                 factor = array_xp(total).where(counts, grad / total, 0).astype(total.dtype)
         elif self.starts_with_one:
             factor = None

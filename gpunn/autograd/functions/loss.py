@@ -16,6 +16,7 @@ from gpunn.autograd.functions.common import array_xp, cast, check_broadcast
 from gpunn.autograd.functions.reduction import Pick, mean, sum
 from gpunn.autograd.functions.shape import broadcast_to, moveaxis, reshape
 from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device.quiet import quiet
 from gpunn.primitives import loss as primitives
 from gpunn.primitives.cross_entropy import (
     cross_entropy_backward,
@@ -64,7 +65,7 @@ class BinaryCrossEntropy(Function):
     def forward(self, p, target):
         self.save(p, target)
         xp = array_xp(p)
-        with np.errstate(all="ignore"):
+        with quiet():
             yes, no = xp.maximum(xp.log(p), -100), xp.maximum(xp.log1p(-p), -100)
         return -(target * yes + (1 - target) * no)
 

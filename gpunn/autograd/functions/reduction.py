@@ -23,6 +23,7 @@ from gpunn.autograd.functions.elementwise import abs, sqrt
 from gpunn.autograd.functions.shape import reshape, squeeze
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device.quiet import quiet
 
 
 def _kept(shape, axes) -> tuple[int, ...]:
@@ -75,12 +76,12 @@ class Variance(Function):
         count = x.size // out.size if out.size else 0
         self.freedom = np.maximum(count - correction, 0)
         self.save(centred)
-        with np.errstate(all="ignore"):
+        with quiet():
             return (out / np.float64(self.freedom)).astype(x.dtype)
 
     def backward(self, grad):
         (centred,) = self.saved
-        with np.errstate(all="ignore"):
+        with quiet():
             factor = grad.dtype.type(np.float64(2) / self.freedom)
             return centred * (grad.reshape(_kept(self.shape, self.axes)) * factor)
 
@@ -355,7 +356,7 @@ def logsumexp(input: Tensor, dim, keepdim: bool = False) -> Tensor:
         input = widened(input)
     input = as_float(input)
     axes = normal_dims("logsumexp", dim, input.ndim)
-    with np.errstate(all="ignore"):
+    with quiet():
         top = wide(input._array).max(axis=axes, keepdims=True)
     top = wrap(input._xp.where(input._xp.isfinite(top), top, 0).astype(input.dtype))
     total = log(sum(exp(input - top), axes, True)) + top
