@@ -5,8 +5,9 @@ small GPU would be launched; as compiled, with the threads in a random order, la
 H200; and with every access checked. The rows come from the kernel table and the samples from
 `parity.cases`: a new primitive is in by itself.
 
-A sample of both 16-bit types runs in float16 only the second time: what the other two look at,
-the launch for another GPU, addresses and barriers, is the same for both.
+A sample of both 16-bit types runs in float16 only the second time, one of float32 and float64 in
+float64 only the first two times: what the others look at, the launch for another GPU, addresses and
+barriers, is the same for both.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from gpunn.emulator.pytest_plugin import modes
 from gpunn.errors import CompileError
 from gpunn.primitives import parity
 from gpunn.primitives.registry import kernels_of, reachable_kernels
-from gpunn.primitives.samples import BFLOAT16, FLOAT16
+from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
 
 pytestmark = pytest.mark.skipif(
     not probe.find_emulator().passed, reason=probe.find_emulator().remedy
@@ -35,7 +36,7 @@ SMALL = Chip(arch="sm_80", multiprocessors=6, shared_limit=99 * 1024)
 # What the launch code sees, and how many elements a sample may have, by the mode's name. Larger
 # ones are left out, unless they reach a kernel that no smaller sample of the primitive reaches.
 CHIPS = {"fast-in-order": SMALL, "fast-random": H200, "checked-random": H200}
-BOTH_TYPES = "fast-random"
+BOTH_TYPES, CHECKED = "fast-random", "checked-random"
 LIMITS = {"fast-in-order": 50_000, "fast-random": 300_000, "checked-random": 25_000}
 
 
@@ -50,11 +51,12 @@ def chosen(name: str, mode: str) -> tuple[list, int]:
     """The cases of a primitive to run, smallest first, and how many are left out."""
     kept, left_out, reached = [], 0, set()
     cases = parity.cases(TABLE[name], "emulator")
-    if mode != BOTH_TYPES:
-        cases = [
-            (sample, dtype) for sample, dtype in cases
-            if dtype != FLOAT16 or BFLOAT16 not in sample.dtypes
-        ]  # fmt: skip
+    twins = [] if mode == BOTH_TYPES else [(FLOAT16, BFLOAT16)]
+    twins += [(FLOAT64, FLOAT32)] if mode == CHECKED else []
+    cases = [
+        (sample, dtype) for sample, dtype in cases
+        if not any(dtype == one and other in sample.dtypes for one, other in twins)
+    ]  # fmt: skip
     for sample, dtype in sorted(cases, key=lambda case: elements(case[0])):
         found = kernels_of([(TABLE[name], sample, dtype)], *looks(mode))
         found = {(source, expression) for source in found for expression in found[source]}
@@ -77,11 +79,15 @@ def reachable(chip: Chip) -> dict[str, list[str]]:
     return reachable_kernels(chip.arch, chip.multiprocessors)
 
 
-def without_twins(expressions) -> set[str]:
-    """The kernels less those of float16 that are there for bfloat16, too."""
+TWINS = [("__half", "__nv_bfloat16"), ("double", "float")]
+
+
+def without_twins(expressions, mode: str) -> set[str]:
+    """The kernels less those that are there in the twin of their type, too, and need not run."""
+    twins = TWINS if mode == CHECKED else TWINS[:1]
     return {
         text for text in expressions
-        if "__half" not in text or text.replace("__half", "__nv_bfloat16") not in expressions
+        if not any(one in text and text.replace(one, other) in expressions for one, other in twins)
     }  # fmt: skip
 
 
@@ -91,9 +97,9 @@ def compile_source(source: str, check: bool) -> str:
     try:
         expressions = set(reachable(H200).get(source, ()))
         if check:
-            expressions = without_twins(expressions)
+            expressions = without_twins(expressions, CHECKED)
         else:
-            expressions |= without_twins(reachable(SMALL).get(source, ()))
+            expressions |= without_twins(reachable(SMALL).get(source, ()), "fast-in-order")
         if expressions:
             prepare({source: sorted(expressions)})
     except CompileError as error:
@@ -129,5 +135,5 @@ def test_every_kernel_runs(mode):
     kept = [(TABLE[name], *case) for name in TABLE for case in chosen(name, mode)[0]]
     run = kernels_of(kept, *looks(mode))
     for source, expressions in reachable(CHIPS[mode]).items():
-        expected = expressions if mode == BOTH_TYPES else without_twins(expressions)
+        expected = expressions if mode == BOTH_TYPES else without_twins(expressions, mode)
         assert set(expected) <= set(run.get(source, ())), source

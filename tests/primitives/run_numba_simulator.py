@@ -1,4 +1,4 @@
-"""Check one family's Numba kernels in Numba's CUDA simulator; prints {primitive: samples} as JSON.
+"""Check Numba kernels of some families in Numba's CUDA simulator; prints {primitive: samples}, JSON.
 
 Run with NUMBA_ENABLE_CUDASIM=1. Exits 1 and names every failure if one disagrees. The simulator is
 slow, up to a second for a launch: of many samples MOST a primitive are taken, evenly from the list,
@@ -24,11 +24,11 @@ def chosen(cases) -> list:
     return both[False][::step] + both[True][:2]
 
 
-def main(family: str) -> int:
-    """Check every sample of every primitive of `family`."""
+def main(families: list[str]) -> int:
+    """Check samples of every primitive of some families."""
     checked, failed = {}, []
     for made in kernels.table().values():
-        if made.family != family:
+        if made.family not in families:
             continue
         for sample, dtype in chosen(parity.cases(made, "numba")):
             result = parity.check(made, sample, dtype, "numba")
@@ -41,4 +41,4 @@ def main(family: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

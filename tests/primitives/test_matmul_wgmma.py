@@ -39,7 +39,7 @@ def options(mode, *args, **kwargs):
     return wgmma.options(make_problem(*args, **kwargs), launcher(), mode)
 
 
-TALL, FLAT = (200, 264, 200), (40, 200, 136)
+TALL, FLAT = (200, 264, 136), (40, 200, 136)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -55,12 +55,17 @@ def test_numba(name, count_parity):
     check_all(name, "numba", "cuda", count_parity)
 
 
-@pytest.mark.parametrize("family", sorted({made.family for made in TABLE.values()}))
-def test_numba_in_its_simulator(family, count_parity):
-    """The simulator is switched on by the environment before Numba is imported: a process each."""
+# Numba takes longer to be imported than most families to be checked: some share a process.
+LONG = ("matmul", "loss", "cross_entropy", "activation", "clip", "reduce", "layer_norm")
+SHORT = sorted({made.family for made in TABLE.values()} - set(LONG))
+
+
+@pytest.mark.parametrize("families", [*((one,) for one in LONG), *(SHORT[k::4] for k in range(4))])
+def test_numba_in_its_simulator(families, count_parity):
+    """The simulator is switched on by the environment before Numba is imported: in a process."""
     environment = dict(os.environ, NUMBA_ENABLE_CUDASIM="1", CUDA_VISIBLE_DEVICES="")
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("run_numba_simulator.py")), family],
+        [sys.executable, str(Path(__file__).with_name("run_numba_simulator.py")), *families],
         env=environment,
         capture_output=True,
         text=True,
