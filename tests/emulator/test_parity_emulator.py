@@ -6,8 +6,8 @@ H200; and with every access checked. The rows come from the kernel table and the
 `parity.cases`: a new primitive is in by itself.
 
 A sample of both 16-bit types runs in float16 only the second time, one of float32 and float64 in
-float64 only the first two times: what the others look at, the launch for another GPU, addresses and
-barriers, is the same for both.
+float64 only the first two times, unless it reaches a kernel of another make: what the others look
+at, the launch for another GPU, addresses and barriers, is the same for both.
 """
 
 from __future__ import annotations
@@ -47,20 +47,31 @@ def elements(sample) -> int:
 
 
 @functools.cache
+def needed(mode: str) -> set[tuple[str, str]]:
+    """The kernels that must run in a mode."""
+    found = reachable(CHIPS[mode])
+    return {(source, one) for source in found for one in without_twins(found[source], mode)}
+
+
+@functools.cache
 def chosen(name: str, mode: str) -> tuple[list, int]:
     """The cases of a primitive to run, smallest first, and how many are left out."""
     kept, left_out, reached = [], 0, set()
     cases = parity.cases(TABLE[name], "emulator")
-    twins = [] if mode == BOTH_TYPES else [(FLOAT16, BFLOAT16)]
-    twins += [(FLOAT64, FLOAT32)] if mode == CHECKED else []
-    cases = [
-        (sample, dtype) for sample, dtype in cases
-        if not any(dtype == one and other in sample.dtypes for one, other in twins)
-    ]  # fmt: skip
+    if mode != BOTH_TYPES:
+        cases = [
+            (sample, dtype) for sample, dtype in cases
+            if dtype != FLOAT16 or BFLOAT16 not in sample.dtypes
+        ]  # fmt: skip
     for sample, dtype in sorted(cases, key=lambda case: elements(case[0])):
         found = kernels_of([(TABLE[name], sample, dtype)], *looks(mode))
         found = {(source, expression) for source in found for expression in found[source]}
-        if elements(sample) <= LIMITS[mode] or found - reached:
+        new = found - reached
+        if mode == CHECKED and dtype == FLOAT64 and FLOAT32 in sample.dtypes:
+            new &= needed(mode)
+            if not new:
+                continue
+        if elements(sample) <= LIMITS[mode] or new:
             kept.append((sample, dtype))
         else:
             left_out += 1

@@ -1,4 +1,4 @@
-"""Check Numba kernels of some families in Numba's CUDA simulator; prints {primitive: samples}, JSON.
+"""Check Numba kernels of some families in Numba's CUDA simulator; prints {primitive: samples}.
 
 Run with NUMBA_ENABLE_CUDASIM=1. Exits 1 and names every failure if one disagrees. The simulator is
 slow, up to a second for a launch: of many samples MOST a primitive are taken, evenly from the list,
