@@ -168,6 +168,12 @@ class ImageAugmentation:
     ):
         self.crop, self.cutout = int(crop), int(cutout)
         self.flip = (0.5 if flip else 0.0) if isinstance(flip, bool) else float(flip)
+        for name, value in (("crop", crop), ("cutout", cutout), ("brightness", brightness),
+                            ("contrast", contrast)):  # fmt: skip
+            if not value >= 0:
+                raise ValueError(f"ImageAugmentation: {name} is {value}; expected 0 or more")
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"ImageAugmentation: flip is {flip}; expected a share from 0 to 1")
         self.mean, self.std = (_numbers(n, v) for n, v in (("mean", mean), ("std", std)))
         if np.min(self.std) <= 0:
             raise ValueError(f"ImageAugmentation: std is {std!r}; expected numbers above 0")

@@ -291,3 +291,17 @@ def test_errors_of_images_and_of_the_transform():
     x = gpunn.tensor(np.zeros((1, 1, 2, 2), np.float32), device="cpu", requires_grad=True)
     with pytest.raises(ValueError, match="give images.detach"):
         ImageAugmentation()(x)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"crop": -1}, "crop is -1; expected 0 or more"),
+        ({"cutout": -2}, "cutout is -2; expected 0 or more"),
+        ({"flip": 1.5}, "flip is 1.5; expected a share from 0 to 1"),
+        ({"contrast": float("nan")}, "contrast is nan; expected 0 or more"),
+    ],
+)
+def test_what_is_no_augmentation_is_refused_at_once(options, text):
+    with pytest.raises(ValueError, match=f"ImageAugmentation: {text}"):
+        ImageAugmentation(**options)
