@@ -42,7 +42,7 @@ class MemoryPlan:
     peak : the most bytes alive at one time among the blocks of the arena, sizes rounded up to the
         alignment; no arena can be smaller
     total : what they would take without sharing
-    escaping : bytes of the blocks that are alive at the end, in the arena or not
+    escaping : bytes of the blocks that are alive at the end, which are not in the arena
     """
 
     blocks: tuple[Block, ...] = field(repr=False)
@@ -64,9 +64,8 @@ class MemoryPlan:
         if self.size:
             text += f", {self.total / self.size:.1f} x shared"
         ends = sum(block.dies is None for block in self.blocks)
-        where = "in the arena" if placed == len(self.blocks) else "outside it"
         if ends:
-            text += f"\n{ends:,} blocks of {bytes_text(self.escaping)} outlive the step, {where}"
+            text += f"\n{ends:,} blocks of {bytes_text(self.escaping)} outlive the step, outside it"
         return text
 
     def timeline(self) -> tuple[np.ndarray, np.ndarray]:
@@ -78,14 +77,13 @@ class MemoryPlan:
         return _alive(size, born, dies)
 
 
-def plan(blocks: Sequence[Block], alignment: int = 256, place_escaping: bool = False) -> MemoryPlan:
-    """Lay out `blocks` in one arena.
+def plan(blocks: Sequence[Block], alignment: int = 256) -> MemoryPlan:
+    """Lay out `blocks` in one arena, but for those that outlive the step (dies None).
 
     Parameters
     ----------
     blocks : in any order; an event at which one block dies and another is born lets them share
     alignment : of every offset in bytes, a power of two
-    place_escaping : put blocks that outlive the step (dies None) in the arena too
 
     Raises ValueError for a negative size, a block that dies before it is born and an alignment that
     is no power of two.
@@ -101,10 +99,10 @@ def plan(blocks: Sequence[Block], alignment: int = 256, place_escaping: bool = F
             )
     size, born, dies = _columns(blocks, alignment)
     escapes = np.fromiter((block.dies is None for block in blocks), bool, len(blocks))
-    chosen = np.flatnonzero((size > 0) & ~(escapes & (not place_escaping)))
+    chosen = np.flatnonzero((size > 0) & ~escapes)
     parts = size[chosen], born[chosen], dies[chosen]
     peak = int(_alive(*parts)[1].max(initial=0))
-    offsets = np.where(escapes & (not place_escaping), -1, 0)
+    offsets = np.where(escapes, -1, 0)
     offsets[chosen] = _best(*parts, peak)
     return MemoryPlan(
         blocks=blocks,

@@ -101,12 +101,12 @@ class TrainStep:
                 return self._batch(*arguments)
         if self.compiled is None or self._loader is not None:  # labels are read on the host
             return self._batch(*arguments)
+        if not self.may_fail:
+            return self.compiled(*arguments)
         random, metrics = get_rng_state(), [dict(vars(metric)) for metric, _ in self._inside]
         try:
             return self.compiled(*arguments)
         except StepError as error:
-            if not self.may_fail:
-                raise
             warnings.warn(f"Trainer: goes on without compiling: {error}", stacklevel=4)
             self.compiled = None
             if error.completed:

@@ -227,10 +227,10 @@ def _kernel(number):
                 exists = sample >= 0 and sample < x.shape[0]
                 scratch[i] = x[sample, i % inputs] if exists else number(math.nan)
             cuda.syncthreads()
-            for l in range(layers):  # noqa: E741
-                after = integers[l + 1, PLACE] if l + 1 < layers else -1
+            for k in range(layers):
+                after = integers[k + 1, PLACE] if k + 1 < layers else -1
                 forward(
-                    integers[l], reals[l], after, batch, rows, parameters, scratch, step, seed,
+                    integers[k], reals[k], after, batch, rows, parameters, scratch, step, seed,
                     offset, dropouts,
                 )  # fmt: skip
                 cuda.syncthreads()
@@ -260,25 +260,25 @@ def _kernel(number):
                 each = outputs if options & MSE else 1
                 losses[step] = loss / (rows * each)
                 correct[step] = int(hits)
-            for l in range(layers - 1, 0, -1):  # noqa: E741
+            for k in range(layers - 1, 0, -1):
                 backward(
-                    integers[l], integers[l - 1], reals[l - 1], batch, rows, parameters, scratch,
+                    integers[k], integers[k - 1], reals[k - 1], batch, rows, parameters, scratch,
                     step, seed, offset, dropouts,
                 )  # fmt: skip
                 cuda.syncthreads()
-            for l in range(layers):  # noqa: E741
-                weight_gradients(integers[l], batch, rows, scratch, gradients)
+            for k in range(layers):
+                weight_gradients(integers[k], batch, rows, scratch, gradients)
             cuda.syncthreads()
             coefficient = one
             if options & CLIP:
                 total = 0.0
-                for l in range(layers):  # noqa: E741
-                    total += squares(integers[l], gradients)
+                for k in range(layers):
+                    total += squares(integers[k], gradients)
                 ratio = max_norm / (float64(number(math.sqrt(total))) + 1e-6)
                 if not ratio >= 1.0:
                     coefficient = number(ratio)
-            for l in range(layers):  # noqa: E741
-                layer = integers[l]
+            for k in range(layers):
+                layer = integers[k]
                 weights = layer[INPUTS] * layer[OUTPUTS]
                 count = weights + layer[OUTPUTS] if layer[BIAS] >= 0 else weights
                 for j in range(thread, count, threads):

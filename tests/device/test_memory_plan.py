@@ -36,13 +36,12 @@ def block_lists(draw):
 
 
 @settings(max_examples=150, deadline=None)
-@given(block_lists(), st.sampled_from([1, 64, 256]), st.booleans())
-def test_blocks_alive_together_lie_apart(blocks, alignment, place_escaping):
-    made = plan(blocks, alignment, place_escaping)
+@given(block_lists(), st.sampled_from([1, 64, 256]))
+def test_blocks_alive_together_lie_apart(blocks, alignment):
+    made = plan(blocks, alignment)
     check(made)
     for block, offset in zip(blocks, made.offsets, strict=True):
-        outside = block.dies is None and not place_escaping
-        assert (offset == -1) == outside
+        assert (offset == -1) == (block.dies is None)
     up = [-(-b.size // alignment) * alignment for b in blocks]
     assert made.escaping == sum(s for s, b in zip(up, blocks, strict=True) if b.dies is None)
     events, alive = made.timeline()
@@ -68,7 +67,6 @@ def test_known_plans():
     assert made.size == made.peak == 18
     kept = [Block(10, 0, 2), Block(20, 1, None)]
     assert plan(kept, 1).offsets == (0, -1) and plan(kept, 1).size == 10
-    assert plan(kept, 1, place_escaping=True).size == 30
     assert "1 blocks of 20 B outlive the step, outside it" in plan(kept, 1).describe()
     events, alive = plan(kept, 1).timeline()
     assert events.tolist() == [0, 1, 2, 3] and alive.tolist() == [10, 30, 20, 0]
