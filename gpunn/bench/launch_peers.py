@@ -18,7 +18,7 @@ from gpunn.bench.timing import Contestant, captured, clock_for, one_line
 from gpunn.device.cuda_launch import CupyDriver, cuda_launcher
 from gpunn.device.device import Device
 from gpunn.device.launch import Launcher
-from gpunn.device.probe import import_cupy
+from gpunn.device.probe import import_cupy, import_numba_cuda
 
 SOURCE = "bench/launch_cost.cu"
 ARGUMENTS = (1, 8, 20)
@@ -117,8 +117,7 @@ def _cuda_core(device, count, clock):
 
 
 def _numba(device, count, clock):
-    from numba import cuda
-
+    cuda = import_numba_cuda()
     names = ", ".join(f"a{i}" for i in range(count))
     scope: dict = {}
     exec(f"def nothing({names}): pass", scope)

@@ -54,7 +54,20 @@ _TILES = [
 ]
 
 
-@triton.autotune(configs=_TILES, key=["M", "N", "K"])
+def _fitting(configs, arguments, **_):
+    """The tiles whose stages fit into a multiprocessor's 227 KiB of shared memory."""
+    size = arguments["a"].element_size()
+
+    def stages(tile):
+        sides = tile.kwargs["BM"] + tile.kwargs["BN"]
+        return tile.num_stages * sides * tile.kwargs["BK"] * size
+
+    return [tile for tile in configs if stages(tile) <= 227 * 1024]
+
+
+@triton.autotune(
+    configs=_TILES, key=["M", "N", "K"], prune_configs_by={"early_config_prune": _fitting}
+)
 @triton.jit
 def _product(
     a, b, c, M, N, K, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr
@@ -93,5 +106,8 @@ def matmul(a, b, *, out=None):
     def grid(tile):
         return (triton.cdiv(m, tile["BM"]) * triton.cdiv(n, tile["BN"]),)
 
-    _product[grid](a, b, out, m, n, k, PRECISION="ieee")
+    # Float32 as exact as on the ordinary units, by three products of TF32 numbers; for those units
+    # ("ieee") Triton unrolls such tiles into code that takes it minutes to compile.
+    precision = "tf32x3" if a.dtype == torch.float32 else "ieee"
+    _product[grid](a, b, out, m, n, k, PRECISION=precision)
     return out

@@ -26,7 +26,7 @@ import gpunn.kernels
 from gpunn.bench import peers
 from gpunn.bench.cases import DTYPES, copies_for, last_level_cache, room_for_copies
 from gpunn.bench.measure import NotTimed
-from gpunn.bench.timing import Contestant, captured, clock_for, interleave, one_line
+from gpunn.bench.timing import Contestant, Timing, captured, clock_for, interleave, one_line
 from gpunn.device import arrays
 from gpunn.device.device import Device
 from gpunn.device.launch import RecordingLauncher
@@ -157,6 +157,7 @@ def measure(
         row["cache"] = "cold" if product.bytes * len(sets) >= 2 * cache else "warm"
         times, failed = interleave(contestants, clock, samples, sample_seconds)
         row["mode"] = "cpu" if device.type == "cpu" else "stream"
+        as_graph: dict[str, Timing] = {}
         if device.type == "cuda" and times["gpunn"].median < LAUNCH_BOUND_SECONDS:
             graphs = []
             for contestant in contestants:
@@ -167,13 +168,15 @@ def measure(
                                             one_line(error)))  # fmt: skip
             if graphs and graphs[0].name == "gpunn":
                 as_graph, _ = interleave(graphs, clock, samples, sample_seconds)
+                row["mode"] = "graph"
                 row["graph_samples"] = {name: t.samples for name, t in as_graph.items()}
         skipped += [NotTimed(product.key, name, reason) for name, reason in failed.items()]
     row["samples"] = {name: timing.samples for name, timing in times.items()}
     if "gpunn" in times:
-        own = times["gpunn"].median
+        compared = as_graph or times  # replayed, where launches would hide the kernels
+        own = compared["gpunn"].median
         row["seconds"], row["tflops"] = own, product.flops / own / 1e12
-        best = [t.median for name, t in times.items() if name != "gpunn"]
+        best = [t.median for name, t in compared.items() if name != "gpunn"]
         row["ratio"] = min(best) / own if best else None
     return row, skipped
 

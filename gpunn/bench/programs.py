@@ -30,13 +30,11 @@ def tests(run: Run, seconds: float) -> str:
         return "pytest is not installed"
     with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
         report = Path(folder) / "report.xml"
-        where = "tests/bench" if run.tiny else "tests"
+        where = ["tests/bench"] if run.tiny else gpu_test_files()
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider",
-                   "--continue-on-collection-errors", f"--junitxml={report}",
-                   # Two stages have these already.
-                   "--ignore=tests/primitives/test_parity.py",
-                   "--ignore=tests/emulator/test_conformance.py",
-                   where]  # fmt: skip
+                   "--continue-on-collection-errors", f"--junitxml={report}", *where]
+        if importlib.util.find_spec("xdist"):
+            command += ["-n", "1" if run.tiny else "4"]  # mostly they compile kernels
         code, text = _command(command, seconds)
         if not report.exists():
             run.left_out["pytest -m gpu"] = "no time was left" if code is None else text[-1500:]
@@ -50,6 +48,18 @@ def tests(run: Run, seconds: float) -> str:
         "failures": failures, "failed": len(failures), "skipped": counts["skipped"],
     })  # fmt: skip
     return f"{counts['tests']} tests, {counts['skipped']} skipped"
+
+
+def gpu_test_files() -> list[str]:
+    """The test files with tests that need a GPU, but for those that stages of their own go through:
+    only to collect all of the tests takes half a minute."""
+    root = checkout()
+    others = {root / "tests/primitives/test_parity.py", root / "tests/emulator/test_conformance.py"}
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.glob("tests/**/test_*.py")
+        if path not in others and "pytest.mark.gpu" in path.read_text(encoding="utf-8")
+    )
 
 
 def read_junit(path: Path) -> tuple[dict[str, int], list[dict[str, str]]]:

@@ -33,17 +33,18 @@ def compiled_steps(run: Run, seconds: float) -> str:
 
 
 def steps(run: Run, seconds: float) -> str:
-    """Whole training steps beside PyTorch's: all jobs, then again with what torch.compile makes.
+    """Whole training steps beside PyTorch's, also beside what torch.compile makes.
 
-    That takes many seconds for each network, so the times of all others are safe by then.
+    That takes torch.compile many seconds for a large network: those are first timed without it.
     """
     memory = run.found.environment["machine"].get("gpu_memory_bytes")
     jobs = training.jobs_on(run.device, memory)
     if run.tiny:
         jobs = [job for job in jobs if job.name == "mlp-64-128-128-10"]
-    items = [_item(job, memory, ()) for job in jobs]
-    if run.device.type == "cuda":
-        items += [_item(job, memory, peers) for job in jobs if (peers := compiled_peers(job))]
+    peers = {job: compiled_peers(job) if run.device.type == "cuda" else () for job in jobs}
+    small = {job for job in jobs if job.name.startswith("mlp")}
+    items = [_item(job, memory, peers[job] if job in small else ()) for job in jobs]
+    items += [_item(job, memory, peers[job]) for job in jobs if peers[job] and job not in small]
     for item in items:
         item["budget"] = 0.4 * seconds / len(items)
     outcome = run.supervise("steps", items, seconds, item_seconds=seconds)

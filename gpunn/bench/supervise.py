@@ -63,9 +63,10 @@ def supervise(
     deadline = time.monotonic() + seconds
     shares = [list(items[start::jobs]) for start in range(jobs)]
     command = ["--device", device, *(["--tiny"] if tiny else [])]
+    environment = child_environment(jobs)
 
     def run(share):
-        return _run_share(stage, share, command, prefix, deadline, item_seconds)
+        return _run_share(stage, share, command, prefix, deadline, item_seconds, environment)
 
     outcome = Outcome()
     with ThreadPoolExecutor(jobs) as pool:
@@ -81,6 +82,7 @@ def _run_share(
     prefix: Sequence[str],
     deadline: float,
     item_seconds: float,
+    environment: dict[str, str],
 ) -> Outcome:
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
@@ -89,14 +91,16 @@ def _run_share(
                 outcome.not_run |= {item["id"]: "no time was left" for item in items}
                 break
             items = _one_child(
-                stage, items, command, prefix, deadline, item_seconds, Path(folder), outcome
-            )
+                stage, items, command, prefix, deadline, item_seconds, environment, Path(folder),
+                outcome,
+            )  # fmt: skip
     return outcome
 
 
 def _one_child(
-    stage, items, command, prefix, deadline, item_seconds, folder: Path, outcome: Outcome
-) -> list[dict[str, Any]]:
+    stage, items, command, prefix, deadline, item_seconds, environment, folder: Path,
+    outcome: Outcome,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Run one child over the items; note what it did and return the items still to do."""
     todo, notes, errors = folder / "items.json", folder / "notes.jsonl", folder / "errors.txt"
     todo.write_text(json.dumps(items))
@@ -106,7 +110,7 @@ def _one_child(
         child = subprocess.Popen(
             [*prefix, sys.executable, "-m", "gpunn.bench.stages", *arguments],
             cwd=checkout(),
-            env=child_environment(),
+            env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,
             stderr=sink,
@@ -135,11 +139,19 @@ def _one_child(
     return []
 
 
-def child_environment() -> dict[str, str]:
-    """The environment with the checkout first on Python's path."""
+def child_environment(jobs: int = 1) -> dict[str, str]:
+    """The environment with the checkout first on Python's path.
+
+    `jobs` children at a time share the cores: each with as many threads as there are cores would
+    make NumPy's products, the reference of most checks, slower and not faster.
+    """
     old = os.environ.get("PYTHONPATH")
     path = os.pathsep.join(filter(None, (str(checkout()), old)))
-    return {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    found = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    if jobs > 1:
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        found |= {"OMP_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads}
+    return found
 
 
 def _watch(child: subprocess.Popen, notes: Path, deadline: float, item_seconds: float) -> str:

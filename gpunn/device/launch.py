@@ -46,11 +46,13 @@ class Launcher:
     arch : the architecture kernels are compiled for, such as ``"sm_90a"``
     multiprocessors : their number, for grids that fill the chip
     shared_limit : bytes of dynamic shared memory that one block may use
+    launches_nothing : its scratch is memory of the host, and what was launched cannot be repeated
     """
 
     arch: str
     multiprocessors: int
     shared_limit: int
+    launches_nothing = False
 
     @staticmethod
     def ctype(dtype) -> str:
@@ -131,6 +133,8 @@ class RecordingLauncher(Launcher):
 
     It looks like an H200 unless told otherwise, so that the launch code chooses as it would there.
     """
+
+    launches_nothing = True
 
     def __init__(
         self,

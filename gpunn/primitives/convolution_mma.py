@@ -16,7 +16,7 @@ from gpunn.device.launch import Launcher
 from gpunn.primitives import convolution_simt, matmul_simt
 from gpunn.primitives.convolution_pass import INPUT, OUTPUT, WEIGHT, Pass, sizes, structure
 from gpunn.primitives.matmul_mma import MODES, STRIDED, Tile, best_parts, rate_of
-from gpunn.primitives.matmul_option import Option
+from gpunn.primitives.matmul_option import Option, measured
 from gpunn.primitives.matmul_problem import Finish
 
 # Few, because each is a kernel for each pass. A gathered operand takes registers that the larger
@@ -77,6 +77,7 @@ def options(p: Pass, chip, mode: str) -> list[Option]:
         )
         kernel = Kernel(expression, tile, parts, length)
         name = f"{'' if packed else 'elements '}{tile.name(dtype.itemsize, mode, parts)}"
+        seconds *= measured("mma", chip.arch)
         found.append(Option(name, seconds, functools.partial(run, kernel=kernel, again=again)))
     return found
 

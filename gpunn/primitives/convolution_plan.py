@@ -36,8 +36,7 @@ from gpunn.primitives import (
 from gpunn.primitives.convolution_pass import INPUT, OUTPUT, WEIGHT, Pass
 from gpunn.primitives.convolution_problem import Geometry
 from gpunn.primitives.matmul_launch import multiply
-from gpunn.primitives.matmul_option import Option
-from gpunn.primitives.matmul_plan import generation
+from gpunn.primitives.matmul_option import Option, number_of
 from gpunn.primitives.matmul_problem import Finish
 from gpunn.primitives.matmul_simt import column_sums
 
@@ -47,7 +46,7 @@ def options(p: Pass, chip) -> list[Option]:
     itemsize, direct = p.out.itemsize, convolution_depthwise.options(p, chip)
     if direct:
         return direct
-    if itemsize == 8 or generation(chip.arch) < 80:
+    if itemsize == 8 or number_of(chip.arch) < 80:
         return convolution_simt.options(p, chip)
     if itemsize == 2:
         found = convolution_wgmma.options(p, chip) + convolution_mma.options(p, chip, "native")

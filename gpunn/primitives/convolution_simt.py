@@ -12,7 +12,7 @@ import numpy as np
 
 from gpunn.primitives import matmul_simt
 from gpunn.primitives.convolution_pass import Pass, sizes, structure
-from gpunn.primitives.matmul_option import Option, parts_of
+from gpunn.primitives.matmul_option import Option, measured, parts_of
 from gpunn.primitives.samples import accumulator_dtype
 
 # The tile of a block, and its share of the arithmetic units' speed in packs and single elements: an
@@ -33,6 +33,7 @@ def options(p: Pass, chip) -> list[Option]:
         chip.arch == "sm_80",
     )  # fmt: skip
     run_it = functools.partial(run, packed=packed, parts=parts, length=length)
+    seconds *= measured("simt", chip.arch)
     return [Option(f"simt{' packed' * packed} k{parts}", seconds, run_it)]
 
 

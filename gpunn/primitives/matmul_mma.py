@@ -15,7 +15,7 @@ import numpy as np
 from gpunn.device.arrays import pointer
 from gpunn.device.launch import Launcher
 from gpunn.primitives import matmul_simt
-from gpunn.primitives.matmul_option import LAUNCH, Option, parts_of
+from gpunn.primitives.matmul_option import LAUNCH, Option, measured, number_of, parts_of
 from gpunn.primitives.matmul_problem import Finish, Problem
 
 # The mode's name here and in the kernel.
@@ -134,6 +134,7 @@ def options(problem: Problem, chip, mode: str) -> list[Option]:
         expression = tile.expression(Launcher.ctype(dtype), dtype.itemsize, mode, loads, purpose)
         kernel = Kernel(expression, tile, parts, length, purpose == "WEIGHT_GRADIENT")
         name = tile.name(dtype.itemsize, mode, parts)
+        seconds *= measured("mma", chip.arch)
         found.append(Option(name, seconds, functools.partial(run, kernel=kernel, again=again)))
     return found
 
@@ -207,7 +208,7 @@ def best_parts(
 
 def rate_of(arch: str) -> int:
     """Multiply-adds of 16-bit numbers that a multiprocessor makes in one cycle by mma.sync."""
-    return _RATES.get(int("".join(c for c in arch if c.isdigit())), 1024)
+    return _RATES.get(number_of(arch), 1024)
 
 
 # ---- launch --------------------------------------------------------------------------------------

@@ -72,8 +72,13 @@ def addressable(o: Operand, chip) -> bool | None:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """An operand that tensor copies can read, as the kernel is told of it."""
+    """An operand that tensor copies can read, as the kernel is told of it.
 
+    A map knows only an address: without `array` the memory of an operand that was written anew
+    would be free for the next one before the product is launched.
+    """
+
+    array: Any
     map: Any
     rows_contiguous: bool
     near: int
@@ -109,7 +114,8 @@ def ready(launch, o: Operand, tile_rows: int, share: int, mode: str, needs_k: bo
     else:
         shape, box = (outer, inner, o.size, o.K), (1, 1, tile_rows // share, width)
         strides = (*strides, o.row_stride, 1)
-    return Ready(tensor_map(o.array, shape, strides, box, line), rows_contiguous, near, far)
+    made = tensor_map(o.array, shape, strides, box, line)
+    return Ready(o.array, made, rows_contiguous, near, far)
 
 
 def prepared(launch, o: Operand, dtype, planes: int, flags) -> Operand:

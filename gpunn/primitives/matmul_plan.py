@@ -22,18 +22,9 @@ Each candidate kernel offers its tiles and parts of K with an estimated time (`o
 
 from __future__ import annotations
 
-import functools
-import re
-
 from gpunn.primitives import matmul_mma, matmul_precision, matmul_simt, matmul_tune, matmul_wgmma
-from gpunn.primitives.matmul_option import Option
+from gpunn.primitives.matmul_option import Option, number_of
 from gpunn.primitives.matmul_problem import Problem
-
-
-@functools.cache
-def generation(arch: str) -> int:
-    """The number in an architecture's name: 90 for "sm_90a"."""
-    return int(re.match(r"sm_(\d+)", arch)[1])
 
 
 def options(problem: Problem, chip) -> list[Option]:
@@ -41,7 +32,7 @@ def options(problem: Problem, chip) -> list[Option]:
 
     chip : a launcher, or anything with its ``arch``, ``multiprocessors``, ``shared_limit``
     """
-    dtype, number = problem.out.dtype, generation(chip.arch)
+    dtype, number = problem.out.dtype, number_of(chip.arch)
     if dtype.itemsize == 8 or number < 80 or problem.K == 0:
         return matmul_simt.options(problem, chip)
     hopper = chip.arch == "sm_90a"  # wgmma is in this generation alone

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpunn.primitives.matmul_option import Option, parts_of
+from gpunn.primitives.matmul_option import Option, measured, parts_of
 from gpunn.primitives.matmul_problem import Finish, Problem
 from gpunn.primitives.samples import accumulator_dtype
 
@@ -69,8 +69,9 @@ def options(problem: Problem, chip) -> list[Option]:
     itemsize = problem.out.dtype.itemsize
     packs = "STRIDED" not in loads_of(problem, chip)
     sizes = problem.M, problem.N, problem.K, problem.batch
+    factor = measured("simt", chip.arch)
     return [
-        Option(f"simt {tile.rows}x{tile.columns} k{parts}", seconds,
+        Option(f"simt {tile.rows}x{tile.columns} k{parts}", seconds * factor,
                functools.partial(run, tile=tile, parts=parts, length=length))
         for tile, parts, length, seconds in choices(
             *sizes, itemsize, packs, chip.multiprocessors, slow=chip.arch == "sm_80"

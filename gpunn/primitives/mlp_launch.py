@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import numpy as np
 
-from gpunn.device import device_of
+from gpunn.device import device_of, synchronize, tracing
 from gpunn.device.transfer import uploader
 from gpunn.errors import UnsupportedError
 from gpunn.primitives.activation import ACTIVATIONS
@@ -20,13 +21,30 @@ _PREPARE_BLOCK = 256
 _MOMENTUM, _ADAM, _NESTEROV, _DECOUPLED, _MSE, _CLIP, _VECTOR = (1 << bit for bit in range(7))
 
 
+_TABLES = 32
+_tables: dict[tuple[str, bytes], Any] = {}  # the plans' tables that lie on a GPU
+
+
 def _on_device(launch, host: np.ndarray):
-    """A small array of the host on the device of the launch; the host waits for nothing."""
+    """A plan's table on the device of the launch.
+
+    On a GPU it stays there for the next call: that spares an upload, which a call that is captured
+    into a graph could not make.
+    """
     array = launch.empty(host.shape, host.dtype)
     if isinstance(array, np.ndarray):
         array[...] = host
         return array
-    return uploader(device_of(array)).upload(host, out=array)
+    key = str(device_of(array)), host.tobytes()
+    found = _tables.get(key)
+    if found is None:
+        found = uploader(device_of(array)).upload(host, out=array)
+        if tracing.state.trace is None:  # the memory of a traced step is planned, and used again
+            synchronize(device_of(array))  # once: other streams may use it from now on
+            if len(_tables) >= _TABLES:
+                _tables.clear()
+            _tables[key] = found
+    return found
 
 
 def _options(work, first, vector: bool) -> int:

@@ -2,7 +2,8 @@
 // map describes. All from sm_90 on.
 //
 // Coordinates are innermost dimension first and may lie outside of the tensor: loads fill what is outside
-// (and report the whole box's bytes), stores leave it out. Shared memory of a box is aligned to 128 bytes,
+// (and report the whole box's bytes), stores leave it out. The innermost one is a multiple of 16 bytes, and
+// those of stores are not negative: an H100 stops with "an illegal instruction" otherwise. Shared memory of a box is aligned to 128 bytes,
 // and to 1024, 512 or 256 if the map has a swizzle of 128, 64 or 32 bytes and code relies on its pattern.
 #pragma once
 #include "ptx_base.cuh"

@@ -111,7 +111,9 @@ def _kernels(real):
                 for column in range(cuda.threadIdx.x, columns, wide):
                     u = grad[row, column]
                     if weight.size > 0:
-                        u *= weight[column]
+                        # Plus zero: so that the product is rounded as it was in `total`, and not
+                        # joined with the subtraction; in a row of one element they must cancel.
+                        u = u * weight[column] + zero
                     h = (x[row, column] - middle) * scale
                     value = scale * (u - total - h * product)
                     if extra.size > 0:

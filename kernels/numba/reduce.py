@@ -57,6 +57,18 @@ def tiles_of(x, out):
 def _kernels(number, total):
     """(sum, max, argmax) for elements of type `number` that are summed in type `total`."""
 
+    if total is int64:
+
+        @cuda.jit(device=True)
+        def share(value, divisor):
+            return value  # never a mean; a quotient would make float64 of it, with 53 bits
+
+    else:
+
+        @cuda.jit(device=True)
+        def share(value, divisor):
+            return value if divisor == 1 else value / divisor
+
     @cuda.jit
     def reduce_sum(x, out, size, divisor):
         scratch = cuda.shared.array(THREADS, total)
@@ -89,7 +101,7 @@ def _kernels(number, total):
                 cuda.syncthreads()
                 half //= 2
             if y == 0 and i < x.shape[2]:
-                out[o, part, i] = scratch[me] if divisor == 1 else scratch[me] / divisor
+                out[o, part, i] = share(scratch[me], divisor)
             cuda.syncthreads()  # before the next tile overwrites the scratch
 
     @cuda.jit

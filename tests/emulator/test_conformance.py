@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gpunn.device import probe, sources
-from gpunn.emulator import TensorMap, conformance, tensor_map
+from gpunn.emulator import TensorMap, TrapError, conformance, tensor_map
 from gpunn.errors import DeviceError
 
 # A block of one warp or more, its threads in order, in reverse, and mixed.
@@ -228,3 +228,20 @@ def test_a_refusal_of_the_driver(driver, monkeypatch):
 def test_the_driver_is_asked_for_by_name():
     with pytest.raises(DeviceError, match="does not load here|does not start|refused"):
         TensorMap(np.zeros((8, 64), np.float16), (8, 64)).as_argument(0x1000)
+
+
+@pytest.mark.parametrize(
+    ("name", "places", "message"),
+    [
+        ("tensor_load 2-D int32 swizzle 64 #2", [[2, 3], [16, 16]], "not a multiple of 16 bytes"),
+        ("tensor_store 2-D int32 swizzle 64 #2", [[2, 3]], "not a multiple of 16 bytes"),
+        ("tensor_store 2-D int32 swizzle 64 #2", [[4, -1]], "begins at -1 in dimension 1"),
+    ],
+)
+def test_a_box_begins_where_a_gpu_takes_it(name, places, message):
+    """Elsewhere an H100 stops with "an illegal instruction"."""
+    case = conformance.get(name)
+    arguments = list(case.make(np.random.default_rng(0)).arguments)
+    arguments[1] = np.array(places, np.int32)
+    with pytest.raises(TrapError, match=message):
+        conformance.emulator_launch()(case, arguments)

@@ -47,6 +47,24 @@ static void tensor_pieces(const u8* map_bytes, const void* shared, const int* at
                  });
 }
 
+// Where a box may begin, as an H100 has it, which stops with "an illegal instruction" otherwise: at whole 16 bytes
+// along the innermost dimension, also outside of the tensor; and a store at no negative coordinate.
+static void require_beginning(const tensor::Map& map, const int* at, bool store, void* place) {
+    const char* what = store ? "the box of a tensor store" : "the box of a tensor load";
+    if (static_cast<int64_t>(at[0]) * map.element_bytes % 16) {
+        report(TRAP, place, 0, nullptr,
+               "%s begins at element %d of %d bytes along the innermost dimension: not a multiple of 16 bytes", what,
+               at[0], map.element_bytes);
+        die(own_block);
+    }
+    for (int d = 0; store && d < map.rank; d++)
+        if (at[d] < 0) {
+            report(TRAP, place, 0, nullptr, "%s begins at %d in dimension %d: a store begins at no negative place",
+                   what, at[d], d);
+            die(own_block);
+        }
+}
+
 // ---- bulk stores: shared to global, by the thread that issued them -------------------------------------------------------
 
 // The writes to global memory are the store engine's: the thread knows of them once it has waited for the group.
@@ -136,6 +154,7 @@ void emu_tensor_load(void* shared, const void* map, void* mbarrier, int dimensio
     Fiber* f = current();
     settle(f);
     const tensor::Map decoded = decode_map(map, dimensions, place);
+    require_beginning(decoded, at, false, place);
     EngineJob job{};
     job.kind = EngineJob::TENSOR;
     memcpy(job.map, map, sizeof job.map);
@@ -158,6 +177,7 @@ void emu_tensor_load(void* shared, const void* map, void* mbarrier, int dimensio
 void emu_tensor_store(const void* map, const void* shared, int dimensions, const int* at, int reduce) {
     void* place = PLACE;
     const tensor::Map decoded = decode_map(map, dimensions, place);
+    require_beginning(decoded, at, true, place);
     BulkStore s{};
     s.map = map;
     memcpy(s.map_copy, map, sizeof s.map_copy);

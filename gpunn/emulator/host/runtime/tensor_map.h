@@ -154,7 +154,7 @@ struct Piece {
 };
 
 // The pieces of the line of a box at `shared`. `row` is the address of the line's element 0 in the tensor, or
-// 0 if the whole line lies outside; `first` is the box's first element along the line.
+// 0 if the whole line lies outside; `first` is the box's first element along the line, at whole 16 bytes.
 template <class Each>
 void walk_line(const Map& map, uint32_t shared, uint64_t row, int64_t first, Each& each) {
     const int64_t size = static_cast<int64_t>(map.sizes[0]) * map.element_bytes;
@@ -162,14 +162,12 @@ void walk_line(const Map& map, uint32_t shared, uint64_t row, int64_t first, Eac
     for (int at = 0; at < map.line_bytes; at += 16) {
         const uint32_t address = shared + at, target = address ^ (address >> 7 & pattern) << 4;
         const int64_t begin = first * map.element_bytes + at;
-        if (!row || begin >= size || begin + 16 <= 0) {
+        if (!row || begin >= size || begin < 0) {
             each(Piece{target, 16, 0, 0});
             continue;
         }
-        const int before = begin < 0 ? static_cast<int>(-begin) : 0;
-        const int end = size - begin < 16 ? static_cast<int>(size - begin) : 16;
-        if (before) each(Piece{target, before, 0, 0});
-        each(Piece{target + before, 16 - before, end - before, row + begin + before});
+        const int inside = size - begin < 16 ? static_cast<int>(size - begin) : 16;
+        each(Piece{target, 16, inside, row + begin});
     }
 }
 
