@@ -11,6 +11,7 @@ copy and computed there by our CUDA C++ kernels, or by the Numba ones inside
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 from gpunn.primitives.activation import ACTIVATIONS
 from gpunn.primitives.matmul_tune import autotune
@@ -30,9 +31,22 @@ for _family in FAMILIES:
 
 globals().update(TABLE)
 
+if TYPE_CHECKING:  # every name of the table is one
+
+    def __getattr__(name: str) -> Primitive: ...
+
+
 __all__ = ["ACTIVATIONS", "Cost", "Primitive", "autotune", "table", "using", *TABLE]
 
 
 def table() -> dict[str, Primitive]:
-    """All primitives by name, in the order of the families, whatever was imported first."""
-    return dict(sorted(TABLE.items(), key=lambda row: FAMILIES.index(row[1].family)))
+    """All primitives by name, in the order of the families, whatever was imported first.
+
+    Those of extensions (`gpunn.extend`) come last, in the order in which they were declared; the
+    files that ``GPUNN_EXTENSIONS`` names are loaded first.
+    """
+    from gpunn import extend
+
+    extend.load_from_environment()
+    place = {family: number for number, family in enumerate(FAMILIES)}
+    return dict(sorted(TABLE.items(), key=lambda row: place.get(row[1].family, len(FAMILIES))))

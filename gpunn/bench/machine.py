@@ -193,14 +193,20 @@ def digests_of(made: Primitive) -> dict[str, str]:
     Comments, docstrings and blank lines do not count: a header that cites its own measurement must
     not make that measurement out of date.
     """
-    specification = _family_digest(Path(inspect.getfile(made._specification)))
+    home = Path(inspect.getfile(made._specification))
+    if home.suffix == ".py" and home.is_file():
+        specification = _family_digest(home)
+    else:  # an extension typed into an interpreter or a notebook
+        code = made._specification.__code__
+        specification = _combine(code.co_code.hex(), repr(code.co_names))
     folder = sources.kernels_folder()
     found = {"numpy": specification}
     if "cuda" in made.implementations:
         sources_ = (_cuda_digest(folder / "cuda", source) for source in made.cuda_sources)
         found["cuda"] = _combine(specification, *sources_)
     if "numba" in made.implementations:
-        text = (folder / "numba" / made.numba_source).read_text("utf-8")
+        path = folder / "numba" / made.numba_source
+        text = path.read_text("utf-8") if path.is_file() else ""  # beside its specification
         found["numba"] = _combine(specification, _python_digest(text))
     return found
 
@@ -270,7 +276,8 @@ def _cuda_digest(folder: Path, name: str) -> str:
         if file in seen:
             continue
         seen.add(file)
-        text = (folder / file).read_text("utf-8")
+        path = folder / file
+        text = (path if path.is_file() else sources.cuda_path(file)).read_text("utf-8")
         todo += sorted(re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE))
         code = _COMMENT.sub(lambda m: m[0] if m[0].startswith('"') else " ", text)
         parts += [file, *(" ".join(line.split()) for line in code.splitlines() if line.strip())]

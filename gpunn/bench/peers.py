@@ -100,13 +100,15 @@ def prepare(peer: str, name: str, sets: Sequence[Inputs]) -> list[Callable[[], A
     """
     if name.endswith("_update"):
         sets = [replace(s, args=(*s.args[:-1], s.args[-1].tolist())) for s in sets]
+    own = gpunn.kernels.table()[name].peers
     if peer in ("numpy", "cupy"):
         from gpunn.bench import array_peers
 
-        if name not in array_peers.PEERS:
+        function = own.get("numpy") or array_peers.PEERS.get(name)
+        if function is None:
             raise PeerError(f"{peer} has no peer of {name}")
         module = importlib.import_module(peer)
-        return [_bound(functools.partial(array_peers.PEERS[name], module), s) for s in sets]
+        return [_bound(functools.partial(function, module), s) for s in sets]
     tensors = [as_tensors(inputs) for inputs in sets]
     if peer == "triton":
         from gpunn.bench import peers_triton
@@ -116,6 +118,8 @@ def prepare(peer: str, name: str, sets: Sequence[Inputs]) -> list[Callable[[], A
         return [_bound(peers_triton.PEERS[name], s) for s in tensors]
     from gpunn.bench import torch_peers
 
+    if peer == "torch" and "torch" in own:
+        return [_bound(own["torch"], s) for s in tensors]
     if peer == "torch" and name in torch_peers.PREPARED:
         return [torch_peers.PREPARED[name](*s.args, **s.kwargs) for s in tensors]
     if name not in torch_peers.PEERS and (peer == "torch" or name not in torch_peers.COMPILED):

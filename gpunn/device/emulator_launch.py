@@ -101,7 +101,7 @@ class EmulatedSource:
     """The kernels of one source file, compiled for the host when they are first used."""
 
     def __init__(self, source: str):
-        self.path = sources.kernels_folder() / "cuda" / source
+        self.path = sources.cuda_path(source)
         self._kernels: dict[str, Any] = {}
         self._batches: dict[str, tuple[str, ...]] = {}  # which kernels are compiled with which
         self._modules: dict[tuple[str, ...], Any] = {}

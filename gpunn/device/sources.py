@@ -1,4 +1,7 @@
-"""Where the kernels' source files are: in the wheel, or beside the package in a checkout."""
+"""Where the kernels' source files are: in the wheel, or beside the package in a checkout.
+
+Those of extensions (`gpunn.extend`) are wherever their authors have them, and are noted here.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,32 @@ def kernels_folder() -> Path:
     )
 
 
+# What extensions brought: CUDA sources, and modules of Numba kernels.
+_cuda_brought: dict[str, Path] = {}
+_numba_brought: dict[str, Path] = {}
+
+
+def bring(name: str, cuda: Path, numba: Path | None = None) -> None:
+    """Make the sources of an extension known under `name`, which no other has."""
+    _cuda_brought[name] = cuda
+    if numba is not None:
+        _numba_brought[name] = numba
+
+
+def cuda_path(name: str) -> Path:
+    """The file of a CUDA source: ``kernels/cuda/<name>``, or what an extension brought."""
+    return _cuda_brought.get(name) or kernels_folder() / "cuda" / name
+
+
 def cuda_source(name: str) -> str:
-    """The text of ``kernels/cuda/<name>``."""
-    return (kernels_folder() / "cuda" / name).read_text(encoding="utf-8")
+    """The text of a CUDA source."""
+    return cuda_path(name).read_text(encoding="utf-8")
+
+
+def include_folders(name: str) -> list[Path]:
+    """Where a CUDA source's own includes are."""
+    own = [_cuda_brought[name].parent] if name in _cuda_brought else []
+    return [*own, kernels_folder() / "cuda"]
 
 
 @functools.cache
@@ -36,12 +62,15 @@ def source_digest(name: str) -> str:
     import hashlib
 
     digest, seen, todo = hashlib.sha256(), set(), [name]
+    folders = include_folders(name)
     while todo:
         file = todo.pop()
         if file in seen:
             continue
         seen.add(file)
-        text = cuda_source(file)
+        places = [cuda_path(file), *(folder / file for folder in folders)]
+        path = next((place for place in places if place.is_file()), places[0])
+        text = path.read_text(encoding="utf-8")
         digest.update(file.encode() + b"\0" + text.encode() + b"\0")
         todo += sorted(re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE))
     return digest.hexdigest()
@@ -49,8 +78,8 @@ def source_digest(name: str) -> str:
 
 @functools.cache
 def numba_module(name: str) -> ModuleType:
-    """The module ``kernels/numba/<name>``, loaded by path."""
-    path = kernels_folder() / "numba" / name
+    """The module ``kernels/numba/<name>``, or what an extension brought, loaded by path."""
+    path = _numba_brought.get(name) or kernels_folder() / "numba" / name
     spec = importlib.util.spec_from_file_location(f"gpunn_numba_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

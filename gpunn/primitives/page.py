@@ -30,11 +30,15 @@ def kernels_page(primitives: Iterable[Primitive]) -> str:
         sources += sorted({f"kernels/numba/{made.numba_source}" for made in members})
         links = ", ".join(f"[{source}](../../{source})" for source in sources)
         parts.append(f"## {family.replace('_', ' ').capitalize()}\n\n{links}\n")
-        parts.append("| kernel | what it computes | shape | FLOP | bytes |")
-        parts.append("| --- | --- | --- | ---: | ---: |")
-        parts += [_row(made) for made in members]
-        parts.append("")
+        parts.append(family_table(members))
     return "\n".join(parts)
+
+
+def family_table(members: Iterable[Primitive]) -> str:
+    """The rows of some primitives in Markdown."""
+    head = ["| kernel | what it computes | shape | FLOP | bytes |",
+            "| --- | --- | --- | ---: | ---: |"]  # fmt: skip
+    return "\n".join([*head, *map(_row, members), ""])
 
 
 def _row(made: Primitive) -> str:

@@ -90,6 +90,7 @@ class Primitive:
     numba_dtypes : dtypes the Numba kernel takes
     bench_shapes : shapes that `gpunn bench` uses unless told others
     bench_in_float32 : whether benchmarks have it in float32 alone, as it takes no 16-bit dtypes
+    peers : of an extension: the same by other libraries, see `peer`
     """
 
     bench_shapes: tuple[tuple[int, ...], ...] = ()
@@ -104,6 +105,7 @@ class Primitive:
         self.numba_dtypes: tuple = (np.dtype(np.float32), np.dtype(np.float64))
         self._specification = specification
         self._reference = self._cuda = self._numba = None
+        self.peers: dict[str, Callable] = {}
         self._launchers: dict[int, CudaLauncher] = {}  # by the number of the GPU
         self._cost = self._samples = self._inputs = None
         functools.update_wrapper(self, specification)
@@ -153,6 +155,19 @@ class Primitive:
         """Register benchmark inputs: function(rng, shape) -> (args, kwargs) in float32."""
         self._inputs = function
         return function
+
+    def peer(self, library: str) -> Callable[[Callable], Callable]:
+        """Register the same by another library, for the benchmarks of an extension.
+
+        "numpy": a function of the module, NumPy or CuPy, and then of what the primitive takes;
+        "torch": a function of what the primitive takes, as tensors.
+        """
+
+        def add(function: Callable) -> Callable:
+            self.peers[library] = function
+            return function
+
+        return add
 
     # ---- what the table knows --------------------------------------------------------------------
 
