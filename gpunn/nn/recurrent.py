@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import warnings
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.autocast import is_autocast_enabled
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.activation import dropout
@@ -22,10 +24,10 @@ from gpunn.nn import init
 from gpunn.nn.module import Module
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.utils.rnn import PackedSequence, check_lengths, packed_rows
-from gpunn.primitives.recurrent import GATES
+from gpunn.primitives.recurrent_plan import GATES
 
 
-def _check_sizes(name: str, **sizes) -> None:
+def _check_sizes(name: str, **sizes: Any) -> None:
     for argument, size in sizes.items():
         if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"{name}: {argument} is {size!r}; expected an integer of 1 or more")
@@ -39,7 +41,9 @@ def _mode_of(name: str, nonlinearity: str) -> str:
     return f"rnn_{nonlinearity}"
 
 
-def _check_input(name: str, input, dims: tuple[int, ...], size: int, weight: Tensor) -> None:
+def _check_input(
+    name: str, input: Tensor, dims: tuple[int, ...], size: int, weight: Tensor
+) -> None:
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: input is {type(input).__name__}; expected a Tensor")
     if input.ndim not in dims or input.shape[-1] != size:
@@ -54,7 +58,9 @@ def _check_input(name: str, input, dims: tuple[int, ...], size: int, weight: Ten
         )
 
 
-def _check_state(name: str, argument: str, state, shape: tuple[int, ...], dtype) -> None:
+def _check_state(
+    name: str, argument: str, state: Any, shape: tuple[int, ...], dtype: DTypeLike
+) -> None:
     if not isinstance(state, Tensor):
         raise TypeError(f"{name}: {argument} is {type(state).__name__}; expected a Tensor")
     if state.shape != shape:
@@ -65,7 +71,7 @@ def _check_state(name: str, argument: str, state, shape: tuple[int, ...], dtype)
         )
 
 
-def _states(name: str, hx, mode: str, shape: tuple[int, ...], dtype):
+def _states(name: str, hx: Any, mode: str, shape: tuple[int, ...], dtype: DTypeLike) -> Any:
     """(h0, c0) from what a user gave as initial state, checked; None for zeros."""
     if hx is None:
         return None, None
@@ -86,8 +92,9 @@ class _Recurrent(Module):
     """Base of RNN, LSTM and GRU."""
 
     def __init__(
-        self, mode, input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
-        device, dtype,
+        self, mode: Any, input_size: int, hidden_size: int, num_layers: int, bias: bool,
+        batch_first: bool, dropout: float, bidirectional: bool, device: DeviceLike,
+        dtype: DTypeLike,
     ):  # fmt: skip
         super().__init__()
         name = type(self).__name__
@@ -108,7 +115,10 @@ class _Recurrent(Module):
         for layer in range(num_layers):
             inputs = input_size if layer == 0 else directions * hidden_size
             for suffix in ("", "_reverse")[:directions]:
-                shapes = {"weight_ih": (rows, inputs), "weight_hh": (rows, hidden_size)}
+                shapes: dict[str, tuple[int, ...]] = {
+                    "weight_ih": (rows, inputs),
+                    "weight_hh": (rows, hidden_size),
+                }
                 if bias:
                     shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
                 names = [f"{kind}_l{layer}{suffix}" for kind in shapes]
@@ -133,7 +143,7 @@ class _Recurrent(Module):
 
     # ---- forward ---------------------------------------------------------------------------------
 
-    def forward(self, input, hx=None, lengths=None):
+    def forward(self, input: Tensor, hx: Any = None, lengths: Any = None) -> Any:
         """Run over a batch of sequences.
 
         Parameters
@@ -185,7 +195,7 @@ class _Recurrent(Module):
             output = transpose(output, 0, 1)
         return output, (tuple(ends) if self.mode == "lstm" else ends[0])
 
-    def _forward_packed(self, packed: PackedSequence, hx):
+    def _forward_packed(self, packed: PackedSequence, hx: Any) -> Any:
         name = type(self).__name__
         _check_input(name, packed.data, (2,), self.input_size, self.all_weights[0][0])
         lengths = packed.sorted_lengths
@@ -205,10 +215,11 @@ class _Recurrent(Module):
             ends = [None if t is None else t[:, to_numpy(back._array)] for t in ends]
         return packed._replace(data=output), (tuple(ends) if self.mode == "lstm" else ends[0])
 
-    def _run(self, sequence: Tensor, states, lengths):
+    def _run(self, sequence: Tensor, states: Any, lengths: Any) -> Any:
         """(output, h_n, c_n or None) of a batch (T, B, I) with checked arguments."""
         if lengths is not None:
-            lengths = None if (lengths == len(sequence)).all() else sequence._xp.asarray(lengths)
+            whole = type(lengths) is np.ndarray and (lengths == len(sequence)).all()
+            lengths = None if whole else sequence._xp.asarray(lengths)
         directions, ends = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             if layer:
@@ -216,10 +227,16 @@ class _Recurrent(Module):
             outputs = []
             for direction in range(directions):
                 place = layer * directions + direction
+                weights = self._weights(place)
+                h0, c0 = (None if state is None else state[place] for state in states)
                 output, *end = recurrent(
                     sequence,
-                    *self._weights(place),
-                    *(None if state is None else state[place] for state in states),
+                    weights[0],
+                    weights[1],
+                    weights[2],
+                    weights[3],
+                    h0,
+                    c0,
                     lengths,
                     mode=self.mode,
                     reverse=direction == 1,
@@ -230,7 +247,7 @@ class _Recurrent(Module):
         h_n, c_n = zip(*ends, strict=True)
         return sequence, _stacked(h_n), None if c_n[0] is None else _stacked(c_n)
 
-    def _weights(self, place: int) -> tuple[Parameter | None, ...]:
+    def _weights(self, place: int) -> tuple[Any, ...]:
         found = [self._parameters[name] for name in self._names[place]]
         return (*found, None, None)[:4]
 
@@ -270,7 +287,7 @@ class RNN(_Recurrent):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh",
         bias: bool = True, batch_first: bool = False, dropout: float = 0.0,
-        bidirectional: bool = False, device=None, dtype=None,
+        bidirectional: bool = False, device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         mode = _mode_of("RNN", nonlinearity)
         self.nonlinearity = nonlinearity
@@ -294,7 +311,7 @@ class LSTM(_Recurrent):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
-        proj_size: int = 0, device=None, dtype=None,
+        proj_size: int = 0, device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         if proj_size != 0:
             raise ValueError(
@@ -319,7 +336,7 @@ class GRU(_Recurrent):
     def __init__(
         self, input_size: int, hidden_size: int, num_layers: int = 1, bias: bool = True,
         batch_first: bool = False, dropout: float = 0.0, bidirectional: bool = False,
-        device=None, dtype=None,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__(
             "gru", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
@@ -333,11 +350,20 @@ class GRU(_Recurrent):
 class _Cell(Module):
     """Base of the cells: one step of one layer."""
 
-    def __init__(self, mode: str, input_size, hidden_size, bias, device, dtype):
+    def __init__(
+        self,
+        mode: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        device: DeviceLike,
+        dtype: DTypeLike,
+    ):
         super().__init__()
         _check_sizes(type(self).__name__, input_size=input_size, hidden_size=hidden_size)
         self.mode, self.input_size, self.hidden_size = mode, input_size, hidden_size
-        rows, place = GATES[mode] * hidden_size, {"device": device, "dtype": dtype}
+        rows = GATES[mode] * hidden_size
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight_ih = Parameter(empty(rows, input_size, **place))
         self.weight_hh = Parameter(empty(rows, hidden_size, **place))
         for name in ("bias_ih", "bias_hh"):
@@ -351,7 +377,7 @@ class _Cell(Module):
         for parameter in self.parameters():
             init.uniform_(parameter, -bound, bound)
 
-    def forward(self, input: Tensor, hx=None):
+    def forward(self, input: Tensor, hx: Any = None) -> Any:
         """One step: input (B, input_size) or (input_size,), hx as what is returned or None.
 
         Returns h' (B, hidden_size), for LSTMCell the pair (h', c').
@@ -380,7 +406,7 @@ class RNNCell(_Cell):
 
     def __init__(
         self, input_size: int, hidden_size: int, bias: bool = True, nonlinearity: str = "tanh",
-        device=None, dtype=None,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         mode = _mode_of("RNNCell", nonlinearity)
         self.nonlinearity = nonlinearity
@@ -391,7 +417,12 @@ class LSTMCell(_Cell):
     """One step of `LSTM`: weight_ih, weight_hh, bias_ih and bias_hh as there"""
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__("lstm", input_size, hidden_size, bias, device, dtype)
 
@@ -400,6 +431,11 @@ class GRUCell(_Cell):
     """One step of `GRU`: weight_ih, weight_hh, bias_ih and bias_hh as there"""
 
     def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__("gru", input_size, hidden_size, bias, device, dtype)
