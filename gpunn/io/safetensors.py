@@ -7,6 +7,7 @@ read and write the same files.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from gpunn.autograd.tensor import Tensor
-from gpunn.device import as_array, is_array, to_device, to_numpy
-from gpunn.errors import GpunnError
+from gpunn.autograd.tensor import Tensor, raw_array
+from gpunn.device import is_array, to_device, to_numpy
+from gpunn.errors import FileFormatError
 from gpunn.io.atomic import atomic_path
+from gpunn.io.layouts import to_layout
+from gpunn.io.sharded import bytes_of, find_files, remove_shards, save_shards
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -37,11 +40,14 @@ DTYPES = {
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class FileFormatError(GpunnError, ValueError):
-    """A file is damaged, or is not of the format that was expected."""
-
-
-def save(model: Any, path: str | os.PathLike, metadata: Mapping[str, Any] | None = None) -> None:
+def save(
+    model: Any,
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    layout: str | None = None,
+    shard_size: int | str | None = None,
+) -> None:
     """Save a model, or a dictionary of arrays, to a safetensors file.
 
     Parameters
@@ -49,18 +55,44 @@ def save(model: Any, path: str | os.PathLike, metadata: Mapping[str, Any] | None
     model : anything with ``state_dict()``, or a mapping of names to Tensors or arrays
     path : the file; written whole or not at all, so a crash never leaves half a model
     metadata : short texts to keep with it; values are stored as ``str(value)``
+    layout : under which names: None for gpunn's, or those of another library, see `from_layout`
+    shard_size : bytes, or a text such as "5GB": a larger model is written in several files
+        ``model-00001-of-00003.safetensors`` with the index ``model.safetensors.index.json``
 
     Raises
     ------
     TypeError for what is not such a mapping or an array; ValueError for a dtype that the format
-    does not have; OSError if the file cannot be written.
+    does not have, or a name that the layout does not have; OSError if the file cannot be written.
     """
-    arrays = {name: _storable(name, value) for name, value in _state_of(model).items()}
+    state, path = _state_of(model), Path(path)
     texts = {str(key): str(value) for key, value in (metadata or {}).items()}
+    if layout is not None:
+        state = to_layout(state, layout)
+        texts.setdefault("format", "pt")  # Hugging Face's libraries ask for it
+    arrays = {name: _storable(name, value) for name, value in state.items()}
+    limit = None if shard_size is None else bytes_of(shard_size)
+    if limit is not None and sum(array.nbytes for array in arrays.values()) > limit:
+        save_shards(arrays, path, texts, limit, lambda part, file: _write(part, file, texts))
+        return
+    _write(arrays, path, texts)
+    remove_shards(path)
+
+
+def _write(arrays: dict[str, np.ndarray], path: Path, texts: dict[str, str]) -> None:
     import safetensors.numpy
 
     with atomic_path(path) as temporary:
-        safetensors.numpy.save_file(arrays, temporary, metadata=texts or None)
+        try:
+            safetensors.numpy.save_file(arrays, temporary, metadata=texts or None)
+        except safetensors.SafetensorError as error:
+            raise _as_os_error(error, path) from error
+
+
+def _as_os_error(error: Exception, path: str | os.PathLike[str]) -> Exception:
+    """What the system said, of which the library gives the text: a full disk, for example."""
+    if found := re.search(r"os error (\d+)", str(error)):
+        return OSError(int(found[1]), os.strerror(int(found[1])), str(path))
+    return error
 
 
 def _state_of(model: Any) -> Mapping[str, Any]:
@@ -76,14 +108,12 @@ def _state_of(model: Any) -> Mapping[str, Any]:
 
 
 def _storable(name: str, value: Any) -> np.ndarray:
-    if isinstance(value, Tensor):
-        value = value.array
-    if not is_array(value):
+    if not isinstance(value, Tensor) and not is_array(value):
         raise TypeError(
             f"save: {name!r} is {type(value).__name__}, not an array; "
             "a safetensors file holds arrays, and texts in its metadata"
         )
-    array = to_numpy(as_array(value))
+    array = to_numpy(raw_array(value))
     if array.dtype.newbyteorder("=") not in _NAMES:
         raise ValueError(
             f"save: {name!r} has dtype {array.dtype}, which cannot be stored; "
@@ -94,7 +124,7 @@ def _storable(name: str, value: Any) -> np.ndarray:
 
 
 def load(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     device: Any = "cpu",
     *,
     map_location: Any = None,
@@ -102,23 +132,36 @@ def load(
 ) -> dict[str, Tensor]:
     """Load a safetensors file as a dictionary of Tensors on `device`, for ``load_state_dict``.
 
+    `path` may also be the index of a model in several files (``model.safetensors.index.json``), the
+    name of the one file that they stand for, or a folder that holds ``model.safetensors`` or them.
     `map_location` is PyTorch's name for `device`. `weights_only` changes nothing: the format holds
     arrays and texts, never code.
 
     Raises
     ------
     FileNotFoundError if there is no such file; FileFormatError (a ValueError) if it is damaged or
-    of another format.
+    of another format, or a part of it is missing.
     """
     device = device if map_location is None else map_location
     arrays = load_arrays(path)
     return {name: Tensor(to_device(array, device)) for name, array in arrays.items()}
 
 
-def load_arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+def load_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """`load`, but as NumPy arrays (bfloat16 through ml_dtypes)."""
+    arrays: dict[str, np.ndarray] = {}
+    for file, names in find_files(Path(path)).files.items():
+        arrays.update(_arrays_in(file, names))
+    return arrays
+
+
+def _arrays_in(path: Path, wanted: list[str] | None) -> dict[str, np.ndarray]:
     with _open(path) as file:
         names = list(file.keys())
+        if wanted is not None:
+            if missing := set(wanted) - set(names):
+                raise FileFormatError(f"{path} lacks {', '.join(sorted(missing))}")
+            names = wanted
         for name in names:
             kind = file.get_slice(name).get_dtype()
             if kind not in DTYPES:
@@ -135,18 +178,16 @@ def _tensor(file: Any, name: str) -> np.ndarray:
     return array if array.dtype == expected else array.view(expected)
 
 
-def load_metadata(path: str | os.PathLike) -> dict[str, str]:
+def load_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     """The texts that `save` was given as metadata. Errors as in `load`."""
-    with _open(path) as file:
+    found = find_files(Path(path))
+    if found.metadata:
+        return found.metadata
+    with _open(next(iter(found.files))) as file:
         return dict(file.metadata() or {})
 
 
-def _open(path: str | os.PathLike):
-    path = Path(path)
-    if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder; give the name of a .safetensors file")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
+def _open(path: Path) -> Any:
     import safetensors
 
     try:

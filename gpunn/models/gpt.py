@@ -19,7 +19,8 @@ from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.functions.loss import cross_entropy
 from gpunn.autograd.functions.shape import cat
 from gpunn.autograd.mode import no_grad
-from gpunn.autograd.tensor import Tensor, raw_array
+from gpunn.autograd.tensor import Tensor
+from gpunn.io.layouts import from_layout
 from gpunn.models.lstm import draw
 from gpunn.nn.attention import attend_packed
 
@@ -96,7 +97,7 @@ class Block(nn.Module):
         return x, self.mlp(normal)
 
 
-def _add_and_normalise(norm: nn.LayerNorm, x: Tensor, change: Tensor | None):
+def _add_and_normalise(norm: nn.Module, x: Tensor, change: Tensor | None) -> Any:
     """(norm(x + change), x + change)"""
     return (norm(x), x) if change is None else norm(change, residual=x)
 
@@ -194,18 +195,10 @@ class GPT(nn.Module):
         return tokens
 
     def load_gpt2(self, state: Mapping[str, Any]) -> None:
-        """Load the published weights of GPT-2, as ``gpunn.io.load_safetensors`` gives them.
+        """Load the published weights of GPT-2, as `gpunn.io.load` gives them.
 
         There the four weights of a block lie transposed, and a mask is among the state. Raises
-        RuntimeError where a name is missing or a shape does not fit.
+        RuntimeError where a name is missing or a shape does not fit. `gpunn.io.load_into` does the
+        same from a file.
         """
-        transposed = ("c_attn.weight", "c_proj.weight", "c_fc.weight")
-        own = {}
-        for name, value in state.items():
-            name = name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
-            if name.endswith((".attn.bias", ".attn.masked_bias")):
-                continue
-            array = raw_array(value)
-            own[name] = array.T if name.endswith(transposed) else array
-        own.setdefault("lm_head.weight", own.get("transformer.wte.weight"))
-        self.load_state_dict({name: value for name, value in own.items() if value is not None})
+        self.load_state_dict(from_layout(state, "huggingface-gpt2"))

@@ -5,13 +5,15 @@ Hochreiter, Schmidhuber: Long short-term memory, 1997.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpunn import nn
-from gpunn.autograd.creation import multinomial
 from gpunn.autograd.functions.activation import softmax
 from gpunn.autograd.functions.shape import cat
 from gpunn.autograd.mode import no_grad
+from gpunn.autograd.sampling import multinomial
 from gpunn.autograd.tensor import Tensor
 
 
@@ -84,7 +86,7 @@ class LSTMLanguageModel(nn.Module):
         if tie_weights:
             self.head.weight = self.embedding.weight
 
-    def forward(self, tokens: Tensor, state=None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         x = self.dropout(self.embedding(tokens))
         x, state = self.lstm(x, state)
         return self.head(self.dropout(x)), state

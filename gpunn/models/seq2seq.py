@@ -8,6 +8,8 @@ recurrent kernel and one attention kernel.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpunn import nn
@@ -54,7 +56,9 @@ class Seq2Seq(nn.Module):
         states, last = self.encoder(self.dropout(self.source(source)), lengths=lengths)
         return states, tanh(self.bridge(cat([last[0], last[1]], 1))).unsqueeze(0)
 
-    def decode(self, target: Tensor, states: Tensor, hidden: Tensor, lengths: Tensor | None = None):
+    def decode(
+        self, target: Tensor, states: Tensor, hidden: Tensor, lengths: Tensor | None = None
+    ) -> Any:
         """Tokens (B, T) so far -> (logits (B, T, target_vocabulary), hidden)"""
         x, hidden = self.decoder(self.dropout(self.target(target)), hidden)
         seen = scaled_dot_product_attention(

@@ -16,12 +16,14 @@ class ViT(nn.Module):
 
     Input (B, in_channels, image_size, image_size), output (B, num_classes) logits. image_size must
     be a multiple of patch_size, and dim of heads. As it stands a small one, for 32 pixels.
+    `gpunn.io.load_into` loads the weights that torchvision, timm and Hugging Face publish; those of
+    the first two were trained with a `norm_eps` of 1e-6, the last with 1e-12.
     """
 
     def __init__(
         self, num_classes: int = 10, image_size: int = 32, patch_size: int = 4,
         in_channels: int = 3, dim: int = 192, depth: int = 6, heads: int = 3,
-        mlp_dim: int | None = None, dropout: float = 0.0,
+        mlp_dim: int | None = None, dropout: float = 0.0, norm_eps: float = 1e-5,
     ):  # fmt: skip
         super().__init__()
         if image_size % patch_size:
@@ -35,10 +37,11 @@ class ViT(nn.Module):
         self.positions = nn.Parameter(zeros(1, count + 1, dim))
         nn.init.normal_(self.positions, std=0.02)
         layer = nn.TransformerEncoderLayer(
-            dim, heads, mlp_dim or 4 * dim, dropout, "gelu", batch_first=True, norm_first=True
-        )
+            dim, heads, mlp_dim or 4 * dim, dropout, "gelu", norm_eps, batch_first=True,
+            norm_first=True,
+        )  # fmt: skip
         self.dropout = nn.Dropout(dropout)
-        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim))
+        self.encoder = nn.TransformerEncoder(layer, depth, nn.LayerNorm(dim, norm_eps))
         self.head = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.dtypes import bfloat16, float16, float32, float64, is_float
 from gpunn.autograd.functions.layout import moved
 from gpunn.autograd.functions.moving import parse_to
 from gpunn.autograd.tensor import Tensor, raw_array
 from gpunn.device import to_device
 from gpunn.nn.parameter import Parameter
+from gpunn.nn.state_names import mismatches
 
 
 class IncompatibleKeys(NamedTuple):
@@ -35,7 +37,7 @@ structure = _Structure()
 class HookHandle:
     """What `register_forward_hook` gives; as a context it removes the hook at the end."""
 
-    def __init__(self, hooks: dict):
+    def __init__(self, hooks: dict[Any, Any]):
         self._hooks = hooks
 
     def remove(self) -> None:
@@ -46,7 +48,7 @@ class HookHandle:
     def __enter__(self) -> HookHandle:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.remove()
 
 
@@ -78,8 +80,8 @@ class Module:
             f"{type(self).__name__} has no forward; write `def forward(self, ...)` in it"
         )
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        output = self.forward(*args, **kwargs)
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        output: Any = self.forward(*args, **kwargs)
         if self._forward_hooks:
             for hook in tuple(self._forward_hooks.values()):
                 changed = hook(self, args, output)
@@ -130,7 +132,7 @@ class Module:
         if not self._forget(name):
             super().__delattr__(name)
 
-    def __dir__(self):
+    def __dir__(self) -> Any:
         return [*super().__dir__(), *self._parameters, *self._buffers, *self._modules]
 
     def _forget(self, name: str) -> bool:
@@ -141,7 +143,7 @@ class Module:
         found = [kind.pop(name) for kind in self._registers() if name in kind]
         return bool(found)
 
-    def _registers(self) -> tuple[dict, dict, dict]:
+    def _registers(self) -> tuple[dict[str, Any], ...]:
         return self._parameters, self._buffers, self._modules
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
@@ -173,7 +175,7 @@ class Module:
 
     register_module = add_module
 
-    def register_forward_hook(self, hook: Callable) -> HookHandle:
+    def register_forward_hook(self, hook: Callable[..., Any]) -> HookHandle:
         """Call ``hook(module, args, output)`` after each forward; a result replaces the output.
 
         Returns a handle whose ``remove()`` takes the hook away again.
@@ -185,7 +187,7 @@ class Module:
 
     # ---- walking over what is inside -------------------------------------------------------------
 
-    def named_modules(self, memo: set | None = None, prefix: str = "") -> Iterator:
+    def named_modules(self, memo: set[Any] | None = None, prefix: str = "") -> Iterator[Any]:
         """(name, module) for this module and all inside it, each once, parents first."""
         memo = set() if memo is None else memo
         if id(self) in memo:
@@ -210,7 +212,7 @@ class Module:
         """The modules directly inside."""
         return (module for _, module in self.named_children())
 
-    def _named(self, register: str, prefix: str, recurse: bool) -> Iterator[tuple[str, Tensor]]:
+    def _named(self, register: str, prefix: str, recurse: bool) -> Iterator[tuple[str, Any]]:
         seen = set()
         for path, module in self.named_modules(prefix=prefix) if recurse else ((prefix, self),):
             for name, tensor in getattr(module, register).items():
@@ -238,7 +240,7 @@ class Module:
         """The buffers, each once."""
         return (buffer for _, buffer in self.named_buffers(recurse=recurse))
 
-    def apply(self, fn: Callable[[Module], Any]) -> Module:
+    def apply(self, fn: Callable[[Module], Any]) -> Self:
         """Call `fn` with every module, the inner ones first; returns itself."""
         for child in self.children():
             child.apply(fn)
@@ -253,7 +255,7 @@ class Module:
         self._collect_state(found, prefix, live=False)
         return found
 
-    def _collect_state(self, found: dict, prefix: str, live: bool) -> None:
+    def _collect_state(self, found: dict[str, Any], prefix: str, live: bool) -> None:
         for register in (self._parameters, self._buffers):
             for name, tensor in register.items():
                 if tensor is not None and name not in self._not_saved:
@@ -274,12 +276,12 @@ class Module:
         unexpected = [name for name in given if name not in own]
         problems = [
             f"size mismatch for {name}: the state has {given[name].shape}, not {tensor.shape}"
+            + (" (it lies transposed)" if given[name].shape == tensor.shape[::-1] else "")
             for name, tensor in own.items()
             if name in given and given[name].shape != tensor.shape
         ]
         if strict:
-            problems += [f"missing: {', '.join(missing)}"] if missing else []
-            problems += [f"unexpected: {', '.join(unexpected)}"] if unexpected else []
+            problems += mismatches(missing, unexpected)
         if problems:
             raise RuntimeError(
                 f"load_state_dict: the state does not fit {type(self).__name__}:\n  "
@@ -292,13 +294,13 @@ class Module:
 
     # ---- modes, devices, dtypes ------------------------------------------------------------------
 
-    def train(self, mode: bool = True) -> Module:
+    def train(self, mode: bool = True) -> Self:
         """Set `training` here and inside; returns itself."""
         for module in self.modules():
             module.training = mode
         return self
 
-    def eval(self) -> Module:
+    def eval(self) -> Self:
         """Act as for evaluation: ``train(False)``."""
         return self.train(False)
 
@@ -313,13 +315,13 @@ class Module:
                 else:
                     parameter.grad.detach().zero_()
 
-    def requires_grad_(self, requires_grad: bool = True) -> Module:
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
         """Switch the gradients of all parameters on or off (to freeze a part); returns itself."""
         for parameter in self.parameters():
             parameter.requires_grad = requires_grad
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Module:
+    def to(self, *args: Any, **kwargs: Any) -> Self:
         """Move to a device and convert floating parameters to a dtype, in place; returns itself.
 
         Arguments as in `Tensor.to`. The Parameter objects stay the same, so an optimizer made
@@ -351,27 +353,27 @@ class Module:
                                 convert(tensor.grad)
         return self
 
-    def cpu(self) -> Module:
+    def cpu(self) -> Self:
         """Move to the CPU."""
         return self.to("cpu")
 
-    def cuda(self, device: Any = None) -> Module:
+    def cuda(self, device: Any = None) -> Self:
         """Move to a GPU, the first one unless told otherwise."""
         return self.to("cuda" if device is None else device)
 
-    def float(self) -> Module:
+    def float(self) -> Self:
         """Convert floating parameters and buffers to float32."""
         return self.to(float32)
 
-    def double(self) -> Module:
+    def double(self) -> Self:
         """Convert floating parameters and buffers to float64."""
         return self.to(float64)
 
-    def half(self) -> Module:
+    def half(self) -> Self:
         """Convert floating parameters and buffers to float16."""
         return self.to(float16)
 
-    def bfloat16(self) -> Module:
+    def bfloat16(self) -> Self:
         """Convert floating parameters and buffers to bfloat16."""
         return self.to(bfloat16)
 
@@ -392,7 +394,7 @@ class Module:
         head = f"{extra}\n  " if extra else "\n  "
         return f"{type(self).__name__}({head}" + "\n  ".join(lines) + "\n)"
 
-    def summary(self, input_shape, *, dtype=None):
+    def summary(self, input_shape: Any, *, dtype: DTypeLike = None) -> Any:
         """Print a table of the layers with output shapes and parameter counts, and return it.
 
         `input_shape` is the shape of one example, without the batch dimension, or a list of
