@@ -11,6 +11,7 @@ from typing import IO, Any
 
 from gpunn import io
 from gpunn.autograd.tensor import Tensor
+from gpunn.device import device_of
 from gpunn.train.history import resolve_mode
 
 
@@ -20,6 +21,10 @@ class Callback:
     A callback may read `trainer.model`, `trainer.optimizer`, `trainer.history` and
     `trainer.running()` (the means of the epoch so far; it waits for the device), and may end the
     training after the current epoch by ``trainer.stop("why")``.
+
+    A run that goes on from a checkpoint calls ``on_train_begin``, and if it stood within an epoch
+    ``on_epoch_begin`` of that, then `load_state_dict`. ``trainer.resumed`` is True then from the
+    beginning, for callbacks that would otherwise begin a file anew.
     """
 
     def on_train_begin(self, trainer: Any) -> None:
@@ -36,6 +41,13 @@ class Callback:
 
     def on_train_end(self, trainer: Any) -> None:
         """After the last epoch, also when the training was interrupted or failed."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint shall keep of it: numbers, texts, None, arrays, lists, dictionaries."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what `state_dict` gave; arrays come as NumPy arrays. Not called for {}."""
 
 
 class Monitor(Callback):
@@ -66,6 +78,12 @@ class Monitor(Callback):
             self.best = value
             return True
         return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best = float(state["best"])
 
 
 class EarlyStopping(Monitor):
@@ -99,6 +117,7 @@ class EarlyStopping(Monitor):
         self.patience, self.restore_best_weights = int(patience), bool(restore_best_weights)
         self.best_epoch: int | None = None
         self._weights: dict[str, Any] | None = None
+        self._waited = 0
 
     def on_train_begin(self, trainer: Any) -> None:
         self.best, self.best_epoch, self._weights = math.nan, None, None
@@ -120,11 +139,22 @@ class EarlyStopping(Monitor):
             trainer.history.best_epoch = self.best_epoch
             self._weights = None
 
+    def state_dict(self) -> dict[str, Any]:
+        own = {"best_epoch": self.best_epoch, "waited": self._waited, "weights": self._weights}
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.best_epoch, self._waited = state["best_epoch"], state["waited"]
+        self._weights = state["weights"]
+
 
 def copy_weights(model: Any, into: dict[str, Any] | None = None) -> dict[str, Any]:
     """The arrays of the model's state, copied where they are (into the arrays of `into`)."""
     state = {name: value.array for name, value in model.state_dict().items()}
-    if into is None or into.keys() != state.keys():
+    if into is None or {n: device_of(a) for n, a in into.items()} != {
+        n: device_of(a) for n, a in state.items()
+    }:
         return {name: array.copy() for name, array in state.items()}
     for name, array in state.items():
         into[name][...] = array
@@ -149,7 +179,7 @@ class ModelCheckpoint(Monitor):
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         monitor: str = "validation_loss",
         mode: str = "auto",
         save_best_only: bool = True,
@@ -172,20 +202,29 @@ class ModelCheckpoint(Monitor):
         io.save(trainer.model, path, metadata=record)
         self.last_saved = path
 
+    def state_dict(self) -> dict[str, Any]:
+        last = None if self.last_saved is None else str(self.last_saved)
+        return super().state_dict() | {"last_saved": last}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.last_saved = None if state["last_saved"] is None else Path(state["last_saved"])
+
 
 class CSVLogger(Callback):
     """Write each epoch's record to a CSV file as soon as it is there.
 
-    With `append`, rows are added to an existing file, whose header must be the same.
+    With `append`, rows are added to an existing file, whose header must be the same. A run that
+    goes on from a checkpoint goes on with the file as it was then.
     """
 
-    def __init__(self, path: str | os.PathLike, append: bool = False):
+    def __init__(self, path: str | os.PathLike[str], append: bool = False):
         self.path, self.append = Path(path), bool(append)
         self._columns: list[str] | None = None
 
     def on_train_begin(self, trainer: Any) -> None:
         self._columns = None
-        if not self.append:
+        if not self.append and not getattr(trainer, "resumed", False):
             self.path.write_text("", encoding="utf-8")  # fails now rather than after an epoch
 
     def on_epoch_end(self, trainer: Any, epoch: int, record: dict[str, float]) -> None:
@@ -207,6 +246,13 @@ class CSVLogger(Callback):
                 f"{', '.join(columns)}; choose another file"
             )
         return columns
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"bytes": self.path.stat().st_size if self.path.is_file() else 0}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.path.is_file() and self.path.stat().st_size > state["bytes"]:
+            os.truncate(self.path, state["bytes"])  # epochs after the checkpoint come again
 
 
 class LearningRateScheduler(Callback):
@@ -251,6 +297,19 @@ class LearningRateScheduler(Callback):
             self.schedule.step(record.get(self.monitor, record["loss"]))
         else:
             self.schedule.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        if not hasattr(self.schedule, "step"):
+            return {}
+        if not hasattr(self.schedule, "state_dict"):
+            raise TypeError(
+                f"checkpoint: the schedule {type(self.schedule).__name__} has no state_dict() and "
+                "load_state_dict(), so a training with it cannot be continued exactly"
+            )
+        return {"schedule": self.schedule.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.schedule.load_state_dict(state["schedule"])
 
 
 class CallbackList:

@@ -1,9 +1,10 @@
-"""`run_job`: train a job's model and write its run folder."""
+"""`run_job`: train a job's model and write its run folder; `resume_job`: go on with that."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable
@@ -21,9 +22,12 @@ from gpunn.device import Device, as_device
 from gpunn.io import write_text
 from gpunn.train import run_folder as files
 from gpunn.train.callbacks import EarlyStopping, LearningRateScheduler
+from gpunn.train.checkpoint import Checkpoints
+from gpunn.train.configuration import config_from_dict, config_to_dict, config_to_toml
 from gpunn.train.history import History
-from gpunn.train.jobs import Job
+from gpunn.train.jobs import Job, find_job
 from gpunn.train.plots import confusion_matrix_figure, save_figure
+from gpunn.train.running import TrainingError
 from gpunn.train.trained import TrainedModel
 from gpunn.train.trainer import Trainer
 
@@ -52,7 +56,7 @@ class JobResult:
 def run_job(
     job: Job,
     config: Any = None,
-    output: str | os.PathLike | None = None,
+    output: str | os.PathLike[str] | None = None,
     verbose: bool = True,
     say: Callable[[str], None] = print,
     profile: bool = False,
@@ -68,29 +72,70 @@ def run_job(
     verbose : say what is trained and show the progress, through `say`
     profile : profile some steps, and put the tables and the trace into the run folder
 
+    Checkpoints are written into the folder's ``checkpoints/``; `resume_job` goes on from them. If
+    the training fails before the first one, or because the loss became NaN, the folder is removed.
+
     Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
-    matplotlib or tomli-w only leaves out their files, with a note.
+    matplotlib only leaves out its files, with a note.
     """
     config = config or job.config()
-    device = as_device(None if config.device == "auto" else config.device)
-    config = replace(config, device=str(device))
+    config = replace(config, device=str(as_device(_named(config.device))))
     split, test_rows = job.split(config)
+    folder = files.new_run_folder(job.name, output)
+    try:
+        write_text(folder / files.CONFIG, config_to_toml(config, job.name))
+        return _run(job, config, folder, split, test_rows, verbose, say, profile)
+    except BaseException as error:
+        if isinstance(error, TrainingError) or not files.has_progress(folder):
+            shutil.rmtree(folder)
+        raise
+
+
+def resume_job(
+    folder: str | os.PathLike[str], verbose: bool = True, say: Callable[[str], None] = print
+) -> JobResult:
+    """Go on with a run of `run_job` that was interrupted or killed; it ends as it would have.
+
+    Parameters
+    ----------
+    folder : the run folder
+    verbose, say : as of `run_job`
+
+    Raises FileNotFoundError if it has no checkpoints; ValueError if the run is complete;
+    FileFormatError if its checkpoints are damaged; and what `run_job` raises.
+    """
+    extra = files.last_checkpoint(folder)["extra"]
+    if "job" not in extra:
+        raise ValueError(f"the checkpoints in {folder} are not of a job of gpunn train")
+    job = find_job(extra["job"])
+    config = config_from_dict(job.config, extra["config"], f"the checkpoint in {folder}")
+    split, test_rows = job.split(config)
+    return _run(job, config, Path(folder), split, test_rows, verbose, say)
+
+
+def _run(
+    job: Job, config: Any, folder: Path, split: Split, test_rows: np.ndarray, verbose: bool,
+    say: Callable[[str], None], profile: bool = False,
+) -> JobResult:  # fmt: skip
+    """Train from the beginning, or from the last checkpoint in the folder, and write the rest."""
+    device = Device(config.device)
     manual_seed(config.seed)
     model = job.model(config).to(device)
-    folder = files.new_run_folder(job.name, output)
     if verbose:
         for line in describe(job, config, split, model, device):
             say(line)
     normalizer = Normalizer(per_feature=False).fit(split.train[0])
     trained = TrainedModel(job, config, model, normalizer, device)
+    checkpoints = Checkpoints(
+        folder / files.CHECKPOINTS,
+        extra={"job": job.name, "config": config_to_dict(config)},
+        advice=f"gpunn train --resume {shlex.quote(str(folder))}",
+    )
     start = time.perf_counter()
-    try:
-        with one_blas_thread():
-            history = fit(trained, split, verbose, folder if profile else False)
-    except BaseException:
-        shutil.rmtree(folder)  # nothing but a profile is in it yet
-        raise
-    metrics, confusion = measure(trained, split, history, time.perf_counter() - start)
+    with one_blas_thread():
+        history = fit(trained, split, verbose, folder if profile else False, checkpoints)
+    seconds = max(time.perf_counter() - start, sum(record["seconds"] for record in history))
+    metrics, confusion = measure(trained, split, history, seconds)
     trained.save(folder)
     notes = write_results(folder, trained, history, metrics, confusion)
     x, y = split.test
@@ -98,7 +143,11 @@ def run_job(
     return JobResult(folder, trained, history, metrics, confusion, notes)
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager:
+def _named(device: str) -> str | None:
+    return None if device == "auto" else device
+
+
+def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
     """A context in which NumPy's matrix products use one thread, where threadpoolctl is installed.
 
     The products of a job are too small to gain from a second thread, lose much when other programs
@@ -131,8 +180,17 @@ def describe(job: Job, config: Any, split: Split, model: Any, device: Device) ->
     ]
 
 
-def fit(trained: TrainedModel, split: Split, verbose: bool, profile: Any = False) -> History:
-    """Train `trained.model` on the split by its configuration; `profile` as of the Trainer."""
+def fit(
+    trained: TrainedModel,
+    split: Split,
+    verbose: bool,
+    profile: Any = False,
+    checkpoints: Checkpoints | None = None,
+) -> History:
+    """Train `trained.model` on the split by its configuration; `profile` as of the Trainer.
+
+    With `checkpoints` it goes on from the last of them, if there is one.
+    """
     config, scale = trained.config, trained.normalizer.transform
     x, y = split.train
     transform = None
@@ -140,7 +198,8 @@ def fit(trained: TrainedModel, split: Split, verbose: bool, profile: Any = False
         # The background of a normalised image is not 0 but the normalised 0.
         paper = float(scale(np.zeros((1, 1), np.float32))[0, 0])
         transform = RandomAffine(
-            trained.job.shape, config.rotation, config.scale, config.shift, fill=paper
+            trained.job.shape,  # type: ignore[arg-type]  # its own check says what is wrong
+            config.rotation, config.scale, config.shift, fill=paper
         )
     loader = DataLoader(
         (scale(x), y),
@@ -170,10 +229,19 @@ def fit(trained: TrainedModel, split: Split, verbose: bool, profile: Any = False
         profile=profile,
     )
     validation = (scale(split.validation[0]), split.validation[1])
-    return trainer.fit(loader, validation, epochs=config.epochs, verbose=verbose)
+    return trainer.fit(
+        loader,
+        validation,
+        epochs=config.epochs,
+        verbose=verbose,
+        checkpoint=checkpoints,
+        resume=None if checkpoints is None else "auto",
+    )
 
 
-def measure(trained: TrainedModel, split: Split, history: History, seconds: float):
+def measure(
+    trained: TrainedModel, split: Split, history: History, seconds: float
+) -> tuple[dict[str, Any], np.ndarray]:
     """The final figures for ``metrics.json``, and the confusion matrix of the test data."""
     validation, test = trained.evaluate(*split.validation), trained.evaluate(*split.test)
     metrics = {
@@ -194,17 +262,16 @@ def measure(trained: TrainedModel, split: Split, history: History, seconds: floa
 
 
 def write_results(
-    folder: Path, trained: TrainedModel, history: History, metrics: dict, confusion: np.ndarray
+    folder: Path,
+    trained: TrainedModel,
+    history: History,
+    metrics: dict[str, Any],
+    confusion: np.ndarray,
 ) -> list[str]:
-    """Write configuration, measurements and pictures; returns notes on what was left out."""
+    """Write measurements and pictures; returns notes on what was left out."""
     files.write_json(folder / files.METRICS, metrics)
     history.to_csv(folder / files.HISTORY)
     job, notes = trained.job, []
-    try:
-        text = files.config_to_toml(trained.config, job.name)
-        write_text(folder / files.CONFIG, text)
-    except ImportError as error:
-        notes.append(str(error))
     try:
         figure = confusion_matrix_figure(confusion, title=f"{job.title}, test {job.what}")
         save_figure(figure, folder / files.CONFUSION)

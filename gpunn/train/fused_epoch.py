@@ -12,7 +12,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -67,10 +67,11 @@ def _why_not(trainer: Any, loader: Any, callbacks: CallbackList) -> str:
     if trainer.step.profiler is not None:
         return "steps are profiled one by one"
     for metric in trainer.metrics:
-        if type(metric) is not Accuracy:
+        if type(metric) is not Accuracy or metric.ignore_index is not None:
             return f"the metric {metric.name} needs every prediction"
     for callback in callbacks.callbacks:
         own = type(callback).on_batch_end is not Callback.on_batch_end
+        own = getattr(callback, "wants_steps", own)
         if own and type(callback) not in (ProgressBar, LearningRateScheduler):
             return f"{type(callback).__name__} wants to see every step"
     return ""
@@ -84,11 +85,25 @@ class FusedEpochs:
     network, data : what `fused_plan` and its `prepare` gave
     """
 
-    def __init__(self, trainer: Any, network: FusedNetwork, data: tuple, loader: DataLoader):
+    def __init__(
+        self, trainer: Any, network: FusedNetwork, data: tuple[Any, Any], loader: DataLoader
+    ):
         self.trainer, self.network, self.data, self.loader = trainer, network, data, loader
 
-    def run(self, epoch: int, callbacks: CallbackList) -> str:
+    def run(
+        self,
+        place: Any,
+        callbacks: CallbackList,
+        room: Callable[..., Any],
+        after: Callable[..., Any],
+    ) -> str:
         """Train one epoch, the rest of it if the loader stands in the middle.
+
+        Parameters
+        ----------
+        place : of the `Loop`: which epoch, and how many of its steps were made before
+        room : () -> steps that a call may make at most, or None; it is asked before each
+        after : called with the number of steps after each call
 
         Returns "", or after training nothing why one kernel cannot do it any more: callbacks may
         have changed the model, the loss or the optimizer since the last epoch.
@@ -101,31 +116,33 @@ class FusedEpochs:
         if isinstance(plan, Refusal):
             return plan.reason
         self.network = plan
-        place = loader.state_dict()
-        number, first = place["epoch"], place["batch"]
+        stands = loader.state_dict()
+        number, first = stands["epoch"], stands["batch"]
         order = loader.order(number)[first * loader.batch_size :]
         batches = batches_of(order, loader.batch_size, loader.drop_last)
         loader.given(number, first)
         done = 0
-        for count in self._counts(len(batches)):
+        for count in self._counts(len(batches), room):
             with whole():
-                self._train(batches[done : done + count], epoch, done, callbacks)
+                self._train(batches[done : done + count], place.number, place.step, callbacks)
                 done += count
                 loader.given(number, first + done)
+            after(count)
         return ""
 
-    def _counts(self, steps: int) -> Iterator[int]:
+    def _counts(self, steps: int, room: Callable[..., Any]) -> Iterator[int]:
         """The steps of each call: on the host so many that Ctrl-C is heard soon."""
         on_gpu = self.trainer.device.type == "cuda"
-        count = STEPS if on_gpu else min(FIRST_STEPS, STEPS)
+        most = STEPS if on_gpu else min(FIRST_STEPS, STEPS)
         while steps:
-            count = min(count, steps)
+            limit = room()
+            count = min(most, steps, steps if limit is None else limit)
             begin = time.perf_counter()
             yield count
             steps -= count
             if not on_gpu:
                 each = max(time.perf_counter() - begin, 1e-6) / count
-                count = max(1, min(STEPS, int(SECONDS / each)))
+                most = max(1, min(STEPS, int(SECONDS / each)))
 
     def _train(self, batches: np.ndarray, epoch: int, start: int, callbacks: CallbackList) -> None:
         """Train with these batches, of which the first is number `start` of this run."""
@@ -142,7 +159,9 @@ class FusedEpochs:
             for callback in others:
                 callback.on_batch_end(trainer, epoch, step + 1)
 
-    def _values(self, schedules: list, epoch: int, start: int, steps: int) -> Iterator[tuple]:
+    def _values(
+        self, schedules: list[Any], epoch: int, start: int, steps: int
+    ) -> Iterator[tuple[Any, ...]]:
         """Hyperparameters of each of the next steps; the schedules move on as if after each."""
         optimizer = self.trainer.optimizer
         with _steps_counted(optimizer):

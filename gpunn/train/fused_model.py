@@ -36,7 +36,7 @@ def _refuse(reason: str) -> None:
     raise Refused(reason)
 
 
-def modules_of(module: Any, found: list) -> list:
+def modules_of(module: Any, found: list[Any]) -> list[Any]:
     """The modules of nested Sequentials in the order in which they run."""
     if module._forward_hooks:
         _refuse(f"a {type(module).__name__} of the model has forward hooks")
@@ -51,7 +51,8 @@ def modules_of(module: Any, found: list) -> list:
 def read_stages(model: Any) -> list[Stage]:
     if type(model) not in _CONTAINERS:
         _refuse(f"the model is a {type(model).__name__}, not a Sequential or MLP")
-    modules, stages = modules_of(model, []), []
+    modules = modules_of(model, [])
+    stages: list[Stage] = []
     position = 0
     if modules and type(modules[0]) is nn.Flatten:
         flatten = modules[0]
@@ -103,7 +104,7 @@ def _check_stages(stages: list[Stage]) -> None:
         _refuse("something follows the last Linear")
 
 
-def parameters_of(stage: Stage) -> list:
+def parameters_of(stage: Stage) -> list[Any]:
     linear = stage.linear
     return [linear.weight] if linear.bias is None else [linear.weight, linear.bias]
 
@@ -126,7 +127,7 @@ def read_loss(loss: Any) -> dict[str, Any]:
     return {"loss": "cross_entropy", "label_smoothing": float(loss.label_smoothing)}
 
 
-def check_optimizer(optimizer: Any, parameters: list) -> None:
+def check_optimizer(optimizer: Any, parameters: list[Any]) -> None:
     if type(optimizer) not in (SGD, Adam, AdamW):
         _refuse(f"the optimizer is {type(optimizer).__name__}, not SGD, Adam or AdamW")
     if len(optimizer.param_groups) != 1:

@@ -37,7 +37,7 @@ def as_loader(
     *,
     shuffle: bool = False,
     seed: int = 0,
-    transform: Callable | None = None,
+    transform: Callable[..., Any] | None = None,
 ) -> Any:
     """`data` as something that can be iterated over in batches, once an epoch.
 
@@ -57,7 +57,7 @@ def as_loader(
     return DataLoader(dataset, batch_size, shuffle, seed=seed, transform=transform, device=device)
 
 
-def cast(array: Any, dtype: np.dtype):
+def cast(array: Any, dtype: np.dtype) -> Any:
     """Floating arrays in the model's dtype, small integers as int64, all else as it is.
 
     So are bytes of images, of 4 dimensions, for an `ImageAugmentation` in the model.
@@ -79,7 +79,9 @@ def _tensor(value: Any, device: Device, dtype: np.dtype) -> Tensor:
     return value if isinstance(value, Tensor) and moved is array else wrap(moved)
 
 
-def split_batch(batch: Any, device: Device, dtype: np.dtype, name: str):
+def split_batch(
+    batch: Any, device: Device, dtype: np.dtype, name: str
+) -> tuple[list[Tensor], Tensor]:
     """A batch ``(x, …, y)`` as (inputs, target) Tensors on `device`.
 
     ValueError if it has fewer than two fields or no samples, or the numbers of samples differ.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from gpunn import nn
 from gpunn.data import Split, load_digits, split_indices
 from gpunn.data.splits import permutation
+from gpunn.train.configuration import check, setting
 from gpunn.train.precision import NAMES as PRECISIONS
 
 ACTIVATIONS = {
@@ -29,76 +30,52 @@ ACTIVATIONS = {
 class DigitsConfig:
     """Everything that decides a run of the job "digits". Checked when it is made (ValueError).
 
-    Attributes
-    ----------
-    seed : of the split, the initial weights, the shuffling, the dropout and the augmentation
-    device : "auto", "cpu", "cuda", "cuda:1" or "emulator"
-    hidden : widths of the hidden layers
-    activation : one of `ACTIVATIONS`
-    dropout : share of the hidden values that are left out while training
-    epochs, batch_size : epochs at most, and samples a step
-    learning_rate : the peak of the one-cycle schedule
-    weight_decay : of AdamW
-    label_smoothing : of the training loss
-    rotation, scale, shift : standard deviations of the random changes to each training image: the
-        angle in degrees, the size, the position in pixels; all 0 switches them off
-    patience : epochs without a better validation loss before it stops
-    validation, test : shares of the images that are held out
-    limit : use only so many images, chosen by the seed; None for all
-    precision : "fp32", "tf32", "bf16" or "fp16", as of the `Trainer`
+    What each field means and may be is said beside it; ``gpunn train --show-config digits`` prints
+    it.
     """
 
-    seed: int = 0
-    device: str = "auto"
-    hidden: tuple[int, ...] = (256, 256, 128)
-    activation: str = "relu"
-    dropout: float = 0.2
-    epochs: int = 60
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    weight_decay: float = 1e-2
-    label_smoothing: float = 0.05
-    rotation: float = 5.0
-    scale: float = 0.05
-    shift: float = 0.3
-    patience: int = 15
-    validation: float = 0.12
-    test: float = 0.2
-    limit: int | None = None
-    precision: str = "fp32"
+    seed: int = setting(0, "seed of the split, the initial weights, the shuffling, the dropout "
+        "and the augmentation", low=0)  # fmt: skip
+    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
+        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
+        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    hidden: tuple[int, ...] = setting((256, 256, 128), "widths of the hidden layers", low=1)
+    activation: str = setting("relu", "activation after each hidden layer",
+        choices=tuple(ACTIVATIONS))  # fmt: skip
+    dropout: float = setting(0.2, "share of the hidden values that are left out while training",
+        low=0, below=1)  # fmt: skip
+    epochs: int = setting(60, "epochs at most", low=1)
+    batch_size: int = setting(64, "samples of a training step", low=1)
+    learning_rate: float = setting(2e-3, "the peak of the one-cycle schedule", above=0)
+    weight_decay: float = setting(1e-2, "weight decay of AdamW", low=0)
+    label_smoothing: float = setting(0.05, "label smoothing of the training loss", low=0, below=1)
+    rotation: float = setting(5.0, "standard deviation of the angle, in degrees, by which a "
+        "training image is turned at random; rotation, scale and shift 0: no augmentation",
+        low=0)  # fmt: skip
+    scale: float = setting(0.05, "standard deviation of the change of its size", low=0)
+    shift: float = setting(0.3, "standard deviation of its shift, in pixels", low=0)
+    patience: int = setting(15, "epochs without a better validation loss before it stops", low=0)
+    validation: float = setting(0.12, "share of the images held out to validate", above=0, below=1)
+    test: float = setting(0.2, "share of the images held out to test", above=0, below=1)
+    # With fewer images than this some class would be missing from the validation data.
+    limit: int | None = setting(None, "use only so many images, chosen by the seed", low=100,
+        unset="all of them")  # fmt: skip
+    precision: str = setting("fp32", "precision of matrix products, as of the Trainer",
+        choices=PRECISIONS)  # fmt: skip
 
     def __post_init__(self) -> None:
-        for name, low in (("seed", 0), ("epochs", 1), ("batch_size", 1), ("patience", 0)):
-            _require(getattr(self, name) >= low, name, getattr(self, name), f"{low} or more")
-        _require(self.learning_rate > 0, "learning_rate", self.learning_rate, "above 0")
-        _require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or more")
-        for name in ("dropout", "label_smoothing"):
-            value = getattr(self, name)
-            _require(0 <= value < 1, name, value, "at least 0 and below 1")
-        for name in ("rotation", "scale", "shift"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        shares = f"validation {self.validation} and test {self.test}"
-        held_out = self.validation + self.test
-        if not (self.validation > 0 and self.test > 0 and held_out < 1):
-            raise ValueError(f"{shares} must be above 0 and leave something to train on")
-        _require(all(width >= 1 for width in self.hidden), "hidden", self.hidden, "1 or more")
-        known = ", ".join(PRECISIONS)
-        _require(self.precision in PRECISIONS, "precision", self.precision, f"one of {known}")
-        known = ", ".join(ACTIVATIONS)
-        _require(self.activation in ACTIVATIONS, "activation", self.activation, f"one of {known}")
-        # With fewer images than this some class would be missing from the validation data.
-        if self.limit is not None:
-            _require(self.limit >= 100, "limit", self.limit, "100 or more images")
+        check(self)
+
+    def conflicts(self) -> Iterator[tuple[str, str]]:
+        """What is wrong with two settings together, for `check`."""
+        if self.validation + self.test >= 1:
+            shares = f"validation {self.validation:g} and test {self.test:g}"
+            yield "validation", f"{shares} are 1 or more together and leave nothing to train on"
 
     @property
     def augments(self) -> bool:
         """Whether training images are changed at random."""
         return bool(self.rotation or self.scale or self.shift)
-
-
-def _require(condition: bool, name: str, value: Any, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value}; it must be {expected}")
 
 
 @dataclass(frozen=True)

@@ -75,13 +75,13 @@ class Precision:
     def products(self) -> Iterator[None]:
         """Multiplies float32 matrices as the precision says, backward pass and all."""
         before = get_matmul_precision()
-        set_matmul_precision(_PRODUCTS.get(self.name, before))
+        set_matmul_precision(_PRODUCTS.get(str(self.name), before))
         try:
             yield
         finally:
             set_matmul_precision(before)
 
-    def forward(self) -> contextlib.AbstractContextManager:
+    def forward(self) -> contextlib.AbstractContextManager[Any]:
         """The context of model and loss, in training and in evaluation."""
         if self.name in _LOW:
             return autocast(_LOW[self.name])

@@ -33,7 +33,8 @@ class ProgressBar(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         self._out = self.file or sys.stdout
-        self._shown, self._validation = 0.0, {}
+        self._shown = 0.0
+        self._validation: dict[str, float] = {}
         self._printed: int | None = None
         self._last: tuple[int, dict[str, float]] | None = None
         self._every = max(1, round(trainer.epochs / self.lines))
@@ -54,6 +55,7 @@ class ProgressBar(Callback):
             file=self._out,
             ncols=columns - 1,
             mininterval=self.refresh,
+            initial=getattr(trainer, "steps_before", 0),
             bar_format=known if total else "{n_fmt} steps  {desc}  {elapsed}",
         )
 
@@ -66,7 +68,7 @@ class ProgressBar(Callback):
         now = time.monotonic()
         if now - self._shown >= self.refresh:
             self._shown = now
-            self._describe({**trainer.running(), **self._validation})
+            self._describe({**trainer.running(collected=False), **self._validation})
         self._bar.update()
 
     def on_epoch_end(self, trainer: Any, epoch: int, record: dict[str, float]) -> None:

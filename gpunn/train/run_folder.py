@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
-import difflib
 import json
 import os
-import platform
-import tomllib
-import types
-import typing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-import gpunn
 from gpunn.io import write_text
+from gpunn.train.checkpoint import newest, numbered
 
 MODEL, NORMALIZER = "model.safetensors", "normalizer.safetensors"
 CONFIG, METRICS, HISTORY = "config.toml", "metrics.json", "history.csv"
 CURVES, CONFUSION, PREDICTIONS = "curves.png", "confusion_matrix.png", "test_predictions.csv"
+CHECKPOINTS = "checkpoints"  # a folder
 
 
-def new_run_folder(job: str, output: str | os.PathLike | None = None) -> Path:
+def new_run_folder(job: str, output: str | os.PathLike[str] | None = None) -> Path:
     """Make a new folder: `output` if given, else ``runs/<job>-YYYYmmdd-HHMMSS[-n]``.
 
     FileExistsError if `output` is there and not an empty folder: no run is ever overwritten.
@@ -48,89 +41,31 @@ def new_run_folder(job: str, output: str | os.PathLike | None = None) -> Path:
             number += 1
 
 
-def config_to_toml(config: Any, job: str) -> str:
-    """A configuration (a dataclass of numbers, texts, booleans and tuples) as TOML.
+def last_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The newest checkpoint of an unfinished run, as `checkpoint_file.read` gives it.
 
-    Fields that are None are left out, which is how TOML says it. ImportError without tomli-w.
+    FileNotFoundError if there is no such run or checkpoint; ValueError if the run is complete;
+    FileFormatError if no checkpoint can be read.
     """
-    try:
-        import tomli_w
-    except ImportError as error:
-        raise ImportError(
-            f"{CONFIG} needs tomli-w, which is not installed; run: pip install tomli-w"
-        ) from error
-    values = {name: value for name, value in config_to_dict(config).items() if value is not None}
-    head = (
-        f"# gpunn {gpunn.__version__}, Python {platform.python_version()}, "
-        f"NumPy {np.__version__}\n"
-        f"# Train the same model again: gpunn train --config <this file>\n"
-    )
-    return head + tomli_w.dumps({"job": job, job: values})
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a run folder: it does not exist")
+    if (folder / METRICS).is_file():
+        metrics = read_json(folder / METRICS)
+        if not metrics.get("interrupted"):
+            raise ValueError(
+                f"the run in {folder} is complete ({metrics.get('epochs')} epochs); there is "
+                "nothing to go on with"
+            )
+    if not (folder / CHECKPOINTS).is_dir():
+        raise FileNotFoundError(f"{folder} has no checkpoints to go on from")
+    return newest(folder / CHECKPOINTS)[1]
 
 
-def config_to_dict(config: Any) -> dict[str, Any]:
-    """The fields of a configuration, tuples as lists."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
-    }
-
-
-def read_toml(path: str | os.PathLike) -> tuple[str, dict[str, Any]]:
-    """The job's name and its settings from a configuration file.
-
-    FileNotFoundError; ValueError if it is not TOML, or has no ``job``.
-    """
-    path = Path(path)
-    if path.is_dir():
-        path = path / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no configuration file {path}")
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a TOML file: {error}") from None
-    job = document.get("job")
-    if not isinstance(job, str):
-        raise ValueError(f'{path} does not name its job; write for example: job = "digits"')
-    extra = set(document) - {"job", job}
-    if extra or not isinstance(document.get(job, {}), dict):
-        raise ValueError(f"{path}: expected 'job' and the table [{job}], got also {sorted(extra)}")
-    return job, document.get(job, {})
-
-
-def config_from_dict(kind: type, values: dict[str, Any], where: str = "configuration") -> Any:
-    """A configuration of dataclass `kind` from settings; fields left out take their defaults.
-
-    ValueError for a name that it does not have (with the nearest that it has), or a value of
-    another type.
-    """
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for name, value in values.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; it has {', '.join(hints)}"
-            raise ValueError(f"{where}: there is no setting {name!r}{hint}")
-        arguments[name] = _converted(name, value, hints[name], where)
-    return kind(**arguments)
-
-
-def _converted(name: str, value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):  # "int | None": TOML has no null, so None is never read
-        if value is None:
-            return None
-        hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    if typing.get_origin(hint) is tuple:
-        item = typing.get_args(hint)[0]
-        if isinstance(value, (list, tuple)):
-            return tuple(_converted(name, part, item, where) for part in value)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, hint) and (hint is bool) == isinstance(value, bool):
-        return value
-    kind = "list" if typing.get_origin(hint) is tuple else hint.__name__
-    raise ValueError(f"{where}: {name} must be of type {kind}, got {value!r}")
+def has_progress(folder: Path) -> bool:
+    """Whether a run has a checkpoint besides the one before its first step."""
+    checkpoints = folder / CHECKPOINTS
+    return checkpoints.is_dir() and any(number > 1 for number, _ in numbered(checkpoints))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

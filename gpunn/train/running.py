@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.device import Device, empty, to_numpy
+from gpunn.device import Device, device_of, empty, to_device, to_numpy
 from gpunn.errors import GpunnError
 from gpunn.primitives.running_loss import BAD_STEP, BAD_VALUE, COUNT, TOTAL, add_loss
 
@@ -44,7 +44,8 @@ class LossMean:
         """Begin a new mean."""
         self._state[...] = 0
         self._steps = 0
-        self._fetched, self._waiting = (0.0, 0), []
+        self._fetched = (0.0, 0)
+        self._waiting: list[Any] = []
 
     def add(self, loss: Any, samples: int) -> None:
         """Take in the loss of a batch (an array of shape ()). Nothing waits for it."""
@@ -65,14 +66,16 @@ class LossMean:
 
     def value(self) -> float:
         """The mean so far; NaN before the first batch. NonFiniteLoss if a loss was not finite."""
-        if self._waiting or self._fetched[1]:
-            return self._value_of_many()
         state = to_numpy(self._state)
         if state[BAD_STEP]:
             raise NonFiniteLoss(int(state[BAD_STEP]), float(state[BAD_VALUE]))
-        return float(state[TOTAL] / state[COUNT]) if state[COUNT] else math.nan
+        self._fetch()
+        total, count = self._fetched  # an epoch may be begun in one way and ended in another
+        total, count = total + float(state[TOTAL]), count + int(state[COUNT])
+        return total / count if count else math.nan
 
-    def _value_of_many(self) -> float:
+    def _fetch(self) -> None:
+        """Take in what waits, step by step: the sum must not depend on how steps are grouped."""
         total, count = self._fetched
         first = self._steps - sum(len(counts) for _, counts in self._waiting)
         for losses, counts in self._waiting:
@@ -81,10 +84,21 @@ class LossMean:
             if bad.size:
                 raise NonFiniteLoss(first + int(bad[0]) + 1, float(values[bad[0]]))
             first += len(values)
-            total += float(values @ counts)
+            total = float(np.add.accumulate([total, *(values * counts)])[-1])
             count += int(counts.sum())
         self._fetched, self._waiting = (total, count), []
-        return total / count if count else math.nan
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on with the same mean; waits for the device."""
+        self.value()
+        return {"state": self._state, "steps": self._steps, "fetched": self._fetched}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, in the array that is there."""
+        self._state[...] = to_device(state["state"], device_of(self._state))
+        self._steps, self._waiting = int(state["steps"]), []
+        total, count = state["fetched"]
+        self._fetched = (float(total), int(count))
 
     @property
     def empty(self) -> bool:

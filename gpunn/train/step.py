@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gpunn.autograd.random import get_rng_state, set_rng_state
@@ -40,7 +41,7 @@ class TrainStep:
     def __init__(
         self,
         model: Any,
-        loss: Callable,
+        loss: Callable[..., Any],
         optimizer: Any,
         metrics: Sequence[Metric],
         regularization: Regularization,
@@ -134,7 +135,7 @@ class TrainStep:
             self.optimizer.step()
             self.precision.update()
         for metric, carried in self._inside:
-            carried.update(lambda metric=metric: metric.update(prediction.array, target.array))
+            carried.update(partial(metric.update, prediction.array, target.array))
         return prediction.detach()
 
     def _forward(self, inputs: Sequence[Any], target: Any) -> tuple[Any, Any]:
@@ -146,7 +147,7 @@ class TrainStep:
             return prediction, scalar_loss(self.loss, prediction, target)
 
 
-def scalar_loss(loss: Callable, prediction: Any, target: Any) -> Any:
+def scalar_loss(loss: Callable[..., Any], prediction: Any, target: Any) -> Any:
     """The loss of a batch, a Tensor of shape (). ValueError if it has another shape."""
     found = loss(prediction, match_target(loss, prediction, target))
     if found.shape != ():

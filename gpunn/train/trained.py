@@ -17,9 +17,10 @@ from gpunn.autograd.tensor import wrap
 from gpunn.data import Normalizer
 from gpunn.device import Device, default_device, to_device, to_numpy
 from gpunn.nn import functional as F
+from gpunn.train.configuration import config_from_dict, config_to_dict
 from gpunn.train.jobs import Job, find_job
 from gpunn.train.metrics import accuracy, confusion_matrix
-from gpunn.train.run_folder import MODEL, NORMALIZER, config_from_dict, config_to_dict
+from gpunn.train.run_folder import MODEL, NORMALIZER
 
 _ABOUT = "gpunn_train"  # one entry: several would lie in the file in an order that changes
 
@@ -39,14 +40,14 @@ class TrainedModel:
     normalizer: Normalizer
     device: Device
 
-    def save(self, folder: str | os.PathLike) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model and the scaling into `folder`; the model's metadata name the job."""
         about = json.dumps({"job": self.job.name, "config": config_to_dict(self.config)})
         io.save(self.normalizer, Path(folder) / NORMALIZER)
         io.save(self.model, Path(folder) / MODEL, metadata={_ABOUT: about})
 
     @classmethod
-    def load(cls, folder: str | os.PathLike, device: Any = None) -> TrainedModel:
+    def load(cls, folder: str | os.PathLike[str], device: Any = None) -> TrainedModel:
         """Load a run folder onto `device` (None: the default device).
 
         FileNotFoundError if it is no run folder; ValueError if its files are damaged, or of a job

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpunn.autograd.mode import no_grad
-from gpunn.autograd.random import initial_seed, manual_seed
+from gpunn.autograd.random import initial_seed
 from gpunn.device import Device, as_device, to_numpy
 from gpunn.train.callbacks import Callback, CallbackList
-from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
+from gpunn.train.checkpoint import Checkpoints
+from gpunn.train.checkpointing import Checkpointing
 from gpunn.train.history import History
 from gpunn.train.inputs import (
     as_loader,
@@ -23,19 +24,13 @@ from gpunn.train.inputs import (
     model_dtype,
     split_batch,
 )
+from gpunn.train.loop import Loop
 from gpunn.train.metrics import as_metric
-from gpunn.train.parts import (
-    check_parts,
-    epoch_seed,
-    grouped,
-    is_made,
-    make_profiler,
-    make_schedule,
-)
+from gpunn.train.parts import check_parts, is_made, make_profiler, make_schedule
 from gpunn.train.precision import Precision
 from gpunn.train.progress import ProgressBar
 from gpunn.train.regularization import Regularization
-from gpunn.train.running import LossMean, NonFiniteLoss, TrainingError
+from gpunn.train.running import LossMean, NonFiniteLoss
 from gpunn.train.step import TrainStep, is_summed, scalar_loss, updates
 
 
@@ -48,8 +43,9 @@ class Trainer:
         inputs
     loss : ``loss(prediction, target)`` giving a Tensor of shape (), such as `nn.CrossEntropyLoss()`
     optimizer : an optimizer of `gpunn.optim`, or a function ``parameters -> optimizer``
-    metrics : names ("accuracy", "mae", "mse", "r2", "top_5_accuracy"), `Metric` objects, or
-        functions of (prediction, target) NumPy arrays
+    metrics : names ("accuracy", "f1", "auc", "perplexity", "mse" …, all in
+        `gpunn.train.metrics.METRICS`), `Metric` objects, or functions of (prediction, target) NumPy
+        arrays
     callbacks : `Callback` objects
     device : where to train; None leaves the model where it is
     l1, l2 : adds ``l1·Σ|w| + l2·Σw²`` over the weights (parameters of two axes or more, so not the
@@ -80,12 +76,13 @@ class Trainer:
     history : the `History` of the latest `fit`
     epoch : epochs trained so far, over all calls of `fit`
     way : how the latest `fit` trained: "one kernel", "compiled" or "step by step", and why
+    resumed : whether the latest `fit` went on from a checkpoint
     """
 
     def __init__(
         self,
         model: Any,
-        loss: Callable,
+        loss: Callable[..., Any],
         optimizer: Any,
         metrics: Sequence[Any] = (),
         callbacks: Sequence[Callback] = (),
@@ -122,7 +119,9 @@ class Trainer:
         self.scheduler = make_schedule(scheduler, self.optimizer)
         self.seed = None if seed is None else int(seed)
         self.epoch, self.history = 0, History()
-        self.epochs, self.steps, self.first_epoch = 0, None, 1
+        self.epochs, self.first_epoch = 0, 1
+        self.steps: int | None = None
+        self.resumed, self.steps_before = False, 0  # steps of this fit that were made before
         self.precision = Precision(precision, self.device, self.optimizer)
         self.accumulate = int(accumulate)
         self.step = TrainStep(
@@ -142,7 +141,9 @@ class Trainer:
         batch_size: int = 32,
         verbose: bool = True,
         shuffle: bool = True,
-        transform: Callable | None = None,
+        transform: Callable[..., Any] | None = None,
+        checkpoint: str | os.PathLike[str] | Checkpoints | None = None,
+        resume: bool | str | os.PathLike[str] | None = None,
     ) -> History:
         """Train for `epochs` epochs and return what was measured.
 
@@ -151,10 +152,16 @@ class Trainer:
         train, validation : ``(x, y)`` of arrays or Tensors, a dataset, a `DataLoader`, or another
             iterable of ``(x, y)`` batches. Arrays are moved to the device once; floating ones are
             given to the model in its own dtype.
-        epochs : how many more epochs to train
+        epochs : how many more epochs to train; of a run that is resumed, how many in all
         batch_size, shuffle, transform : for data that are not batches yet; `transform` changes
             training batches only (see `DataLoader`)
         verbose : show a progress bar
+        checkpoint : a folder for checkpoints of this run, one after each epoch and every ten
+            minutes; or `Checkpoints`, to say how often. Ctrl-C (or SIGTERM) then ends the training
+            after the step under way, with a checkpoint; a second one at once. What it takes to go
+            on exactly is kept: see docs/checkpoints.md
+        resume : "auto": go on from the newest checkpoint in that folder, or begin if it has none;
+            True: there must be one; a path: go on from that file; None or False: begin
 
         Returns
         -------
@@ -166,7 +173,9 @@ class Trainer:
         Raises
         ------
         TrainingError if the loss becomes NaN or infinite; ValueError for empty data, shapes that do
-        not match or labels outside the model's classes.
+        not match or labels outside the model's classes; FileExistsError if a run is begun in the
+        checkpoint folder of another; FileFormatError for a checkpoint that is damaged or foreign,
+        CheckpointError for one of another training.
         """
         if epochs < 1:
             raise ValueError(f"fit: epochs must be 1 or more, got {epochs}")
@@ -182,117 +191,31 @@ class Trainer:
         known = hasattr(loader, "__len__")
         self.steps = updates(len(loader), self.accumulate) if known else None
         self.history, self._stop = History(), None
+        self.resumed, self.steps_before = False, 0
         own = [self.scheduler] if self.scheduler else []
         shown = [ProgressBar()] if verbose else []
         callbacks = CallbackList([*own, *self.callbacks, *shown])
-        self._fused = self._choose_way(loader, callbacks)
-        self._run(loader, validation, callbacks)
+        saver = Checkpointing(checkpoint, resume, print if verbose else _silent)
+        Loop(self, loader, validation, callbacks, saver).run()
         return self.history
-
-    def _choose_way(self, loader: Any, callbacks: CallbackList) -> FusedEpochs | None:
-        """Epochs in one kernel, if that is wanted and can be done; sets `way`."""
-        compiled = self.step.compiled is not None
-        self.way = "compiled" if compiled else "step by step"
-        if not (self.device.type == "cuda" if self.fused is None else self.fused):
-            return None
-        found = fused_epochs(self, loader, callbacks)
-        if isinstance(found, FusedEpochs):
-            self.way = "one kernel"
-            return found
-        if self.fused:
-            raise ValueError(
-                f"Trainer: fused=True, but one kernel cannot train this: {found.reason}; leave "
-                "fused out to train step by step where that is so"
-            )
-        self.way += f" (not one kernel: {found.reason})"
-        return None
-
-    def _run(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
-        was_training = self.model.training
-        try:
-            callbacks("on_train_begin", self)
-            for _ in range(self.epochs):
-                self._train_epoch(loader, validation, callbacks)
-                if self._stop is not None:
-                    self.history.stop_reason = self._stop
-                    break
-        except KeyboardInterrupt:
-            self.history.interrupted = True
-            self.history.stop_reason = "interrupted"
-        finally:
-            callbacks("on_train_end", self)
-            self.model.train(was_training)
-            if self.way == "compiled" and self.step.compiled is None:
-                self.way = "step by step (it could not be compiled)"
-
-    def _train_epoch(self, loader: Any, validation: Any, callbacks: CallbackList) -> None:
-        start, number = time.perf_counter(), self.epoch + 1
-        if self.seed is not None:
-            manual_seed(epoch_seed(self.seed, self.epoch))
-        callbacks("on_epoch_begin", self, number)
-        rate = self.optimizer.param_groups[0]["lr"]
-        try:
-            self._train_batches(loader, number, callbacks)
-            record = {"epoch": number, **self.running()}
-        except NonFiniteLoss as error:
-            raise self._diverged(loader, number, error) from None
-        if validation is not None:
-            for name, value in self._measure(validation, "validation").items():
-                if np.ndim(value) == 0:
-                    record[f"validation_{name}"] = value
-        record["learning_rate"] = float(rate)
-        record["seconds"] = time.perf_counter() - start
-        self.epoch = number
-        self.history.append(record)
-        callbacks("on_epoch_end", self, number, self.history.records[-1])
-
-    def _train_batches(self, loader: Any, epoch: int, callbacks: CallbackList) -> None:
-        self.model.train()
-        self.step.mean.reset()
-        self._reset_metrics()
-        if self._fused is not None:
-            reason = self._fused.run(epoch, callbacks)
-            if not reason:
-                return
-            self._fused, self.way = None, f"step by step (no longer one kernel: {reason})"
-        if epoch == self.first_epoch:
-            self.step.check(loader)
-        dtype, step = model_dtype(self.model), 0
-        try:
-            for step, parts in enumerate(self._parts(loader), start=1):
-                for number, batch in enumerate(parts):
-                    inputs, target = split_batch(batch, self.device, dtype, "train")
-                    last = number + 1 == len(parts)
-                    self.step(inputs, target, first=number == 0, parts=len(parts), last=last)
-                callbacks("on_batch_end", self, epoch, step)
-        finally:  # also when no more batches come: the thread must not stay under profile
-            if self.step.profiler is not None:
-                self.step.profiler.finish()
-        if step == 0:
-            raise ValueError(
-                f"train: epoch {epoch} gave no batches"
-                + ("; a generator gives its batches only once: pass a list or a DataLoader"
-                   if epoch > self.first_epoch else "")
-            )  # fmt: skip
-
-    def _parts(self, loader: Any) -> Iterator[Sequence[Any]]:
-        """The batches of each weight update; the last one of an epoch may have fewer."""
-        if self.accumulate == 1:
-            return ((batch,) for batch in loader)
-        return grouped(loader, self.accumulate)
 
     def _reset_metrics(self) -> None:
         for metric in self.metrics:
             metric.reset()
 
-    def running(self) -> dict[str, float]:
-        """The loss and the scalar metrics of the running epoch so far; waits for the device."""
+    def running(self, collected: bool = True) -> dict[str, float]:
+        """The loss and the scalar metrics of the running epoch so far; waits for the device.
+
+        `collected` False leaves out metrics that go through all samples each time, as "auc" does.
+        """
         if self.step.mean.empty:
             return {}
         values = {"loss": self.step.mean.value()}
         if not math.isnan(values["loss"]):
             values.update(
-                (metric.name, metric.compute()) for metric in self.metrics if metric.scalar
+                (metric.name, metric.compute())
+                for metric in self.metrics
+                if metric.scalar and (collected or not metric.collects)
             )
         return values
 
@@ -304,24 +227,6 @@ class Trainer:
     def stop(self, reason: str) -> None:
         """End the training after the current epoch; `reason` goes into the history."""
         self._stop = reason
-
-    def _diverged(self, loader: Any, epoch: int, error: NonFiniteLoss) -> TrainingError:
-        rate = self.optimizer.param_groups[0]["lr"]
-        arrays = getattr(getattr(loader, "dataset", None), "arrays", ())
-        bad = [
-            f"field {number} of the training data holds NaN or infinity: remove or fill those rows"
-            for number, array in enumerate(arrays)
-            if array.dtype.kind == "f" and not math.isfinite(float(array.astype(np.float64).sum()))
-        ]
-        remedies = bad or [
-            f"use a smaller learning rate (it is {rate:g}), clip the gradients "
-            "(gradient_clip_norm=1.0), scale the inputs to mean 0 and deviation 1"
-        ]
-        steps = f" of {self.steps}" if self.steps else ""
-        return TrainingError(
-            f"the loss became {error.value} in epoch {epoch}, step {error.step}{steps}; "
-            + "; ".join(remedies)
-        )
 
     # ---- measuring and predicting ---------------------------------------------------------
 
@@ -338,7 +243,9 @@ class Trainer:
         finally:
             self.model.train(was_training)
 
-    def _measure(self, loader: Any, name: str) -> dict[str, Any]:
+    def _measure(
+        self, loader: Any, name: str, after_batch: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         self.model.eval()
         # A NaN is a result here, not the end of a training: nothing is fetched before the end.
         mean = LossMean(is_summed(self.loss), every=2**62, device=self.device)
@@ -356,6 +263,7 @@ class Trainer:
                 for metric in self.metrics:
                     metric.update(prediction.array, target.array)
                 samples += target.shape[0]
+                after_batch()
         if samples == 0:
             raise ValueError(f"{name}: the data gave no batches")
         try:
@@ -384,3 +292,7 @@ class Trainer:
         if not parts:
             raise ValueError("predict: the data gave no batches")
         return np.concatenate(parts)
+
+
+def _silent(text: str) -> None:
+    """What is said where nothing shall be."""

@@ -7,9 +7,19 @@ import numpy as np
 import pytest
 
 from gpunn import io
-from gpunn.train import JOBS, DigitsConfig, History, TrainedModel, TrainingError, run_job
+from gpunn.train import (
+    JOBS,
+    DigitsConfig,
+    EarlyStopping,
+    History,
+    TrainedModel,
+    TrainingError,
+    classification,
+    resume_job,
+    run_job,
+)
+from gpunn.train.configuration import build, read_config
 from gpunn.train.jobs import split_digits
-from gpunn.train.run_folder import config_from_dict, read_toml
 
 pytest.importorskip("sklearn")
 
@@ -44,8 +54,8 @@ def test_split_is_disjoint_and_stratified():
 def test_files_of_the_run_folder(quick):
     names = sorted(path.name for path in quick.folder.iterdir())
     assert names == [
-        "config.toml", "confusion_matrix.png", "curves.png", "history.csv", "metrics.json",
-        "model.safetensors", "normalizer.safetensors", "test_predictions.csv",
+        "checkpoints", "config.toml", "confusion_matrix.png", "curves.png", "history.csv",
+        "metrics.json", "model.safetensors", "normalizer.safetensors", "test_predictions.csv",
     ]  # fmt: skip
     assert quick.notes == []
     assert json.loads((quick.folder / "metrics.json").read_text()) == quick.metrics
@@ -67,8 +77,9 @@ def test_predictions_file(quick):
 
 
 def test_the_configuration_reproduces_the_run(quick, tmp_path):
-    job, values = read_toml(quick.folder / "config.toml")
-    config = config_from_dict(JOBS[job].config, values)
+    file = read_config(quick.folder / "config.toml")
+    job = file.job
+    config = build(JOBS[job].config, [file.layer()])
     again = run_job(JOBS[job], config, tmp_path / "again", verbose=False)
     one, two = (io.load_arrays(r.folder / "model.safetensors") for r in (quick, again))
     assert one.keys() == two.keys()
@@ -120,12 +131,9 @@ def test_load_refuses(quick, tmp_path):
 
 
 def test_missing_packages_leave_out_only_their_files(tmp_path, monkeypatch):
-    for name in ("matplotlib.figure", "tomli_w"):
-        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     result = run_job(JOBS["digits"], QUICK, tmp_path / "run", verbose=False)
-    assert len(result.notes) == 2
-    assert "pip install tomli-w" in result.notes[0]
-    assert "pip install matplotlib" in result.notes[1]
+    assert len(result.notes) == 1 and "pip install matplotlib" in result.notes[0]
     assert TrainedModel.load(result.folder, "cpu").config == result.trained.config
 
 
@@ -142,3 +150,40 @@ def test_a_run_that_fails_leaves_no_folder(tmp_path):
     with np.errstate(all="ignore"), pytest.raises(TrainingError, match="learning rate"):
         run_job(JOBS["digits"], config, tmp_path / "run", verbose=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(quick, tmp_path, monkeypatch):
+    """It is stopped twice: by an error in the middle of an epoch, and while results are written."""
+    folder, writes = tmp_path / "run", classification.write_results
+
+    def stop(*arguments, **options):
+        raise MemoryError("no room")
+
+    def dies_in_epoch_2(self, trainer, epoch, record):
+        plain(self, trainer, epoch, record)
+        if epoch == 2:
+            stop()
+
+    plain = EarlyStopping.on_epoch_end
+    with monkeypatch.context() as patch, pytest.raises(MemoryError) as raised:
+        patch.setattr(EarlyStopping, "on_epoch_end", dies_in_epoch_2)
+        run_job(JOBS["digits"], QUICK, folder, verbose=False)
+    assert f"go on with gpunn train --resume {folder}" in raised.value.__notes__[0]
+    assert sorted(path.name for path in folder.iterdir()) == ["checkpoints", "config.toml"]
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(classification, "write_results", stop)
+        resume_job(folder, verbose=False)
+    assert classification.write_results is writes and not (folder / "metrics.json").exists()
+    result = resume_job(folder, verbose=False)
+    for name in ("model.safetensors", "config.toml", "test_predictions.csv"):
+        assert (folder / name).read_bytes() == (quick.folder / name).read_bytes(), name
+    same = {"seconds": 0}
+    assert result.metrics | same == quick.metrics | same
+    for one, other in zip(result.history, quick.history, strict=True):
+        assert one | same == other | same
+    with pytest.raises(ValueError, match="is complete .3 epochs.; there is nothing to go on with"):
+        resume_job(folder)
+    (tmp_path / "empty").mkdir()
+    for name, match in (("none", "does not exist"), ("empty", "has no checkpoints")):
+        with pytest.raises(FileNotFoundError, match=match):
+            resume_job(tmp_path / name)

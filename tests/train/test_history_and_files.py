@@ -103,64 +103,6 @@ def test_run_folders_are_new(tmp_path, monkeypatch):
         run_folder.new_run_folder("digits", made / "file")
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        DigitsConfig(),
-        DigitsConfig(seed=2**40, hidden=(7,), learning_rate=0.1 + 0.2, limit=500, dropout=0.0),
-        DigitsConfig(hidden=()),
-    ],
-)
-def test_configuration_reads_back_exactly(tmp_path, config):
-    pytest.importorskip("tomli_w")
-    path = tmp_path / "config.toml"
-    path.write_text(run_folder.config_to_toml(config, "digits"))
-    for source in (path, tmp_path):  # a run folder will do
-        job, values = run_folder.read_toml(source)
-        assert run_folder.config_from_dict(find_job(job).config, values) == config
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("job = ", "not a TOML file"),
-        ("[digits]\nseed = 1\n", "does not name its job"),
-        ('job = "digits"\n[other]\nseed = 1\n', "got also"),
-    ],
-)
-def test_configuration_files_refused(tmp_path, text, words):
-    path = tmp_path / "config.toml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=words):
-        run_folder.read_toml(path)
-    with pytest.raises(FileNotFoundError, match="no configuration file"):
-        run_folder.read_toml(tmp_path / "none.toml")
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"sed": 1}, "no setting 'sed'; did you mean 'seed'"),
-        ({"seed": "1"}, "seed must be of type int, got '1'"),
-        ({"seed": True}, "seed must be of type int"),
-        ({"hidden": [1.5]}, "hidden must be of type int"),
-        ({"hidden": 5}, "hidden must be of type list"),
-        ({"dropout": "0.1"}, "dropout must be of type float"),
-        ({"limit": 1.5}, "limit must be of type int"),
-        ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
-        ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
-        ({"learning_rate": 0}, "learning_rate is 0"),
-        ({"activation": "rel"}, "activation is rel; it must be one of relu"),
-        ({"validation": 0.5, "test": 0.5}, "leave something to train on"),
-        ({"hidden": [0]}, "hidden is"),
-        ({"limit": 10}, "limit is 10; it must be 100 or more"),
-    ],
-)
-def test_settings_refused(values, words):
-    with pytest.raises(ValueError, match=words):
-        run_folder.config_from_dict(DigitsConfig, values)
-
-
 def test_jobs():
     job = find_job("digits")
     config = job.configure(epochs=3, seed=None)

@@ -14,13 +14,16 @@ from gpunn.train.metrics import (
     MeanAbsoluteError,
     MeanSquaredError,
     Metric,
+    PinballLoss,
     R2Score,
     TopKAccuracy,
     accuracy,
     as_metric,
     confusion_matrix,
+    interval_coverage,
     mean_absolute_error,
     mean_squared_error,
+    pinball_loss,
     r2_score,
     top_k_accuracy,
 )
@@ -88,6 +91,36 @@ def test_functions_and_tensors():
     assert mean_squared_error([1.0, 2.0], [2.0, 4.0]) == 2.5
     assert r2_score([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]) == 1.0
     assert r2_score([[2.0], [2.0], [2.0]], [1.0, 2.0, 3.0]) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_errors_quantiles_and_intervals(seed):
+    rng = np.random.default_rng(seed)
+    y = rng.normal(2, 1, 37)
+    p = y[:, None] + rng.normal(0, 0.5, (37, 3))
+    q = (0.1, 0.5, 0.9)
+    losses = [oracle.mean_pinball_loss(y, p[:, c], alpha=a) for c, a in enumerate(q)]
+    cuts = [3, 20]
+    assert in_batches(PinballLoss(q), p, y, cuts) == pytest.approx(np.mean(losses))
+    assert in_batches(as_metric("pinball_0.9"), p[:, 2:], y, cuts) == pytest.approx(losses[2])
+    inside = (p[:, 0] <= y) & (y <= p[:, 2])
+    assert in_batches(as_metric("interval_coverage"), p, y, cuts) == inside.mean()
+    assert in_batches(as_metric("interval_width"), p, y[:, None], cuts) == pytest.approx(
+        (p[:, 2] - p[:, 0]).mean()
+    )
+    for name, function in (
+        ("rmse", oracle.root_mean_squared_error),
+        ("mape", oracle.mean_absolute_percentage_error),
+    ):
+        assert in_batches(as_metric(name), p[:, 1], y, cuts) == pytest.approx(function(y, p[:, 1]))
+    y[0] = 0.0
+    assert in_batches(as_metric("mape"), p[:, 1], y, cuts) > 1e10
+    with pytest.raises(ValueError, match=r"shape \(37, 3\); expected .* with 2 columns"):
+        pinball_loss(p, y, quantile=(0.1, 0.9))
+    with pytest.raises(ValueError, match="with a column 3"):
+        interval_coverage(p, y, upper=3)
+    with pytest.raises(ValueError, match="quantiles must be from 0 to 1"):
+        PinballLoss(1.5)
 
 
 def test_large_float32_data_do_not_lose_digits():

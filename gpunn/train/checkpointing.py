@@ -1,0 +1,297 @@
+"""When `Trainer.fit` writes checkpoints, and what it finds in their folder.
+
+A run can be continued exactly from where a weight update is complete. So a checkpoint is only
+written there: after a step, after the steps of an epoch and before its validation, after an epoch.
+Ctrl-C is noted when it comes and heard at the next such place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpunn.train import checkpoint_file
+from gpunn.train.checkpoint import Checkpoints, newest, numbered
+from gpunn.train.checkpoint_file import CheckpointError
+from gpunn.train.resume import before_validation, optional_state, training_state
+from gpunn.train.running import TrainingError
+
+_SAID = b"\nstops after this step, with a checkpoint; once more: at once, without\n"
+
+
+class Checkpointing:
+    """The checkpoints of one call of `fit`; does nothing where none are wanted.
+
+    Parameters
+    ----------
+    wanted : `Checkpoints`, a folder, or None
+    resume : as of `Trainer.fit`
+    say : told how the run goes on
+
+    Attributes
+    ----------
+    on : whether checkpoints are wanted
+    found : (path, state) of the checkpoint to go on from, or None
+    last : the newest one that was written or read
+    """
+
+    def __init__(self, wanted: Any, resume: Any, say: Callable[[str], None]):
+        self.on = wanted is not None
+        self.wanted = wanted if isinstance(wanted, Checkpoints) else Checkpoints(wanted or "")
+        self.folder, self.say = Path(self.wanted.folder), say
+        self.last: Path | None = None
+        self.found: tuple[Path, dict[str, Any]] | None = None
+        self._asked: int | None = None  # the signal that came
+        self._stopped = False  # by it
+        self._number, self._failed = 0, False
+        self._lock: int | None = None
+        self._epochs = self._steps = 0  # since the last one
+        self._time = time.monotonic()
+        self._resume = resume
+
+    # ---- the folder ------------------------------------------------------------------------------
+
+    def _find(self) -> None:
+        resume, explicit = self._resume, None
+        auto = resume in ("auto", True)
+        if not auto and resume not in (None, False):
+            if not isinstance(resume, (str, os.PathLike)):
+                raise TypeError(
+                    f"fit: resume is {resume!r}; expected 'auto', True, False or a path"
+                )
+            explicit = Path(resume)
+            if not explicit.exists():
+                raise FileNotFoundError(f"fit: resume={str(resume)!r}: there is no such file")
+        if auto and not self.on:
+            raise ValueError(f"fit: resume={resume!r} needs checkpoint=FOLDER, to look there")
+        if resume is True and not self.folder.is_dir():
+            raise FileNotFoundError(f"fit: resume=True: there is no folder {self.folder}")
+        there = self._open()
+        if there and not auto and (explicit is None or not self._inside(explicit)):
+            raise FileExistsError(
+                f"fit: {self.folder} holds the checkpoints of a run already (the last is "
+                f"{there[0][1].name}); go on with it by resume='auto', or begin a new one in "
+                "another folder"
+            )
+        if resume is True and not there:
+            raise FileNotFoundError(f"fit: there is no checkpoint in {self.folder} to resume from")
+        if explicit is not None:
+            self._read(explicit)
+        elif there:
+            self._read(self.folder)
+
+    def _read(self, path: Path) -> None:
+        if not path.is_dir():
+            self.found = path, checkpoint_file.read(path)
+        else:
+            good, state, damaged = newest(path)
+            self.found = good, state
+            for bad in damaged:
+                if path == self.folder:  # it would count as one that is kept
+                    with contextlib.suppress(OSError):
+                        os.replace(bad, bad.with_name(bad.name + ".damaged"))
+        self.last = self.found[0]
+
+    def _open(self) -> list[tuple[int, Path]]:
+        """Make and lock the folder, remove what a killed process left; what checkpoints it has."""
+        if not self.on:
+            return []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(self.folder)
+        for path in self.folder.glob(".checkpoint-*.safetensors"):  # half written: of `atomic_path`
+            path.unlink(missing_ok=True)
+        there = numbered(self.folder)
+        self._number = there[0][0] if there else 0
+        return there
+
+    def _inside(self, path: Path) -> bool:
+        folder = self.folder.resolve()
+        return path.resolve() == folder or path.resolve().parent == folder
+
+    def _leave(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # ---- around a run ----------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def around(self, loop: Any) -> Iterator[None]:
+        """Within, Ctrl-C is noted; an error is told where the run can go on.
+
+        It begins with a look for what to go on from: `found`.
+        """
+        try:
+            self._find()
+            with self._listening():
+                yield
+        except Exception as error:
+            if self.on and self.last and not isinstance(error, CheckpointError):
+                error.add_note(self._note(error))
+            raise
+        finally:
+            self._leave()
+            if self._stopped:
+                self.say(f"stopped; go on with {self.advice()}")
+
+    def _note(self, error: Exception) -> str:
+        if isinstance(error, TrainingError):  # from there it would come to the same
+            return (
+                f"The last checkpoint before is {self.last}; gpunn.train.load_checkpoint(path, "
+                "model=…, random=False) takes its weights."
+            )
+        return f"The last checkpoint is {self.last}; go on with {self.advice()}."
+
+    def advice(self) -> str:
+        """What to type to go on."""
+        if self.wanted.advice is not None:
+            return self.wanted.advice
+        return f"fit(…, checkpoint={str(self.folder)!r}, resume='auto')"
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not self.on or not in_main_thread:  # to which signals go
+            yield
+            return
+        before: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            before[signal.SIGTERM] = signal.SIG_DFL
+        before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+
+        def note(number: int, frame: Any) -> None:
+            if self._asked is None:
+                self._asked = number
+                with contextlib.suppress(OSError):
+                    os.write(2, _SAID)  # print may be what was interrupted
+                return
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+        for number in before:
+            signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+    def start(self, loop: Any) -> None:
+        """Before the first step: a checkpoint that proves that there can be some."""
+        if self.on and self.found is None:
+            self._save(loop)
+
+    def room(self) -> int | None:
+        """How many steps may be made before the next look here."""
+        steps = self.wanted.steps if self.on else None
+        return None if steps is None else max(1, steps - self._steps)
+
+    def after_step(self, loop: Any, steps: int = 1) -> None:
+        """After weight updates. KeyboardInterrupt if Ctrl-C was noted."""
+        if not self.on:
+            return
+        self._steps += steps
+        if (self._asked is not None or self._due()) and not _epoch_given(loop):
+            self._save(loop)
+            self._leave_if_asked()
+
+    def before_validation(self, loop: Any) -> None:
+        """All steps of the epoch are made."""
+        if not self.on:
+            return
+        loop.place.before = before_validation(loop)
+        if self._asked is not None or self._due():
+            self._save(loop)
+            self._leave_if_asked()
+
+    def in_validation(self, loop: Any) -> None:
+        """After each of its batches."""
+        if self._asked is not None:
+            self._save(loop)
+            self._leave_if_asked()
+
+    def after_epoch(self, loop: Any, final: bool) -> None:
+        """After the callbacks' ``on_epoch_end``; `final` if it is the last one."""
+        if not self.on:
+            return
+        self._epochs += 1
+        due = self.wanted.epochs is not None and self._epochs >= self.wanted.epochs
+        if due or final or self._asked is not None or self._due():
+            self._save(loop)
+        if not final or self._asked == signal.SIGTERM:
+            self._leave_if_asked()
+
+    def _due(self) -> bool:
+        wanted = self.wanted
+        if wanted.steps is not None and self._steps >= wanted.steps:
+            return True
+        return wanted.seconds is not None and time.monotonic() - self._time >= wanted.seconds
+
+    def _leave_if_asked(self) -> None:
+        if self._asked is None:
+            return
+        self._stopped = True
+        if self._asked == signal.SIGTERM:
+            raise SystemExit(128 + signal.SIGTERM)
+        raise KeyboardInterrupt
+
+    def _save(self, loop: Any) -> None:
+        place = loop.place
+        epoch, step = loop.trainer.epoch, place.step if place is not None else 0
+        name = f"checkpoint-{self._number + 1:06d}-epoch-{epoch}-step-{step}.safetensors"
+        self._epochs = self._steps = 0
+        self._time = time.monotonic()
+        try:
+            state = training_state(loop) | {"extra": dict(self.wanted.extra)}
+            checkpoint_file.write(self.folder / name, state)
+        except (OSError, MemoryError, TypeError) as error:
+            if self.last is None:  # nothing is lost yet, and it would never work
+                raise
+            if not self._failed:
+                warnings.warn(
+                    f"no checkpoint could be written ({error}); the training goes on, and "
+                    f"{self.last} stays the last one until it can be",
+                    stacklevel=4,
+                )
+            self._failed = True
+            return
+        self._failed, self._number = False, self._number + 1
+        self.last = self.folder / name
+        for _, path in numbered(self.folder)[self.wanted.keep :]:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _epoch_given(loop: Any) -> bool:
+    """Whether the step was the last of its epoch: then the loader stands at the next already."""
+    state = optional_state(loop.loader)
+    if isinstance(state, Mapping) and "batch" in state:
+        return state["batch"] == 0
+    return loop.place.step == loop.trainer.steps
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle that keeps other processes out of the folder while it is open, where that works."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise BlockingIOError(
+            f"fit: another training writes its checkpoints to {folder}; choose another folder"
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle

@@ -1,0 +1,232 @@
+"""`Loop`: one call of `Trainer.fit`, from its first epoch or from a checkpoint to its last."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from gpunn.autograd.random import manual_seed
+from gpunn.train.callbacks import CallbackList
+from gpunn.train.checkpointing import Checkpointing
+from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
+from gpunn.train.inputs import model_dtype, split_batch
+from gpunn.train.parts import epoch_seed, grouped
+from gpunn.train.resume import Place, adopt, check, restore
+from gpunn.train.running import NonFiniteLoss, TrainingError
+
+
+class Loop:
+    """Train `trainer` on a loader for as many epochs as it says.
+
+    Parameters
+    ----------
+    loader, validation : batches; validation may be None
+    callbacks : all of them
+    saver : writes and reads checkpoints
+
+    Attributes
+    ----------
+    fused : epochs in one kernel, while that is how it trains
+    place : where it stands within an epoch; None between two
+    """
+
+    def __init__(
+        self, trainer: Any, loader: Any, validation: Any, callbacks: CallbackList,
+        saver: Checkpointing,
+    ):  # fmt: skip
+        self.trainer, self.loader, self.validation = trainer, loader, validation
+        self.callbacks, self.saver = callbacks, saver
+        self.fused = self._choose_way()
+        self.place: Place | None = None
+        self._waiting: Any = None  # a state within an epoch, until that has begun
+        self._checked = False  # labels against classes, at the first step
+
+    def _choose_way(self) -> FusedEpochs | None:
+        """Epochs in one kernel, if that is wanted and can be done; sets the trainer's `way`."""
+        trainer = self.trainer
+        compiled = trainer.step.compiled is not None
+        trainer.way = "compiled" if compiled else "step by step"
+        if not (trainer.device.type == "cuda" if trainer.fused is None else trainer.fused):
+            return None
+        found = fused_epochs(trainer, self.loader, self.callbacks)
+        if isinstance(found, FusedEpochs):
+            trainer.way = "one kernel"
+            return found
+        if trainer.fused:
+            raise ValueError(
+                f"Trainer: fused=True, but one kernel cannot train this: {found.reason}; leave "
+                "fused out to train step by step where that is so"
+            )
+        trainer.way += f" (not one kernel: {found.reason})"
+        return None
+
+    def run(self) -> None:
+        """Train; afterwards the trainer's history says how it ended."""
+        trainer, was_training = self.trainer, self.trainer.model.training
+        with self.saver.around(self):
+            ended = self._find_place()
+            try:
+                self.callbacks("on_train_begin", trainer)
+                if self.saver.found is not None and self._waiting is None:
+                    restore(self, self.saver.found[1])
+                self.saver.start(self)
+                self._epochs(ended)
+            except KeyboardInterrupt:
+                trainer.history.interrupted = True
+                trainer.history.stop_reason = "interrupted"
+            finally:
+                self.callbacks("on_train_end", trainer)
+                trainer.model.train(was_training)
+                if trainer.way == "compiled" and trainer.step.compiled is None:
+                    trainer.way = "step by step (it could not be compiled)"
+
+    def _find_place(self) -> bool:
+        """Take over how far a checkpoint had come; whether it had come to the end."""
+        if self.saver.found is None:
+            return False
+        path, state = self.saver.found
+        check(self, path, state)
+        adopt(self, state)
+        trainer = self.trainer
+        if state["place"] is not None:
+            self._waiting = state
+        done, last = trainer.epoch, trainer.first_epoch + trainer.epochs - 1
+        stopped = trainer._stop is not None and self._waiting is None
+        if stopped or done >= last:
+            why = f"; {trainer._stop}" if stopped else ""
+            self.saver.say(f"nothing is left to train: {path} is of epoch {done} of {last}{why}")
+            self._waiting, self.saver.found = None, (path, {**state, "place": None})
+            return True
+        step = f", step {state['place']['step'] + 1}" if self._waiting else ""
+        self.saver.say(f"goes on from {path}: epoch {done + 1} of {last}{step}")
+        return False
+
+    def _epochs(self, ended: bool) -> None:
+        trainer = self.trainer
+        last = trainer.first_epoch + trainer.epochs - 1
+        while not ended:
+            self._epoch(last)
+            ended = trainer.epoch >= last or trainer._stop is not None
+        if trainer._stop is not None:
+            trainer.history.stop_reason = trainer._stop
+
+    def _epoch(self, last: int) -> None:
+        trainer, number = self.trainer, self.trainer.epoch + 1
+        begun = time.perf_counter()
+        if trainer.seed is not None:
+            manual_seed(epoch_seed(trainer.seed, trainer.epoch))
+        self.callbacks("on_epoch_begin", trainer, number)
+        place = Place(number, trainer.optimizer.param_groups[0]["lr"], begun)
+        trainer.step.mean.reset()
+        trainer._reset_metrics()
+        if self._waiting is not None:
+            self.place = place
+            restore(self, self._waiting)
+            self._waiting = None
+        self.place = place
+        if place.record is None:
+            place.record = self._train(place)
+        record = {**place.record, **self._validate()}
+        record["learning_rate"] = float(place.rate)
+        record["seconds"] = time.perf_counter() - place.begun
+        trainer.epoch, self.place = number, None
+        trainer.history.append(record)
+        self.callbacks("on_epoch_end", trainer, number, trainer.history.records[-1])
+        self.saver.after_epoch(self, final=number >= last or trainer._stop is not None)
+
+    def _train(self, place: Place) -> dict[str, float]:
+        """What was measured in the steps of an epoch, or of the rest of it."""
+        trainer = self.trainer
+        trainer.model.train()
+        try:
+            if not self._in_one_kernel(place):
+                self._steps(place)
+            return {"epoch": place.number, **trainer.running()}
+        except NonFiniteLoss as error:
+            raise self._diverged(place.number, error) from None
+
+    def _validate(self) -> dict[str, float]:
+        if self.validation is None:
+            return {}
+        self.saver.before_validation(self)
+        found = self.trainer._measure(
+            self.validation, "validation", lambda: self.saver.in_validation(self)
+        )
+        return {f"validation_{name}": v for name, v in found.items() if np.ndim(v) == 0}
+
+    # ---- the steps of an epoch -------------------------------------------------------------------
+
+    def _in_one_kernel(self, place: Place) -> bool:
+        if self.fused is None:
+            return False
+
+        def after(steps: int) -> None:
+            place.step += steps
+            place.batches += steps
+            self.saver.after_step(self, steps)
+
+        reason = self.fused.run(place, self.callbacks, self.saver.room, after)
+        if reason:
+            self.fused = None
+            self.trainer.way = f"step by step (no longer one kernel: {reason})"
+        return not reason
+
+    def _steps(self, place: Place) -> None:
+        """Step by step, or compiled."""
+        trainer, begun = self.trainer, place.step
+        if not self._checked:
+            trainer.step.check(self.loader)
+            self._checked = True
+        dtype = model_dtype(trainer.model)
+        try:
+            for parts in self._parts(place):
+                for number, batch in enumerate(parts):
+                    inputs, target = split_batch(batch, trainer.device, dtype, "train")
+                    last = number + 1 == len(parts)
+                    trainer.step(inputs, target, first=number == 0, parts=len(parts), last=last)
+                place.step += 1
+                place.batches += len(parts)
+                self.callbacks("on_batch_end", trainer, place.number, place.step)
+                self.saver.after_step(self)
+        finally:  # also when no more batches come: the thread must not stay under profile
+            if trainer.step.profiler is not None:
+                trainer.step.profiler.finish()
+        if place.step == begun == 0:
+            raise ValueError(
+                f"train: epoch {place.number} gave no batches"
+                + ("; a generator gives its batches only once: pass a list or a DataLoader"
+                   if place.number > trainer.first_epoch else "")
+            )  # fmt: skip
+
+    def _parts(self, place: Place) -> Iterator[Sequence[Any]]:
+        """The batches of each weight update; the last one of an epoch may have fewer."""
+        batches: Any = self.loader
+        if place.batches and not hasattr(self.loader, "load_state_dict"):
+            batches = itertools.islice(batches, place.batches, None)  # trained on before
+        if self.trainer.accumulate == 1:
+            return ((batch,) for batch in batches)
+        return grouped(batches, self.trainer.accumulate)
+
+    def _diverged(self, epoch: int, error: NonFiniteLoss) -> TrainingError:
+        trainer = self.trainer
+        rate = trainer.optimizer.param_groups[0]["lr"]
+        arrays = getattr(getattr(self.loader, "dataset", None), "arrays", ())
+        bad = [
+            f"field {number} of the training data holds NaN or infinity: remove or fill those rows"
+            for number, array in enumerate(arrays)
+            if array.dtype.kind == "f" and not math.isfinite(float(array.astype(np.float64).sum()))
+        ]
+        remedies = bad or [
+            f"use a smaller learning rate (it is {rate:g}), clip the gradients "
+            "(gradient_clip_norm=1.0), scale the inputs to mean 0 and deviation 1"
+        ]
+        steps = f" of {trainer.steps}" if trainer.steps else ""
+        return TrainingError(
+            f"the loss became {error.value} in epoch {epoch}, step {error.step}{steps}; "
+            + "; ".join(remedies)
+        )

@@ -1,0 +1,274 @@
+"""What a checkpoint of `Trainer.fit` holds, and how a run is put back where it was."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gpunn
+from gpunn.autograd.tensor import Tensor
+from gpunn.device import Device, as_array, device_of, is_array, to_device
+from gpunn.train.callbacks import CallbackList
+from gpunn.train.checkpoint import (
+    model_differences,
+    model_state,
+    random_state,
+    refuse,
+    restore_model,
+    restore_random,
+    state_of,
+)
+from gpunn.train.checkpoint_file import CheckpointError
+
+
+@dataclass
+class Place:
+    """Where a training stands within an epoch.
+
+    Attributes
+    ----------
+    number : of the epoch, from 1
+    rate : the learning rate at its beginning
+    begun : when, as `time.perf_counter` tells it
+    step, batches : weight updates made in it, and batches taken for them
+    record : what training measured, once all of its steps are made
+    before : random states and the validation loader's state as they were before validation
+    """
+
+    number: int
+    rate: float
+    begun: float
+    step: int = 0
+    batches: int = 0
+    record: dict[str, float] | None = None
+    before: dict[str, Any] | None = None
+
+
+# ---- what is kept --------------------------------------------------------------------------------
+
+
+def training_state(loop: Any) -> dict[str, Any]:
+    """All that `loop` needs to go on from here."""
+    trainer, place = loop.trainer, loop.place
+    running = place is not None and place.record is None
+    if running:
+        trainer.step.mean.value()  # a loss that was not finite ends the training, with no trace
+    before = (place.before if place else None) or before_validation(loop)
+    return {
+        "gpunn": gpunn.__version__,
+        "fingerprint": fingerprint(trainer, loop.loader, loop.validation),
+        "model": model_state(trainer.model),
+        "loss": optional_state(trainer.loss),
+        "others": other_parameters(trainer),
+        "optimizer": state_of(trainer.optimizer, "optimizer"),
+        "precision": trainer.precision.state_dict(),
+        "callbacks": [(type(c).__name__, c.state_dict()) for c in loop.callbacks.callbacks],
+        "loader": optional_state(loop.loader),
+        "history": trainer.history.state_dict(),
+        "fit": {
+            "first_epoch": trainer.first_epoch,
+            "epochs": trainer.epochs,
+            "epoch": trainer.epoch,
+            "stop": trainer._stop,
+            "one_kernel": loop.fused is not None,
+        },
+        "place": None if place is None else _place_state(trainer, place, running),
+        **before,
+    }
+
+
+def before_validation(loop: Any) -> dict[str, Any]:
+    """What a validation moves on and a run that repeats it begins with."""
+    transform = getattr(loop.loader, "transform", None)
+    return {
+        "random": random_state(loop.trainer.model, transform),
+        "validation": optional_state(loop.validation),
+    }
+
+
+def _place_state(trainer: Any, place: Place, running: bool) -> dict[str, Any]:
+    return {
+        "step": place.step,
+        "batches": place.batches,
+        "rate": float(place.rate),
+        "seconds": time.perf_counter() - place.begun,
+        "record": place.record,
+        "mean": trainer.step.mean.state_dict() if running else None,
+        "metrics": [metric_state(m, trainer.device) for m in trainer.metrics] if running else None,
+    }
+
+
+def optional_state(part: Any) -> Any:
+    """The state of what may have one; None if it has none."""
+    ready = hasattr(part, "state_dict") and hasattr(part, "load_state_dict")
+    return part.state_dict() if ready else None
+
+
+def other_parameters(trainer: Any) -> list[Any]:
+    """Parameters that the optimizer trains and that are neither in the model nor in the loss."""
+    owners = [trainer.model, *([trainer.loss] if hasattr(trainer.loss, "parameters") else [])]
+    known = {id(parameter) for owner in owners for parameter in owner.parameters()}
+    groups = trainer.optimizer.param_groups
+    return [p for group in groups for p in group["params"] if id(p) not in known]
+
+
+def metric_state(metric: Any, device: Device) -> dict[str, Any]:
+    """The sums of a metric: its attributes but for functions, and which lie on `device`."""
+    if hasattr(metric, "state_dict"):
+        return {"own": metric.state_dict()}
+    values = {name: value for name, value in vars(metric).items() if not callable(value)}
+    there = [
+        name
+        for name, value in values.items()
+        if any(device_of(array) == device for array in _arrays(value))
+    ]
+    return {"values": values, "on_device": there}
+
+
+def restore_metric(metric: Any, saved: Mapping[str, Any], device: Device) -> None:
+    """Put back what `metric_state` gave."""
+    if "own" in saved:
+        metric.load_state_dict(saved["own"])
+        return
+    for name, value in saved["values"].items():
+        if name in saved["on_device"]:
+            value = _mapped(value, lambda array: to_device(array, device))
+        setattr(metric, name, value)
+
+
+def _arrays(value: Any) -> Iterator[Any]:
+    if is_array(value):
+        yield as_array(value)
+    elif isinstance(value, (list, tuple, Mapping)):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _arrays(item)
+
+
+def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
+    if is_array(value):
+        return function(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(item, function) for item in value)
+    if isinstance(value, Mapping):
+        return {key: _mapped(item, function) for key, item in value.items()}
+    return value
+
+
+def fingerprint(trainer: Any, loader: Any, validation: Any) -> dict[str, Any]:
+    """What must be the same for a run to go on as it would have."""
+    part = trainer.regularization
+    known = {
+        "the loss": getattr(trainer.loss, "__name__", type(trainer.loss).__name__),
+        "the optimizer": type(trainer.optimizer).__name__,
+        "the size of its parameter groups": [
+            len(group["params"]) for group in trainer.optimizer.param_groups
+        ],
+        "precision": trainer.precision.name,
+        "accumulate": trainer.accumulate,
+        "seed": trainer.seed,
+        "metrics": [metric.name for metric in trainer.metrics],
+        "l1, l2, gradient_clip_norm, gradient_clip_value": [
+            part.l1, part.l2, part.clip_norm, part.clip_value,
+        ],
+    }  # fmt: skip
+    for name in ("batch_size", "shuffle", "drop_last"):
+        if hasattr(loader, name):
+            known[name] = getattr(loader, name)
+    for name, batches in (("training", loader), ("validation", validation)):
+        dataset: Any = getattr(batches, "dataset", None)
+        if hasattr(dataset, "__len__"):
+            known[f"the number of {name} samples"] = len(dataset)
+        elif hasattr(batches, "__len__"):
+            known[f"the number of {name} batches"] = len(batches)
+    arrays = getattr(getattr(loader, "dataset", None), "arrays", ())
+    known["the fields of a sample"] = [f"{a.dtype} {tuple(a.shape[1:])}" for a in arrays]
+    return known
+
+
+# ---- putting it back -----------------------------------------------------------------------------
+
+
+def check(loop: Any, path: Path, state: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another training; CheckpointError names the differences."""
+    if "fit" not in state:
+        raise CheckpointError(
+            f"{path} was not written by Trainer.fit; read it with gpunn.train.load_checkpoint"
+        )
+    problems = model_differences(state["model"], loop.trainer.model)
+    here = fingerprint(loop.trainer, loop.loader, loop.validation)
+    there = state["fingerprint"]
+    problems += [
+        f"{name} is {there.get(name, 'not known')!r} there and {here.get(name, 'not known')!r} here"
+        for name in dict.fromkeys([*there, *here])
+        if there.get(name) != here.get(name)
+    ]
+    refuse(path, problems)
+    if state["gpunn"] != gpunn.__version__:
+        warnings.warn(
+            f"{path} was written by gpunn {state['gpunn']}, and this is {gpunn.__version__}: the "
+            "run goes on, but perhaps not to the last bit as it would have",
+            stacklevel=5,
+        )
+
+
+def adopt(loop: Any, state: Mapping[str, Any]) -> None:
+    """What callbacks may ask for in ``on_train_begin``: how far the run had come."""
+    trainer, fit = loop.trainer, state["fit"]
+    trainer.epoch, trainer.first_epoch = fit["epoch"], fit["first_epoch"]
+    trainer.history.load_state_dict(state["history"])
+    trainer._stop, trainer.resumed = fit["stop"], True
+    place = state["place"] or {"step": 0}
+    done = trainer.epoch + 1 - trainer.first_epoch
+    trainer.steps_before = done * (trainer.steps or 0) + place["step"]
+    if not fit["one_kernel"] and loop.fused is not None:
+        loop.fused, trainer.way = None, "step by step (as the run that goes on)"
+
+
+def restore(loop: Any, state: Mapping[str, Any]) -> None:
+    """Put everything where it was; arrays are written into those that are there."""
+    trainer = loop.trainer
+    restore_model(trainer.model, state["model"])
+    if state["loss"]:
+        trainer.loss.load_state_dict(state["loss"])
+    for parameter, values in zip(other_parameters(trainer), state["others"], strict=True):
+        parameter.detach()[...] = Tensor(to_device(values, parameter.device))
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.precision.load_state_dict(state["precision"])
+    for loader, name in ((loop.loader, "loader"), (loop.validation, "validation")):
+        if state[name] is not None and hasattr(loader, "load_state_dict"):
+            loader.load_state_dict(state[name])
+    _restore_callbacks(loop.callbacks, state["callbacks"])
+    if state["place"] is not None:
+        _restore_place(loop, state["place"])
+    restore_random(state["random"], trainer.model, getattr(loop.loader, "transform", None))
+
+
+def _restore_place(loop: Any, saved: Mapping[str, Any]) -> None:
+    trainer, place = loop.trainer, loop.place
+    place.step, place.batches, place.rate = saved["step"], saved["batches"], saved["rate"]
+    place.begun, place.record = time.perf_counter() - saved["seconds"], saved["record"]
+    if place.record is None:
+        trainer.step.mean.load_state_dict(saved["mean"])
+        for metric, sums in zip(trainer.metrics, saved["metrics"], strict=True):
+            restore_metric(metric, sums, trainer.device)
+
+
+def _restore_callbacks(callbacks: CallbackList, saved: list[tuple[str, Any]]) -> None:
+    """Each state goes to the next callback of the same class."""
+    states: dict[str, list[Any]] = {}
+    for name, state in saved:
+        states.setdefault(name, []).append(state)
+    for callback in callbacks.callbacks:
+        own = states.get(type(callback).__name__)
+        if own and (state := own.pop(0)):
+            callback.load_state_dict(state)
+    if lost := [name for name, rest in states.items() if any(rest)]:
+        warnings.warn(
+            f"the run was begun with the callbacks {', '.join(lost)}, which are not there now: it "
+            "goes on without what they knew",
+            stacklevel=5,
+        )
