@@ -184,7 +184,7 @@ def _nothing(call, args) -> None:
 class Silent(Launcher):
     """Looks like another launcher to the launch code and launches nothing."""
 
-    def __init__(self, other: Launcher):
+    def __init__(self, other: Any):
         self._other, self.source, self.arch = other, other.source, other.arch
         self.multiprocessors, self.shared_limit = other.multiprocessors, other.shared_limit
         self.empty = other.empty

@@ -198,10 +198,9 @@ def _precision(product: Product) -> Iterator[None]:
     before = matmul_precision.get_matmul_precision()
     wanted = "high" if product.dtype == "tf32" else "highest"
     matmul_precision.set_matmul_precision(wanted)
-    torch = None
+    torch: Any = None
     if importlib.util.find_spec("torch"):
-        import torch
-
+        torch = importlib.import_module("torch")
         torch_before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(wanted)
     try:

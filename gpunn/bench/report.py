@@ -58,6 +58,7 @@ def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) 
     parts = [INTRODUCTION]
     if not files:
         names = ", ".join(f"`{name}`" for name in digests)
+        parts.append("## No GPU yet\n")
         parts.append(f"No run on a GPU is recorded yet. {NOT_RUN.capitalize()}: {names}.\n")
         parts.append(_products_markdown(None, digests))
         parts.append(_launches_markdown(None))

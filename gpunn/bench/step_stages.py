@@ -33,18 +33,18 @@ def compiled_steps(run: Run, seconds: float) -> str:
 
 
 def steps(run: Run, seconds: float) -> str:
-    """Whole training steps beside PyTorch's, also beside what torch.compile makes.
-
-    That takes torch.compile many seconds for a large network: those are first timed without it.
-    """
+    """Whole training steps beside PyTorch's, also beside what torch.compile makes."""
     memory = run.found.environment["machine"].get("gpu_memory_bytes")
     jobs = training.jobs_on(run.device, memory)
     if run.tiny:
         jobs = [job for job in jobs if job.name == "mlp-64-128-128-10"]
-    peers = {job: compiled_peers(job) if run.device.type == "cuda" else () for job in jobs}
-    small = {job for job in jobs if job.name.startswith("mlp")}
-    items = [_item(job, memory, peers[job] if job in small else ()) for job in jobs]
-    items += [_item(job, memory, peers[job]) for job in jobs if peers[job] and job not in small]
+    # First what is done soon; torch.compile takes the large networks longest.
+    small = [job for job in jobs if job.name.startswith(("mlp", "lstm"))]
+    small.sort(key=lambda job: len(compiled_peers(job)))
+    large = [job for job in jobs if not job.name.startswith(("mlp", "lstm"))]
+    items = [_item(job, memory, run.device) for job in small]
+    items += [_item(job, memory, None) for job in large]
+    items += [_item(job, memory, run.device) for job in large if compiled_peers(job, run.device)]
     for item in items:
         item["budget"] = 0.4 * seconds / len(items)
     outcome = run.supervise("steps", items, seconds, item_seconds=seconds)
@@ -60,14 +60,21 @@ def steps(run: Run, seconds: float) -> str:
     )
 
 
-def _item(job: Job, memory: int | None, compiled: tuple[str, ...]) -> dict[str, Any]:
+def _item(job: Job, memory: int | None, device: Device | None) -> dict[str, Any]:
+    """A job, with the peers that torch.compile makes if a device is given."""
+    compiled = compiled_peers(job, device) if device else ()
     name = " ".join([job.name, str(job.batch), *(("beside", *compiled) if compiled else ())])
     return {"id": name, "job": job.name, "batch": job.batch, "memory": memory,
             "compiled": compiled}  # fmt: skip
 
 
-def compiled_peers(job: Job) -> tuple[str, ...]:
-    """What of torch.compile's the targets of a job name; one, where any of several would do."""
+def compiled_peers(job: Job, device: Device | None = None) -> tuple[str, ...]:
+    """What of torch.compile's the targets of a job name; one, where any of several would do.
+
+    None on a `device` that is no GPU.
+    """
+    if device is not None and device.type != "cuda":
+        return ()
     named = [[p for p in t.peers if p in training.COMPILED] for t in job.targets]
     return tuple(dict.fromkeys(peers[0] for peers in named if peers))
 

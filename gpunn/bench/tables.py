@@ -14,9 +14,10 @@ from gpunn.text import table
 
 def seconds_text(seconds: float) -> str:
     """Three significant digits with a unit: 850 ns, 1.23 us, 45.6 ms."""
-    for factor, unit in ((1e9, "ns"), (1e6, "us"), (1e3, "ms"), (1.0, "s")):
-        if seconds * factor < 999.5 or unit == "s":
+    for factor, unit in ((1e9, "ns"), (1e6, "us"), (1e3, "ms")):
+        if seconds * factor < 999.5:
             return f"{significant(seconds * factor)} {unit}"
+    return f"{significant(seconds)} s"
 
 
 def significant(value: float, digits: int = 3) -> str:
