@@ -76,13 +76,13 @@ class GradScaler:
             raise ValueError(
                 f"GradScaler: growth_interval is {growth_interval}; expected 1 or more"
             )
-        self._device = None if device is None else Device(device)
+        self._device: Any = None if device is None else Device(device)
         self._enabled = bool(enabled)
         self._growth_factor, self._backoff_factor = float(growth_factor), float(backoff_factor)
         self._growth_interval = int(growth_interval)
         self._numbers = [float(init_scale), 0.0, 0.0, 0.0]  # of STATE, until they are on a device
         self._state: Any = None
-        self._scale: Tensor | None = None  # a view of the state
+        self._scale: Any = None  # a Tensor: a view of the state
         self._flags: list[Any] = []  # where the k-th optimizer of a step has its overflows noted
         self._stages: dict[int, str] = {}  # by the id of an optimizer: "unscaled" or "stepped"
         if self._enabled and self._device is not None:
@@ -90,7 +90,7 @@ class GradScaler:
 
     # ---- the state on the device ----------------------------------------------------------------
 
-    def _on(self, device: Device):
+    def _on(self, device: Device) -> Any:
         """The state, on `device`, where it is from the first call on."""
         if self._state is None:
             self._device = device if self._device is None else self._device
@@ -121,13 +121,13 @@ class GradScaler:
             self._place(np.array(self._numbers, np.float32))
             self._scale._cell[0] += 1
 
-    def _flag(self, place: int):
+    def _flag(self, place: int) -> Any:
         while len(self._flags) <= place:
             with tracing.made_once():
                 self._flags.append(to_device(np.zeros(1, np.float32), self._device))
         return self._flags[place]
 
-    def flag_on(self, device: Device):
+    def flag_on(self, device: Device) -> Any:
         """The array (1,) on `device` that is not 0 where the first optimizer's step is skipped.
 
         For who calls ``optimizer.step`` himself: see `Optimizer.skip_flag`.
@@ -137,7 +137,7 @@ class GradScaler:
 
     # ---- a step ---------------------------------------------------------------------------------
 
-    def scale(self, outputs: Tensor | Iterable[Tensor]):
+    def scale(self, outputs: Tensor | Iterable[Tensor]) -> Any:
         """The loss, or several, times the scale."""
         if not self._enabled:
             return outputs
@@ -184,7 +184,7 @@ class GradScaler:
                 unscale_gradients(flat, state, found_inf=self._flag(place))
         mark_written(parameters)
 
-    def step(self, optimizer: Any, *args, **kwargs):
+    def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         """``optimizer.step()`` on unscaled gradients, without effect if one is not finite.
 
         RuntimeError for a second step since `update`, for a closure, and where no parameter has a
@@ -256,7 +256,7 @@ class GradScaler:
             tracing.state.trace.hold(self._rule)  # arguments of the launch
         self._scale._cell[0] += 1
 
-    def _rule(self) -> list:
+    def _rule(self) -> list[Any]:
         return [self._growth_factor, self._backoff_factor, self._growth_interval]
 
     # ---- what there is to ask and to set ---------------------------------------------------------

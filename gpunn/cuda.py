@@ -8,6 +8,8 @@ CuPy is imported only where a GPU may be there.
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.random import manual_seed
 from gpunn.device import Device, as_device, default_device, probe, synchronize
 
@@ -77,7 +79,7 @@ def _gpu(device: Device | str | int | None) -> Device:
     return as_device(device)
 
 
-def _properties(device: Device | str | int | None) -> dict:
+def _properties(device: Device | str | int | None) -> dict[str, Any]:
     found = _gpu(device)
     if found.type != "cuda":
         raise ValueError(f"device: {found} is no GPU; name one such as 'cuda' or 'cuda:1'")

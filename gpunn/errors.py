@@ -39,5 +39,9 @@ class StepError(GpunnError, RuntimeError):
     result: Any = None
 
 
+class FileFormatError(GpunnError, ValueError):
+    """A file is damaged, or is not of the format that was expected."""
+
+
 class WorkerError(GpunnError, RuntimeError):
     """A worker of a DataLoader failed; the text names the batch, its samples and the error."""

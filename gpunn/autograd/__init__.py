@@ -3,6 +3,7 @@
 Read `function.py` first (the tape is one page), then any file of `functions/`.
 """
 
+import builtins
 import math
 
 from gpunn.autograd import methods as _methods  # noqa: F401  attaches the operations to Tensor
@@ -10,7 +11,6 @@ from gpunn.autograd.autocast import autocast, get_autocast_dtype, is_autocast_en
 from gpunn.autograd.creation import (
     arange,
     as_tensor,
-    bernoulli,
     empty,
     empty_like,
     eye,
@@ -19,16 +19,8 @@ from gpunn.autograd.creation import (
     full,
     full_like,
     linspace,
-    multinomial,
-    normal,
     ones,
     ones_like,
-    rand,
-    rand_like,
-    randint,
-    randn,
-    randn_like,
-    randperm,
     tensor,
     zeros,
     zeros_like,
@@ -173,6 +165,17 @@ from gpunn.autograd.random import (
     manual_seed,
     set_rng_state,
 )
+from gpunn.autograd.sampling import (
+    bernoulli,
+    multinomial,
+    normal,
+    rand,
+    rand_like,
+    randint,
+    randn,
+    randn_like,
+    randperm,
+)
 from gpunn.autograd.tensor import Tensor
 
 mm, concat, clip, swapaxes, movedim = matmul, cat, clamp, transpose, moveaxis
@@ -180,17 +183,17 @@ inference_mode = no_grad
 pi, inf, nan = math.pi, math.inf, math.nan
 
 
-def is_tensor(value) -> bool:
+def is_tensor(value: object) -> builtins.bool:
     """Whether `value` is a gpunn Tensor."""
     return isinstance(value, Tensor)
 
 
-def numel(input: Tensor) -> int:
+def numel(input: Tensor) -> builtins.int:
     """The number of elements."""
     return input.numel()
 
 
-def is_floating_point(input: Tensor) -> bool:
+def is_floating_point(input: Tensor) -> builtins.bool:
     """Whether the elements are floating numbers."""
     return input.is_floating_point()
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from typing import Any
+from typing import Any, cast
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.dtypes import as_dtype, bfloat16, float16, float64, is_float, is_low
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import Cast
-from gpunn.autograd.mode import state
+from gpunn.autograd.mode import F, state
 from gpunn.autograd.tensor import Tensor
 from gpunn.device import Device
 
@@ -29,7 +30,7 @@ class _Block:
 
     __slots__ = ("holders",)
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.holders: dict[int, weakref.ref[Tensor]] = {}  # by their id, which may come again
 
     def note(self, tensor: Tensor) -> None:
@@ -99,7 +100,7 @@ class autocast:
             dtype = device_type
         self.dtype, self.enabled = _low_dtype(dtype), bool(enabled)
         self.cache_enabled = cache_enabled is None or bool(cache_enabled)
-        self._before: list[tuple] = []
+        self._before: list[tuple[Any, ...]] = []
 
     def __enter__(self) -> autocast:
         self._before.append((state.low, state.block))
@@ -110,22 +111,22 @@ class autocast:
             state.block = _Block()
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         low, block = self._before.pop()
         if state.block is not block and state.block is not None:
             state.block.clear()
         state.low, state.block = low, block
 
-    def __call__(self, function):
+    def __call__(self, function: F) -> F:
         @functools.wraps(function)
-        def wrapped(*args, **kwargs):
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             with autocast(self.dtype, None, self.enabled, self.cache_enabled):
                 return function(*args, **kwargs)
 
-        return wrapped
+        return cast(F, wrapped)
 
 
-def _low_dtype(dtype):
+def _low_dtype(dtype: DTypeLike) -> Any:
     try:
         found = as_dtype(dtype)
     except TypeError:
@@ -142,7 +143,7 @@ def is_autocast_enabled() -> bool:
     return state.low is not None
 
 
-def get_autocast_dtype():
+def get_autocast_dtype() -> Any:
     """The dtype of products inside the `autocast` block; None outside."""
     return state.low
 
@@ -168,21 +169,21 @@ class LowCopy(Function):
     way to the parameter.
     """
 
-    def forward(self, x, made, copies, place):
+    def forward(self, x: Any, made: Any, copies: Any, place: Any) -> Any:
         self.copies, self.place = copies, place
         return made
 
-    def own_slot(self, walk):
+    def own_slot(self, walk: Any) -> Any:
         slot = self.copies.claim(self.place, self)
         if slot is not None:
             walk.late[id(self.copies)] = self.copies
         return slot
 
-    def backward(self, grad):
+    def backward(self, grad: Any) -> Any:
         return None if self.copies.receive(self.place, self, grad) else grad
 
 
-def lowered(*tensors):
+def lowered(*tensors: Any) -> Any:
     """Floating tensors in the dtype of the block (None stays), or all as they are beside float64.
 
     Called inside a block alone.
@@ -193,7 +194,7 @@ def lowered(*tensors):
     return tuple(_lowered(tensor) if isinstance(tensor, Tensor) else tensor for tensor in tensors)
 
 
-def widened(tensor):
+def widened(tensor: Any) -> Any:
     """A 16-bit tensor in float32, anything else as it is."""
     if isinstance(tensor, Tensor) and is_low(tensor._array.dtype):
         return Cast.apply(tensor, "float32")
@@ -226,7 +227,7 @@ def _lowered(tensor: Tensor) -> Tensor:
     return result
 
 
-def _of_arena(tensor: Tensor, dtype, block):
+def _of_arena(tensor: Tensor, dtype: DTypeLike, block: Any) -> Any:
     """The copies in an optimizer's arena, with a fresh one of `tensor`; None if it is in none."""
     source = tensor._low_source
     arena = None if source is None else source[0]()

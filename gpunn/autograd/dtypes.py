@@ -45,7 +45,7 @@ def is_low(dtype: np.dtype) -> bool:
     return dtype.itemsize == 2 and dtype.kind not in "iu"
 
 
-def wide(array):
+def wide(array: Any) -> Any:
     """`array` in float32 if it is float16 or bfloat16, else itself."""
     return array.astype(np.float32) if is_low(array.dtype) else array
 
@@ -64,7 +64,7 @@ def promote(a: np.dtype, b: np.dtype) -> np.dtype:
     return np.promote_types(a, b)
 
 
-def result_type(a, b) -> np.dtype:
+def result_type(a: Any, b: Any) -> np.dtype:
     """The type in which arrays `a` and `b` are combined.
 
     An array without dimensions raises the other's type only to another kind (bool < int < float),
@@ -80,7 +80,7 @@ def result_type(a, b) -> np.dtype:
 
 
 @functools.cache
-def _kind(dtype: np.dtype):
+def _kind(dtype: np.dtype) -> Any:
     if is_float(dtype):
         return 2
     return 0 if dtype == bool_ else 1

@@ -10,11 +10,13 @@ received all of its gradient when its turn comes, and the order is the same on e
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gpunn.autograd import mode
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.dtypes import is_float, is_low
 from gpunn.autograd.functions.layout import in_axes, memory_order
 from gpunn.autograd.tensor import Tensor, wrap
@@ -63,16 +65,26 @@ class Function:
         "__dict__",
     )
 
+    saved: Any
+    needs: list[bool]
+    edges: list[Any]
+    sequence: int
+    grad: Any
+    low: Any
+    retained: Any
+    walk: Any
+    ahead: Any
+    _versions: Any
     widens = False
     is_view = False
 
-    def forward(self, *inputs):
+    def forward(self, *inputs: Any) -> Any:
         raise NotImplementedError
 
-    def backward(self, grad):
+    def backward(self, grad: Any) -> Any:
         raise NotImplementedError
 
-    def save(self, *arrays) -> None:
+    def save(self, *arrays: Any) -> None:
         """Keep `arrays` for `backward`, where a write to a kept input or output is an error."""
         self.saved = arrays
 
@@ -85,13 +97,15 @@ class Function:
         return f"<{self.name}>"
 
     @classmethod
-    def apply(cls, *inputs) -> Tensor:
+    def apply(cls, *inputs: Any) -> Tensor:
         """Run `forward` on `inputs` and record the node if some input needs a gradient."""
         node = cls()
         node.saved = ()
         record = mode.state.enabled
         recorded = False
-        arrays, needs, edges = [], [], []
+        arrays: list[Any] = []
+        needs: list[bool] = []
+        edges: list[Function | Tensor | None] = []
         for value in inputs:
             if isinstance(value, Tensor):
                 arrays.append(value._array)
@@ -135,7 +149,7 @@ class Function:
         """
         return self.walk.unit is self
 
-    def take_saved(self) -> tuple[tuple, bool]:
+    def take_saved(self) -> tuple[tuple[Any, ...], bool]:
         """In a backward: (what was saved, whether it is the caller's to change and to return).
 
         It is where the walk keeps no graph, and if it was made in the forward, of course: an input
@@ -154,7 +168,7 @@ class Function:
         alone = edge is not None and self.walk.uses.get(id(edge)) == 1
         return alone and getattr(edge, "retained", None) is None
 
-    def slot(self, index: int):
+    def slot(self, index: int) -> Any:
         """The arena slot of input `index` if its whole gradient may be written there, else None.
 
         Returning the array given here from `backward` saves the copy into the arena.
@@ -169,12 +183,12 @@ class Function:
                 return None  # a second gradient of this node goes there as well
         return leaf._grad_slot
 
-    def own_slot(self, walk: Walk):
+    def own_slot(self, walk: Walk) -> Any:
         """Where the whole gradient of this node's output may be written in this walk, or None."""
         return None
 
 
-def _run_forward(node: Function, arrays: list):
+def _run_forward(node: Function, arrays: list[Any]) -> Any:
     """The forward on the device of its first array, 16-bit floats widened if the class asks."""
     first = arrays[0] if hasattr(arrays[0], "dtype") else arrays[1]
     node.low = None
@@ -189,11 +203,11 @@ def _run_forward(node: Function, arrays: list):
     return out if node.low is None else out.astype(node.low)
 
 
-def _widen(array, low):
+def _widen(array: Any, low: Any) -> Any:
     return array.astype(np.float32) if getattr(array, "dtype", None) == low else array
 
 
-def _watch(saved, tensors):
+def _watch(saved: Any, tensors: Sequence[Tensor]) -> Any:
     """(version cell, version) for each Tensor whose own array was saved."""
     watched = []
     for tensor in tensors:
@@ -216,7 +230,9 @@ def check_fresh(name: str, tensor: Tensor) -> None:
         )
 
 
-def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool = False) -> None:
+def backward(
+    root: Tensor, gradient: Any, retain_graph: bool = False, implicit: bool = False
+) -> None:
     """Walk back from `root` with the array `gradient`, adding to the `.grad` of every leaf.
 
     `implicit` says that the gradient is 1, because none was given.
@@ -247,7 +263,7 @@ def backward(root: Tensor, gradient, retain_graph: bool = False, implicit: bool 
         raise
 
 
-def _step_back(node: Function, grad, retain_graph: bool) -> None:
+def _step_back(node: Function, grad: Any, retain_graph: bool) -> None:
     """Run one node's backward and hand its gradients to its edges."""
     if node.saved is None:
         raise RuntimeError(
@@ -272,7 +288,7 @@ def _step_back(node: Function, grad, retain_graph: bool) -> None:
         node.saved = None
 
 
-def _hand_on(node: Function, grad) -> None:
+def _hand_on(node: Function, grad: Any) -> None:
     """Compute the gradients of a node's inputs and give each to its edge."""
     grads = node.backward(grad if node.low is None else grad.astype(np.float32))
     if not isinstance(grads, tuple):
@@ -310,7 +326,7 @@ def _ordered(root: Function) -> tuple[list[Function], dict[int, int]]:
     return nodes, uses
 
 
-def accumulate(leaf: Tensor, grad, owned: bool = False) -> None:
+def accumulate(leaf: Tensor, grad: Any, owned: bool = False) -> None:
     """Add `grad` to ``leaf.grad``; the first one goes into the leaf's arena slot if it has one.
 
     `owned` says that nobody else holds `grad`, so that it can be kept without a copy. A gradient in
@@ -337,7 +353,7 @@ def accumulate(leaf: Tensor, grad, owned: bool = False) -> None:
     leaf.grad = wrap(grad)
 
 
-def add_arrays(a, b, out=None):
+def add_arrays(a: Any, b: Any, out: Any = None) -> Any:
     """a + b of one type; 16-bit floats are added in float32 and rounded once."""
     if is_low(a.dtype):
         total = (a.astype(np.float32) + b.astype(np.float32)).astype(a.dtype)
@@ -352,7 +368,7 @@ def add_arrays(a, b, out=None):
     return out
 
 
-def converted(array, dtype):
+def converted(array: Any, dtype: DTypeLike) -> Any:
     """`array` in another dtype, with the order of its axes in memory."""
     if not (is_float(array.dtype) and is_float(np.dtype(dtype))):
         return array.astype(dtype)
@@ -362,7 +378,7 @@ def converted(array, dtype):
     return in_axes(cast(array.transpose(order), dtype), order)
 
 
-def convert_into(out, array) -> None:
+def convert_into(out: Any, array: Any) -> None:
     """Write `array` into `out`, an array of another floating dtype."""
     order = memory_order(out)
     if order is not None:
@@ -373,7 +389,7 @@ def convert_into(out, array) -> None:
         out[...] = converted(array, out.dtype)
 
 
-def add_converted(total, array) -> None:
+def add_converted(total: Any, array: Any) -> None:
     """Add `array` to `total`, an array of another floating dtype."""
     order = memory_order(total)
     if order is not None:

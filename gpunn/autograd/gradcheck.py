@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from gpunn.device import to_device, to_numpy
 
 def gradcheck(
     func: Callable[..., Tensor],
-    inputs: Tensor | Sequence,
+    inputs: Tensor | Sequence[Any],
     *,
     eps: float = 1e-6,
     atol: float = 1e-5,
@@ -56,7 +57,7 @@ def gradcheck(
     return True
 
 
-def _differences(func, inputs, value: Tensor, direction, eps: float) -> np.ndarray:
+def _differences(func: Any, inputs: Any, value: Tensor, direction: Any, eps: float) -> np.ndarray:
     """d(direction . func) / d(value) by central differences, one element at a time."""
     numeric = np.empty(value.shape)
     array = value.array

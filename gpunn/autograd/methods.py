@@ -6,7 +6,10 @@ A function whose first argument is the tensor serves as a method as it stands, s
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd import creation
+from gpunn.autograd.aliases import Operand
 from gpunn.autograd.functions import (
     activation,
     arithmetic,
@@ -52,8 +55,8 @@ METHODS = {
 }
 
 
-def _reflected(function):
-    def reflected(self, other):
+def _reflected(function: Any) -> Any:
+    def reflected(self: Any, other: Any) -> Any:
         return function(other, self)
 
     reflected.__name__ = f"r{function.__name__}"
@@ -61,8 +64,8 @@ def _reflected(function):
     return reflected
 
 
-def _equality(function):
-    def compare(self, other):
+def _equality(function: Any) -> Any:
+    def compare(self: Any, other: Any) -> Any:
         if other is None or isinstance(other, (str, type, dict)):
             return NotImplemented  # Python then compares identities, as for any two objects
         return function(self, other)
@@ -133,6 +136,11 @@ ALIASES = {
 }
 
 
+def _where(self: Tensor, condition: Tensor, other: Operand) -> Tensor:
+    """The tensor where `condition` (bool) holds, else `other`; broadcasting."""
+    return arithmetic.where(condition, self, other)
+
+
 def attach() -> None:
     """Give `Tensor` its operations."""
     for module, names in METHODS.items():
@@ -141,7 +149,7 @@ def attach() -> None:
     for table in (OPERATORS, ALIASES):
         for name, function in table.items():
             setattr(Tensor, name, function)
-    Tensor.where = lambda self, condition, other: arithmetic.where(condition, self, other)
+    setattr(Tensor, "where", _where)  # noqa: B010
 
 
 attach()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _State(threading.local):
@@ -28,23 +31,23 @@ class _Switch:
         self.mode = bool(mode)
         self._before: list[bool] = []
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._before.append(state.enabled)
         state.enabled = self.mode
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         state.enabled = self._before.pop()
 
-    def __call__(self, function):
+    def __call__(self, function: F) -> F:
         mode = self.mode
 
         @functools.wraps(function)
-        def wrapped(*args, **kwargs):
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
             with _Switch(mode):
                 return function(*args, **kwargs)
 
-        return wrapped
+        return cast(F, wrapped)
 
 
 class set_grad_enabled(_Switch):
@@ -58,15 +61,15 @@ class set_grad_enabled(_Switch):
         self._outside = state.enabled  # what the end of the block goes back to
         state.enabled = self.mode
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         state.enabled = self._outside
         return super().__enter__()
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         super().__exit__(*exception)
         self._outside = state.enabled
 
-    def __call__(self, function):
+    def __call__(self, function: F) -> F:
         state.enabled = self._outside
         return super().__call__(function)
 
@@ -76,14 +79,14 @@ class no_grad(_Switch):
 
     _mode = False
 
-    def __new__(cls, function=None):
+    def __new__(cls, function: Callable[..., Any] | None = None) -> Any:
         switch = super().__new__(cls)
         if function is None:
             return switch
-        switch.__init__()  # written as @no_grad, without parentheses
+        _Switch.__init__(switch, cls._mode)  # written as @no_grad, without parentheses
         return switch(function)
 
-    def __init__(self, function=None):
+    def __init__(self, function: Callable[..., Any] | None = None):
         super().__init__(self._mode)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gpunn.autograd.dtypes import bool_, float32, int64
@@ -10,7 +12,7 @@ from gpunn.device import to_numpy
 _PREFIX = "tensor("
 
 
-def describe(tensor) -> str:
+def describe(tensor: Any) -> str:
     """``tensor([1., 2.], device='cuda:0', dtype=float64, grad_fn=<MulBackward>)``"""
     array = to_numpy(tensor._array)
     if array.dtype.kind == "V":

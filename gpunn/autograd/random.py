@@ -42,7 +42,7 @@ class Captured:
 
     __slots__ = ("counter", "device", "draws", "generator")
 
-    def __init__(self, generator: Generator, counter):
+    def __init__(self, generator: Generator, counter: Any):
         self.generator, self.counter, self.device = generator, counter, device_of(counter)
         self.draws = 0
 
@@ -110,7 +110,7 @@ class Generator:
         return Draw(0, offset, captured.counter)
 
     @contextlib.contextmanager
-    def capturing(self, counter) -> Iterator[Captured]:
+    def capturing(self, counter: Any) -> Iterator[Captured]:
         """Within, this thread's draws are relative to `counter` and leave the generator alone.
 
         `counter` is a uint64 array [seed, offset] of shape (2,) on the device of the step. Gives an

@@ -8,10 +8,13 @@ in `gpunn.autograd.methods`.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
+from gpunn.autograd import dlpack
+from gpunn.autograd.aliases import DeviceLike, DTypeLike, Operand
 from gpunn.autograd.dtypes import as_dtype, is_float
 from gpunn.device import (
     Device,
@@ -24,8 +27,14 @@ from gpunn.device import (
 )
 from gpunn.device.emulated import EmulatorArray
 
+if TYPE_CHECKING:
+    from gpunn.autograd.function import Function
+    from gpunn.autograd.tensor_methods import Methods
+else:
+    Methods = object  # the operations are attached by gpunn.autograd.methods
 
-class Tensor:
+
+class Tensor(Methods):
     """A multi-dimensional array with gradients, as `torch.Tensor`.
 
     Made by `gpunn.tensor`, `gpunn.zeros`, `gpunn.randn` … or as the result of an operation.
@@ -53,10 +62,25 @@ class Tensor:
         "_low_source",  # (weak reference, place) of the arena that makes such copies of all at once
         "__weakref__",
     )
+    _array: Any
+    _requires_grad: bool
+    _node: Function | None
+    _cell: list[int]
+    _seen: int
+    grad: Tensor | None
+    _grad_slot: Any
+    _low: Any
+    _low_source: Any
     __array_priority__ = 1000  # `ndarray + Tensor` comes to Tensor.__radd__
     __hash__ = object.__hash__  # == compares elements, so identity is what can be hashed
 
-    def __init__(self, data: Any = (), dtype=None, device=None, requires_grad: bool = False):
+    def __init__(
+        self,
+        data: Any = (),
+        dtype: DTypeLike = None,
+        device: DeviceLike = None,
+        requires_grad: bool = False,
+    ):
         array = raw_array(data, dtype or (None if _has_dtype(data) else np.float32), device)
         _fill(self, array)
         self.requires_grad = requires_grad
@@ -64,7 +88,7 @@ class Tensor:
     # ---- what it is -----------------------------------------------------------------------
 
     @property
-    def array(self):
+    def array(self) -> Any:
         return self._array
 
     @property
@@ -72,7 +96,7 @@ class Tensor:
         return wrap(self._array)
 
     @data.setter
-    def data(self, value) -> None:
+    def data(self, value: Operand) -> None:
         array = as_array(value._array if isinstance(value, Tensor) else value)
         if self._requires_grad and not is_float(array.dtype):
             raise TypeError(
@@ -105,7 +129,7 @@ class Tensor:
         return self
 
     @property
-    def grad_fn(self):
+    def grad_fn(self) -> Function | None:
         return self._node
 
     @property
@@ -144,7 +168,11 @@ class Tensor:
         """The number of dimensions."""
         return self._array.ndim
 
-    def size(self, dim: int | None = None):
+    @overload
+    def size(self) -> tuple[int, ...]: ...
+    @overload
+    def size(self, dim: int) -> int: ...
+    def size(self, dim: int | None = None) -> int | tuple[int, ...]:
         """The shape, or its entry `dim`."""
         return self._array.shape if dim is None else self._array.shape[dim]
 
@@ -159,7 +187,7 @@ class Tensor:
     def is_floating_point(self) -> bool:
         return is_float(self._array.dtype)
 
-    def is_contiguous(self, memory_format=None) -> bool:
+    def is_contiguous(self, memory_format: Any = None) -> bool:
         """Whether the memory is in C order, or in `memory_format` (`gpunn.channels_last`)."""
         if memory_format is None:
             return bool(self._array.flags.c_contiguous)
@@ -167,7 +195,11 @@ class Tensor:
 
         return bool(lies(self._array, memory_format))
 
-    def stride(self, dim: int | None = None):
+    @overload
+    def stride(self) -> tuple[int, ...]: ...
+    @overload
+    def stride(self, dim: int) -> int: ...
+    def stride(self, dim: int | None = None) -> int | tuple[int, ...]:
         """Steps between neighbours along each dimension, in elements."""
         strides = tuple(step // self._array.itemsize for step in self._array.strides)
         return strides if dim is None else strides[dim]
@@ -238,12 +270,12 @@ class Tensor:
         return self
 
     @property
-    def _xp(self):
+    def _xp(self) -> Any:
         return np if type(self._array) is np.ndarray else array_module(self.device)
 
     # ---- out of gpunn ---------------------------------------------------------------------
 
-    def item(self):
+    def item(self) -> Any:
         """The only element as a Python number. Raises ValueError if there are more or none."""
         if self._array.size != 1:
             raise ValueError(
@@ -254,7 +286,7 @@ class Tensor:
         value = self._array.item()
         return float(value) if is_float(self._array.dtype) else value
 
-    def tolist(self):
+    def tolist(self) -> Any:
         """The elements as nested lists of Python numbers."""
         tracing.host_read("Tensor.tolist()")
         array = to_numpy(self._array)
@@ -270,28 +302,51 @@ class Tensor:
         tracing.host_read("Tensor.numpy()")
         return to_numpy(self._array)
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> np.ndarray:
         array = self.numpy()
         if dtype is not None and array.dtype != dtype:
             return array.astype(dtype)
         return array.copy() if copy else array
 
     @property
-    def __cuda_array_interface__(self):
+    def __cuda_array_interface__(self) -> dict[str, Any]:
         if isinstance(self._array, np.ndarray):
             raise AttributeError("__cuda_array_interface__: this tensor is on no GPU")
+        if self._requires_grad:  # no AttributeError: it would read as if there were no such thing
+            raise RuntimeError(
+                "__cuda_array_interface__: this tensor requires a gradient, which other libraries "
+                "do not carry on. Use .detach()."
+            )
         return self._array.__cuda_array_interface__
 
     @property
-    def __emulator_array__(self):  # by which `as_array` finds it
+    def __emulator_array__(self) -> Any:  # by which `as_array` finds it
         if not isinstance(self._array, EmulatorArray):
             raise AttributeError("__emulator_array__: this tensor is not on the emulator")
         return self._array
 
-    def __dlpack__(self, **kwargs):
-        return self._array.__dlpack__(**kwargs)
+    def __dlpack__(
+        self,
+        *,
+        stream: Any = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
+        """This memory for another library; arguments as the array API standard has them.
 
-    def __dlpack_device__(self):
+        BufferError if the tensor requires a gradient, and where a copy is asked for that cannot be.
+        """
+        if self._requires_grad:
+            raise BufferError(
+                "__dlpack__: this tensor requires a gradient, which other libraries do not carry "
+                "on. Use .detach()."
+            )
+        return dlpack.export(
+            self._array, stream=stream, max_version=max_version, dl_device=dl_device, copy=copy
+        )
+
+    def __dlpack_device__(self) -> tuple[int, int]:
         return self._array.__dlpack_device__()
 
     def __len__(self) -> int:
@@ -299,7 +354,7 @@ class Tensor:
             raise TypeError("len() of a tensor without dimensions; use .numel() or .item()")
         return self._array.shape[0]
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[Tensor]:
         if self._array.ndim == 0:
             raise TypeError("a tensor without dimensions cannot be iterated; use .item()")
         return (self[index] for index in range(self._array.shape[0]))
@@ -340,7 +395,7 @@ class Tensor:
     def __copy__(self) -> Tensor:
         return self.detach().requires_grad_(self._requires_grad)
 
-    def __deepcopy__(self, memo) -> Tensor:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._node is not None:
             raise RuntimeError("deepcopy: only leaves can be copied so; use .detach().clone()")
         result = _fill(type(self).__new__(type(self)), self._array.copy(order="K"))
@@ -350,16 +405,16 @@ class Tensor:
             result.grad = wrap(self.grad._array.copy())
         return result
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), to_numpy(self._array), self._requires_grad))
 
 
-def wrap(array) -> Tensor:
+def wrap(array: Any) -> Tensor:
     """A Tensor around `array`, without a copy, check or history."""
     return _fill(Tensor.__new__(Tensor), array)
 
 
-def _fill(tensor, array):
+def _fill(tensor: Any, array: Any) -> Any:
     """Set every slot of a new Tensor (or of a subclass)."""
     tensor._array = array
     tensor._requires_grad = False
@@ -369,17 +424,17 @@ def _fill(tensor, array):
     return tensor
 
 
-def _rebuild(cls, array, requires_grad):
+def _rebuild(cls: Any, array: Any, requires_grad: bool) -> Any:
     tensor = _fill(cls.__new__(cls), array)
     tensor._requires_grad = requires_grad
     return tensor
 
 
-def _has_dtype(data) -> bool:
+def _has_dtype(data: Any) -> bool:
     return hasattr(data, "dtype")
 
 
-def raw_array(data: Any, dtype=None, device=None):
+def raw_array(data: Any, dtype: DTypeLike = None, device: DeviceLike = None) -> Any:
     """`data` (Tensor, array, number, nested lists) as an array of `dtype` on `device`.
 
     Without a dtype, Python numbers become float32, int64 or bool, arrays keep theirs. Without a
@@ -388,7 +443,7 @@ def raw_array(data: Any, dtype=None, device=None):
     if isinstance(data, Tensor):
         array = data._array
     elif isinstance(data, np.ndarray) or _is_foreign_array(data):
-        array = as_array(data)
+        array = dlpack.foreign_array(data)
     else:
         array = _from_python(data, dtype)
     if dtype is not None and array.dtype != dtype:
@@ -398,11 +453,11 @@ def raw_array(data: Any, dtype=None, device=None):
     return array
 
 
-def _is_foreign_array(data) -> bool:
+def _is_foreign_array(data: Any) -> bool:
     return hasattr(data, "__dlpack_device__") or hasattr(data, "__cuda_array_interface__")
 
 
-def _from_python(data, dtype):
+def _from_python(data: Any, dtype: DTypeLike) -> Any:
     try:
         if isinstance(data, (list, tuple)) and any(isinstance(item, Tensor) for item in data):
             data = [item.tolist() if isinstance(item, Tensor) else item for item in data]
@@ -423,12 +478,12 @@ def _from_python(data, dtype):
     return array
 
 
-def _holds_numpy(data) -> bool:
+def _holds_numpy(data: Any) -> bool:
     """Whether nested lists hold NumPy values, whose dtype then counts."""
     while isinstance(data, (list, tuple)) and data:
         data = data[0]
     return isinstance(data, (np.ndarray, np.generic))
 
 
-def numel(shape) -> int:
+def numel(shape: Iterable[int]) -> int:
     return math.prod(shape)

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
+
+from gpunn.cli.arguments import add_command, add_quiet, only_result, print_json, progress
+
+STDOUT = "-"
 
 EXAMPLE = """examples:
   gpunn bench softmax_forward                         the primitive's own shapes, all peers here
   gpunn bench matmul --shape 1024x1024x1024 --dtype float32 bfloat16
   gpunn bench all --json now.json --plot roofline.png
   gpunn bench all --compare before.json --threshold 10%   exit code 1 if something became slower
+  gpunn bench softmax --quiet --json | jq '.rows[].samples'
   gpunn bench launch                                  what a launch costs the host, by library
   gpunn bench products                                a sweep of matrix products beside cuBLAS
   gpunn bench --list                                  primitives and their default shapes
 """
 
 
-def add_parser(subparsers) -> None:
+def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "bench",
         help="time kernels against their floor and against NumPy, CuPy, PyTorch and Triton",
         description="Time primitives: medians over interleaved samples, GB/s, TFLOP/s, percent of "
         "the floor that this machine's measured bandwidth and rate set, and ratios to peers.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLE,
+        no="--compare found something slower, or nothing could be timed",
     )
     add = parser.add_argument
     add("primitives", nargs="*", metavar="PRIMITIVE",
@@ -38,33 +45,64 @@ def add_parser(subparsers) -> None:
         help="numpy, cupy, torch, torch.compile, triton; none (default: those here)")  # fmt: skip
     add("--device", help="cpu, cuda or cuda:1 (default: the one that gpunn would use)")
     add("--samples", type=int, default=20, help="samples of each contestant (default: 20)")
-    add("--json", metavar="FILE", help="write the results")
+    add("--json", nargs="?", const=STDOUT, metavar="FILE",
+        help="write the results; without FILE to standard output, with nothing else")  # fmt: skip
     add("--plot", metavar="FILE.png", help="draw a roofline (needs matplotlib)")
     add("--compare", metavar="OLD.json", help="show what changed since an earlier --json")
     add("--threshold", default="5%", help="how much slower counts with --compare (default: 5%%)")
     add("--list", action="store_true", help="list primitives, implementations and shapes")
+    add_quiet(parser, "no progress and no tables")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the table and write what was asked for; 1 if --compare found something slower."""
+    as_json = arguments.json == STDOUT
+    if arguments.list:
+        print_json(list_rows()) if as_json else print(list_table())
+        return 0
+    if not arguments.primitives:
+        raise ValueError(
+            "name a primitive, a family or all (gpunn bench --list shows them)" + _taken_for_file(
+                arguments.json)
+        )  # fmt: skip
+    if arguments.samples < 1:
+        raise ValueError(f"--samples is {arguments.samples}; at least 1 is needed")
+    kind = next((name for name in ("launch", "products") if name in arguments.primitives), None)
+    with only_result(as_json):
+        if kind is not None:
+            found, code = _alone(arguments, kind), 0
+        else:
+            found, code = run_primitives(arguments)
+    if as_json:
+        print_json(found.to_json())
+    return code
+
+
+def _taken_for_file(name: str | None) -> str:
+    """A hint where what follows --json was meant to be measured."""
+    import gpunn.kernels
+
+    table = gpunn.kernels.table()
+    if name in {*table, *(made.family for made in table.values()), "all", "launch", "products"}:
+        return f"; {name!r} was taken for the file of --json: put --json last"
+    return ""
+
+
+def say(arguments: argparse.Namespace, text: str) -> None:
+    """Print, unless --quiet."""
+    if not arguments.quiet:
+        print(text, flush=True)
+
+
+def run_primitives(arguments: argparse.Namespace) -> tuple[Any, int]:
+    """gpunn bench PRIMITIVE …: the results and the exit code."""
     from gpunn.bench import cases, compare, peers, results, tables
     from gpunn.bench.ceilings import measure_ceilings
     from gpunn.bench.roofline import require_matplotlib
     from gpunn.device.device import as_device
     from gpunn.io import check_target
 
-    if arguments.list:
-        print(list_table())
-        return 0
-    if not arguments.primitives:
-        raise ValueError("name a primitive, a family or all (gpunn bench --list shows them)")
-    if arguments.samples < 1:
-        raise ValueError(f"--samples is {arguments.samples}; at least 1 is needed")
-    if "launch" in arguments.primitives:
-        return run_launch(arguments)
-    if "products" in arguments.primitives:
-        return run_products(arguments)
     try:
         chosen = cases.select(arguments.primitives)
     except KeyError as error:
@@ -79,29 +117,38 @@ def run(arguments: argparse.Namespace) -> int:
     names = peers.choose(arguments.peers, device)
     threshold = compare.parse_threshold(arguments.threshold)
     old = results.read(arguments.compare) if arguments.compare else None
-    for path in (arguments.json, arguments.plot):  # now rather than after minutes of measuring
+    for path in (json_file(arguments), arguments.plot):  # now rather than after minutes of work
         if path:
             check_target(path)
     if arguments.plot:
         require_matplotlib()
+    todo = [
+        case for made in chosen for case in cases.cases_of(made, shapes, arguments.dtype, device)
+    ]
     found = results.new(device)
     found.ceilings.append(measure_ceilings(device))
-    print(tables.ceilings_text(found.ceilings[0]), end="\n\n", flush=True)
-    for made in chosen:
-        for case in cases.cases_of(made, shapes, arguments.dtype, device):
-            _measure(case, device, found, arguments, names)
+    say(arguments, tables.ceilings_text(found.ceilings[0]) + "\n")
+    for case in progress(todo, "case", arguments.quiet):
+        _measure(case, device, found, arguments, names)
     if not found.rows:
         print("nothing could be timed")
     else:
-        print(tables.rows_table(found.rows))
-        print("\nvs: the peer's time over ours, above 1 ours is faster; cold: no input is in cache")
+        say(arguments, tables.rows_table(found.rows))
+        say(arguments, "\nvs: the peer's time over ours, above 1 ours is faster; "
+            "cold: no input is in cache")  # fmt: skip
     if found.not_timed:
-        print("\n" + tables.not_timed_text(found.not_timed))
-    return _finish(arguments, found, old, threshold)
+        say(arguments, "\n" + tables.not_timed_text(found.not_timed))
+    return found, _finish(arguments, found, old, threshold)
 
 
-def _alone(arguments: argparse.Namespace, what: str):
-    """The device, for what is measured alone and has cases and peers of its own."""
+def json_file(arguments: argparse.Namespace) -> str | None:
+    """Where --json writes, if that is a file."""
+    return None if arguments.json == STDOUT else arguments.json
+
+
+def _alone(arguments: argparse.Namespace, what: str) -> Any:
+    """gpunn bench launch, and products: measured alone, with cases and peers of their own."""
+    from gpunn.bench import results, tables
     from gpunn.device.device import as_device
     from gpunn.io import check_target
 
@@ -116,55 +163,47 @@ def _alone(arguments: argparse.Namespace, what: str):
             f"--device emulator: it does not say how fast anything is on a GPU; measure {what} on "
             "cuda, or what can be measured without a GPU on cpu"
         )
-    if arguments.json:
+    if json_file(arguments):
         check_target(arguments.json)
-    return device
-
-
-def run_launch(arguments: argparse.Namespace) -> int:
-    """gpunn bench launch: the host's cost of launches and of whole calls."""
-    from gpunn.bench import launch, results, tables
-
-    device = _alone(arguments, "launch")
-    if device.type == "cpu":
-        print(launch.WITHOUT_GPU, end="\n\n")
     found = results.new(device)
-    found.launches, found.not_timed = launch.measure(device, arguments.samples)
-    print(launch.text(found.launches))
+    {"launch": _launches, "products": _products}[what](arguments, device, found)
     if found.not_timed:
-        print("\n" + tables.not_timed_text(found.not_timed))
-    if arguments.json:
+        say(arguments, "\n" + tables.not_timed_text(found.not_timed))
+    if json_file(arguments):
         found.write(arguments.json)
         print(f"\nresults: {arguments.json}")
-    return 0
+    return found
 
 
-def run_products(arguments: argparse.Namespace) -> int:
-    """gpunn bench products: the sweep of matrix products, a line each and a summary."""
-    from tqdm import tqdm
+def _launches(arguments: argparse.Namespace, device: Any, found: Any) -> None:
+    """The host's cost of launches and of whole calls."""
+    from gpunn.bench import launch
 
-    from gpunn.bench import products, results, tables
+    if device.type == "cpu":
+        say(arguments, launch.WITHOUT_GPU + "\n")
+    found.launches, found.not_timed = launch.measure(device, arguments.samples)
+    say(arguments, launch.text(found.launches))
 
-    device = _alone(arguments, "products")
-    found = results.new(device)
+
+def _products(arguments: argparse.Namespace, device: Any, found: Any) -> None:
+    """The sweep of matrix products, a line each and a summary."""
+    from gpunn.bench import products
+
     chosen = [p for p in products.SWEEP if device.type == "cuda" or p.flops <= products.CPU_FLOPS]
     if len(chosen) < len(products.SWEEP):
-        print(f"On a CPU only the {len(chosen)} smaller of {len(products.SWEEP)} products.\n")
-    for product in tqdm(chosen, unit="product", leave=False):
+        text = f"On a CPU only the {len(chosen)} smaller of {len(products.SWEEP)} products.\n"
+        say(arguments, text)
+    for product in progress(chosen, "product", arguments.quiet):
         row, skipped = products.measure(product, device, arguments.samples)
         found.products.append(row)
         found.not_timed += skipped
-    print(products.rows_text(found.products))
-    print("\n" + products.summary_text(found.products))
-    if found.not_timed:
-        print("\n" + tables.not_timed_text(found.not_timed))
-    if arguments.json:
-        found.write(arguments.json)
-        print(f"\nresults: {arguments.json}")
-    return 0
+    say(arguments, products.rows_text(found.products))
+    say(arguments, "\n" + products.summary_text(found.products))
 
 
-def _measure(case, device, found, arguments, names) -> None:
+def _measure(
+    case: Any, device: Any, found: Any, arguments: argparse.Namespace, names: Any
+) -> None:
     from gpunn.bench.measure import measure
 
     rows, skipped = measure(
@@ -179,11 +218,11 @@ def _measure(case, device, found, arguments, names) -> None:
     found.not_timed += skipped
 
 
-def _finish(arguments, found, old, threshold: float) -> int:
+def _finish(arguments: argparse.Namespace, found: Any, old: Any, threshold: float) -> int:
     """Write the files, compare with an old one, and the exit code."""
     from gpunn.bench import compare, roofline, tables
 
-    if arguments.json:
+    if json_file(arguments):
         found.write(arguments.json)
         print(f"\nresults: {arguments.json}")
     if arguments.plot and found.rows:
@@ -203,15 +242,26 @@ def _finish(arguments, found, old, threshold: float) -> int:
     return 1 if slower else 0
 
 
-def list_table() -> str:
+def list_rows() -> list[dict[str, Any]]:
     """Every primitive with its implementations and default shapes."""
     import gpunn.kernels
     from gpunn.bench.cases import shape_text
-    from gpunn.text import table
 
-    rows = [
-        (made.name, made.family, " ".join(made.implementations),
-         " ".join(map(shape_text, made.bench_shapes)))
+    return [
+        {"primitive": made.name, "family": made.family,
+         "implementations": list(made.implementations),
+         "shapes": list(map(shape_text, made.bench_shapes))}
         for made in gpunn.kernels.table().values()
     ]  # fmt: skip
-    return table(["primitive", "family", "implementations", "default shapes"], rows)
+
+
+def list_table() -> str:
+    """The same as text."""
+    from gpunn.cli.arguments import wide_table
+
+    rows = [
+        (row["primitive"], row["family"], " ".join(row["implementations"]), " ".join(row["shapes"]))
+        for row in list_rows()
+    ]
+    headers = ["primitive", "family", "implementations", "default shapes"]
+    return wide_table(headers, rows, (), cut=3)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import json
-import os
-import sys
+from typing import Any
 
+from gpunn.cli.arguments import add_command, add_json, add_quiet, only_result, print_json
 from gpunn.text import table
 
 EPILOG = """the launch is written as in CUDA C++:
@@ -27,21 +25,20 @@ examples:
   gpunn check norm.cu --launch "norm<float, 4><<<8, 128, 4096>>>(zeros float[8, 500], @x.npy, 500)"
   gpunn check sum.cu --define BLOCK=64 --seeds 50 --json \\
       --launch "partial<<<8, 64>>>(p = [8], [500], 500)" --launch "total<<<1, 8>>>([1], p)"
-
-exit code: 0 nothing was found, 1 a fault was found, 2 wrong use or a source that does not compile
 """
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    made = commands.add_parser(
+    made = add_command(
+        commands,
         "check",
         help="run a CUDA kernel on the CPU and report races, wrong accesses, missing barriers",
         description="Compile a CUDA C++ source for the CPU and run a kernel with every access "
         "checked, its threads in order, in reverse and in a number of random orders. No GPU and no "
         "CUDA toolkit is needed.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EPILOG,
+        no="a fault was found",
     )
     made.add_argument("source", metavar="FILE.cu", help="the source")
     made.add_argument(
@@ -76,7 +73,8 @@ def add_parser(commands) -> None:
     made.add_argument(
         "--timeout", type=float, default=60, metavar="S", help="seconds a launch may take (60)"
     )
-    made.add_argument("--json", action="store_true", help="print JSON")
+    add_json(made)
+    add_quiet(made, "only the faults and the closing sentence")
     made.set_defaults(run=run)
 
 
@@ -95,7 +93,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     options = [f"-D{name}" for name in arguments.define]
     options += [f"-I{folder}" for folder in arguments.include]
-    with printf_to_stderr() if arguments.json else contextlib.nullcontext():
+    with only_result(arguments.json):
         report = checking.check(
             arguments.source,
             arguments.launch,
@@ -107,35 +105,24 @@ def run(arguments: argparse.Namespace) -> int:
             preempt=arguments.preempt,
             timeout=arguments.timeout,
         )
-    print(json.dumps(as_json(report), indent=1) if arguments.json else as_text(report))
+    if arguments.json:
+        print_json(as_json(report))
+    else:
+        print(as_text(report, arguments.quiet))
     return 0 if report.clean else 1
-
-
-@contextlib.contextmanager
-def printf_to_stderr():
-    """What kernels print must not come between the lines of JSON."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    os.dup2(2, 1)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 def list_kernels(declared: dict[str, str], as_json: bool) -> int:
     """Print the kernels of a source."""
     if as_json:
-        rows = [{"name": name, "declaration": text} for name, text in declared.items()]
-        print(json.dumps(rows, indent=1))
+        print_json([{"name": name, "declaration": text} for name, text in declared.items()])
     else:
         print(*declared.values() or ["no kernels"], sep="\n")
     return 0
 
 
-def as_text(report) -> str:
-    """The report as a person wants to read it: launches, runs, then each fault once."""
+def as_text(report: Any, quiet: bool = False) -> str:
+    """The report as a person wants to read it: launches, runs (unless quiet), each fault once."""
     rows = []
     for group in _grouped(report.runs):
         first, last = group[0], group[-1]
@@ -157,8 +144,10 @@ def as_text(report) -> str:
             )
         )
     headers = ["order", "seeds", "runs", "accesses", "time", "outcome", "result"]
-    parts = [f"{report.source}: {'; '.join(report.launches)}"]
-    parts.append(table(headers, rows, right=(2, 3, 4)))
+    parts = []
+    if not quiet:
+        parts.append(f"{report.source}: {'; '.join(report.launches)}")
+        parts.append(table(headers, rows, right=(2, 3, 4)))
     for found in report.found:
         kind = found.finding.error.__name__
         parts.append(f"{kind} in {_in_runs(found.runs, report.runs)}\n{found.finding}")
@@ -169,21 +158,21 @@ def as_text(report) -> str:
     return "\n\n".join([*parts, closing])
 
 
-def _grouped(runs) -> list[list]:
-    groups: dict[str, list] = {}
+def _grouped(runs: list[Any]) -> list[list[Any]]:
+    groups: dict[str, list[Any]] = {}
     for run in runs:
         groups.setdefault(run.schedule, []).append(run)
     return list(groups.values())
 
 
-def _in_runs(runs, everything) -> str:
+def _in_runs(runs: list[Any], everything: list[Any]) -> str:
     if len(runs) == len(everything):
         return f"all {len(runs)} runs"
     names = ", ".join(str(run) for run in runs[:4]) + (", …" if len(runs) > 4 else "")
     return f"{len(runs)} of {len(everything)} runs ({names})"
 
 
-def as_json(report) -> dict:
+def as_json(report: Any) -> dict[str, Any]:
     """The report for programs."""
     numbered = {id(run): number for number, run in enumerate(report.runs)}
     return {

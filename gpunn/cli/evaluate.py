@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from gpunn.cli.arguments import add_command, add_json, add_quiet, only_result, print_json
 from gpunn.cli.predict import common_arguments, samples_of
 from gpunn.text import aligned, table
 
 DESCRIPTION = """\
-Measure the model of a run folder on labelled data: each class's share of right answers, the
-accuracy and the cross-entropy.
+Measure the model of a run folder on labelled data: the accuracy and the cross-entropy, and of each
+class how many of its samples were found (recall), how many of those taken for it were right
+(precision), and what its samples were taken for.
 """
 
 EXAMPLES = """\
@@ -20,47 +22,86 @@ where there is no header); without DATA, the samples that were held out of the r
 examples:
   gpunn evaluate runs/digits-…
   gpunn evaluate runs/digits-… labelled.npz
+  gpunn evaluate runs/digits-… --at-least 0.97 --quiet || echo "not good enough"
 """
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``gpunn``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "evaluate",
         help="measure the model of a run folder on labelled data",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
+        no="the accuracy is below --at-least",
     )
     common_arguments(parser)
-    parser.add_argument(
-        "data", metavar="DATA", nargs="?", help="a labelled file (default: the held-out samples)"
-    )
+    add = parser.add_argument
+    add("data", metavar="DATA", nargs="?", help="a labelled file (default: the held-out samples)")
+    add("--at-least", type=float, metavar="X", help="exit with 1 if the accuracy is below X")
+    add_json(parser)
+    add_quiet(parser, "no table of classes")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measure and print; returns 0."""
+    """Measure and print; returns 0, or 1 if the accuracy is below what was asked for."""
     from gpunn.train import TrainedModel
 
-    trained = TrainedModel.load(args.folder, args.device)
-    x, y, _ = samples_of(trained, args.data, need_labels=True)
-    result = trained.evaluate(x, y)
-    counts = result["confusion_matrix"]
-    right, samples = counts.diagonal(), counts.sum(axis=1)
-    shares = [f"{r / s:.4f}" if s else "-" for r, s in zip(right, samples, strict=True)]
+    if args.at_least is not None and not 0 <= args.at_least <= 1:
+        raise ValueError(f"--at-least is {args.at_least:g}; an accuracy lies between 0 and 1")
+    with only_result(args.json):
+        trained = TrainedModel.load(args.folder, args.device)
+        x, y, _ = samples_of(trained, args.data, need_labels=True)
+        result = trained.evaluate(x, y)
+    classes = by_class(result["confusion_matrix"])
+    if args.json:
+        print_json({"folder": args.folder, "data": args.data, "samples": len(y),
+                    **result, "classes": classes})  # fmt: skip
+    else:
+        if not args.quiet:
+            print(class_table(classes) + "\n")
+        right = sum(one["right"] for one in classes)
+        accuracy = f"{result['accuracy']:.4f}  ({right} of {len(y)})"
+        rows = [("accuracy", accuracy), ("cross-entropy", f"{result['loss']:.4f}")]
+        print(aligned(rows, indent=""))
+    return 1 if args.at_least is not None and result["accuracy"] < args.at_least else 0
+
+
+def by_class(counts: Any) -> list[dict[str, Any]]:
+    """Of each class its samples, the right ones, recall, precision, F1, and what it was taken for.
+
+    `counts` is the confusion matrix [true, predicted]. A ratio without samples is None.
+    """
+    found = []
+    for number, row in enumerate(counts):
+        samples, taken, right = int(row.sum()), int(counts[:, number].sum()), int(row[number])
+        wrong = {other: int(count) for other, count in enumerate(row) if count and other != number}
+        found.append({
+            "class": number,
+            "samples": samples,
+            "right": right,
+            "recall": right / samples if samples else None,
+            "precision": right / taken if taken else None,
+            "f1": 2 * right / (samples + taken) if samples + taken else None,
+            "taken_for": dict(sorted(wrong.items(), key=lambda item: item[::-1], reverse=True)),
+        })  # fmt: skip
+    return found
+
+
+def class_table(classes: list[dict[str, Any]]) -> str:
+    """The classes as text."""
     rows = [
-        (number, samples[number], right[number], shares[number], _mistakes(counts[number], number))
-        for number in range(len(counts))
-    ]
-    print(table(["class", "samples", "right", "share", "taken for"], rows, right=[0, 1, 2, 3]))
-    print()
-    accuracy = f"{result['accuracy']:.4f}  ({right.sum()} of {len(y)})"
-    print(aligned([("accuracy", accuracy), ("cross-entropy", f"{result['loss']:.4f}")], indent=""))
-    return 0
-
-
-def _mistakes(row: Any, own: int) -> str:
-    """Which classes the samples of one class were taken for, and how often."""
-    wrong = [(count, number) for number, count in enumerate(row) if count and number != own]
-    return ", ".join(f"{number} ({count})" for count, number in sorted(wrong, reverse=True))
+        (
+            one["class"],
+            one["samples"],
+            one["right"],
+            *("-" if one[name] is None else f"{one[name]:.4f}"
+              for name in ("recall", "precision", "f1")),
+            ", ".join(f"{number} ({count})" for number, count in one["taken_for"].items()),
+        )
+        for one in classes
+    ]  # fmt: skip
+    headers = ["class", "samples", "right", "recall", "precision", "F1", "taken for"]
+    return table(headers, rows, right=range(6))

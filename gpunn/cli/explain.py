@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
-from gpunn.cli.profile import list_text, name_of
+from gpunn.cli.arguments import (
+    PRECISIONS,
+    add_command,
+    add_json,
+    add_quiet,
+    only_result,
+    print_json,
+)
+from gpunn.cli.profile import name_of, print_list
 
 EXAMPLES = """\
 examples:
@@ -20,24 +27,24 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "explain",
         help="list the kernels of a training step, their floors and what limits them",
         description="Say which kernels a training step launches on a GPU, how many operations and "
         "bytes each has, how long it takes there at the least, what limits it, and what would "
         "help. Nothing is computed and no GPU is needed.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     add = parser.add_argument
     add("step", nargs="?", metavar="STEP", help="a job, benchmark or model (--list shows them)")
     add("--batch-size", type=int, metavar="N", help="examples a step (default: the step's own)")
     add("--device", metavar="CUDA", help="the GPU to explain for, such as cuda:1, if it is here")
     add("--chip", help="the GPU to explain for by its data sheet: h200 (default), h100, a100")
-    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"),
-        help="as of the Trainer (default: fp32)")  # fmt: skip
+    add("--precision", choices=PRECISIONS, help="as of the Trainer (default: fp32)")
     add("--kernels", action="store_true", help="list the CUDA kernels with their grids as well")
-    add("--json", action="store_true", help="print everything as JSON")
+    add_json(parser)
+    add_quiet(parser, "only the summary, no table of kernels")
     add("--list", action="store_true", help="list the steps that there are")
     parser.set_defaults(run=run)
 
@@ -45,30 +52,30 @@ def add_parser(subparsers: Any) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Explain and print."""
     from gpunn.profiling import explain
-    from gpunn.profiling.explanation import kernels_text
+    from gpunn.profiling.explanation import kernels_text, totals_text
     from gpunn.profiling.ready import ready_step
 
     if arguments.list:
-        print(list_text())
-        return 0
+        return print_list(arguments.json)
     step = name_of(arguments, "explain")
     chip = chosen_chip(arguments.chip, arguments.device)
-    made = ready_step(step, arguments.batch_size)
-    words = (made.name, f"batch {made.inputs[0].shape[0]}", arguments.precision)
-    found = explain(
-        made.model, made.loss, made.optimizer, made.inputs, made.target, chip=chip,
-        precision=arguments.precision, name=", ".join(filter(None, words)),
-    )  # fmt: skip
+    with only_result(arguments.json):
+        made = ready_step(step, arguments.batch_size)
+        words = (made.name, f"batch {made.inputs[0].shape[0]}", arguments.precision)
+        found = explain(
+            made.model, made.loss, made.optimizer, made.inputs, made.target, chip=chip,
+            precision=arguments.precision, name=", ".join(filter(None, words)),
+        )  # fmt: skip
     if arguments.json:
-        print(json.dumps(found.to_json()))
+        print_json(found.to_json())
         return 0
-    print(found)
+    print(totals_text(found) if arguments.quiet else found)
     if arguments.kernels:
         print("\n" + kernels_text(found))
     return 0
 
 
-def chosen_chip(name: str | None, device: str | None):
+def chosen_chip(name: str | None, device: str | None) -> Any:
     """The chip by name or by the GPU that is here; an H200 if neither is given."""
     from gpunn.device import Device
     from gpunn.profiling.chips import chip_of, find_chip

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from gpunn.cli.arguments import (
+    add_command,
+    add_json,
+    add_quiet,
+    only_result,
+    print_json,
+    progress,
+    wide_table,
+)
 from gpunn.device import compiler
-from gpunn.text import table
 
 
-def add_parser(commands) -> None:
+def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    made = commands.add_parser(
+    made = add_command(
+        commands,
         "kernels",
         help="list the kernels, or compile them for named architectures",
         description="List the kernel table, or compile every CUDA kernel for named architectures "
         "(no GPU needed) and print registers, shared memory and spills.",
-        epilog="examples:\n  gpunn kernels\n  gpunn kernels --compile sm_80 sm_90a\n"
+        examples="examples:\n  gpunn kernels\n  gpunn kernels --compile sm_80 sm_90a\n"
         "  gpunn kernels softmax --compile sm_90a --json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        no="a kernel spills registers, or the compiler warned",
     )
-    made.add_argument("name", nargs="*", help="only primitives whose name or family contains this")
+    made.add_argument(
+        "name", nargs="*", metavar="NAME", help="only primitives whose name or family contains this"
+    )
     made.add_argument(
         "--compile", nargs="+", metavar="ARCH", help="architectures such as sm_80 sm_90a sm_100a"
     )
-    made.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    add_json(made)
+    add_quiet(made, "with --compile: no progress, and no table but of kernels that spill")
     made.set_defaults(run=run)
 
 
@@ -45,36 +58,38 @@ def run(arguments: argparse.Namespace) -> int:
             f"no kernel is named like {' or '.join(arguments.name)}; see gpunn kernels"
         )
     if arguments.compile:
-        return compile_kernels(chosen, arguments.compile, arguments.json)
+        return compile_kernels(chosen, arguments)
     rows = [
         (p.name, p.family, ", ".join(p.implementations), p.cuda_source, first_line(p))
         for p in chosen
     ]
     if arguments.json:
         names = ("name", "family", "implementations", "source", "summary")
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
     else:
-        print(table(["primitive", "family", "implementations", "CUDA source", "what"], rows))
+        headers = ["primitive", "family", "implementations", "CUDA source", "what"]
+        print(wide_table(headers, rows, (), cut=4))
     return 0
 
 
-def first_line(made) -> str:
+def first_line(made: Any) -> str:
     """The first line of the primitive's docstring, without markup."""
     return (made.__doc__ or "").strip().splitlines()[0].replace("`", "")
 
 
-def compile_kernels(primitives, architectures: list[str], as_json: bool) -> int:
+def compile_kernels(primitives: list[Any], arguments: argparse.Namespace) -> int:
     """Compile all kernels of `primitives` for each architecture and report on each."""
     from gpunn.primitives.registry import reachable_kernels
 
     start = time.perf_counter()
     jobs = [
         (source, tuple(expressions), arch)
-        for arch in architectures
+        for arch in arguments.compile
         for source, expressions in reachable_kernels(arch, primitives=primitives).items()
     ]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        builds = list(pool.map(lambda job: compiler.build(*job), jobs))
+    with only_result(arguments.json), ThreadPoolExecutor(os.cpu_count()) as pool:
+        compiled = pool.map(lambda job: compiler.build(*job), jobs)
+        builds = list(progress(compiled, "source", arguments.quiet, len(jobs)))
     rows = [
         (
             b.arch,
@@ -89,17 +104,19 @@ def compile_kernels(primitives, architectures: list[str], as_json: bool) -> int:
         for r in b.reports
     ]
     names = ["arch", "source", "kernel", "registers", "shared", "stack", "spills"]
-    if as_json:
-        print(json.dumps([dict(zip(names, row, strict=True)) for row in rows], indent=1))
-    else:
-        print(table(names, rows, right=(3, 4, 5, 6)))
     warnings = [f"{b.source} ({b.arch}): {line}" for b in builds for line in b.warnings]
-    spilling = sum(1 for row in rows if row[6])
-    if not as_json:
-        print(*warnings, sep="\n", end="\n" if warnings else "")
-        seconds = time.perf_counter() - start
-        print(
-            f"\n{len(rows)} kernels compiled for {', '.join(architectures)} in {seconds:.1f} s; "
-            f"{spilling} spill, {len(warnings)} warnings"
-        )
+    spilling = [row for row in rows if row[6]]
+    if arguments.json:
+        print_json([dict(zip(names, row, strict=True)) for row in rows])
+        print(*warnings, sep="\n", end="\n" if warnings else "", file=sys.stderr)
+        return 1 if spilling or warnings else 0
+    shown = spilling if arguments.quiet else rows
+    if shown:
+        print(wide_table(names, shown, (3, 4, 5, 6), cut=2) + "\n")
+    print(*warnings, sep="\n", end="\n" if warnings else "")
+    print(
+        f"{len(rows)} kernels compiled for {', '.join(arguments.compile)} "
+        f"in {time.perf_counter() - start:.1f} s; "
+        f"{len(spilling)} spill, {len(warnings)} warnings"
+    )
     return 1 if spilling or warnings else 0

@@ -2,45 +2,60 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
+from typing import Any
 
 import gpunn
+from gpunn.cli.arguments import Parser, print_json
 from gpunn.errors import GpunnError
 
-COMMANDS = ("train", "predict", "evaluate", "bench", "profile", "explain", "check", "kernels",
-            "doctor")  # fmt: skip
+COMMANDS = ("train", "predict", "evaluate", "bench", "report", "profile", "explain", "check",
+            "kernels", "doctor", "completion")  # fmt: skip
 
 EXAMPLE = """examples:
   gpunn train digits              train a network on real handwritten digits
   gpunn predict runs/… digits-test  use the trained network
+  gpunn report runs/…             see the run as a page in the browser
   gpunn doctor                    which devices can be used, and do the kernels work?
   gpunn kernels --compile sm_90a  compile every kernel, no GPU needed
   gpunn bench softmax_forward     time a kernel against its peers
   gpunn profile mlp --by layer    time each layer and kernel of a training step
   gpunn explain gpt2              which kernels a step launches on a GPU, and what limits them
   gpunn check mine.cu --list      run a CUDA kernel on the CPU and report its faults
+
+gpunn COMMAND --help says what a command takes, with examples and its exit codes.
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The whole command line."""
-    made = argparse.ArgumentParser(
+    return _parsers()[0]
+
+
+def subcommands() -> dict[str, Parser]:
+    """The parser of each command by its name."""
+    return _parsers()[1]
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    made = Parser(
         prog="gpunn",
         description="Train neural networks with hand-written CUDA kernels, on a GPU or on the CPU.",
         epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--version", action="version", version=f"gpunn {gpunn.__version__}")
+    made.add_argument(
+        "--version", action="store_true", help="print the version; with --json, all that matter"
+    )
+    made.add_argument("--json", dest="version_json", action="store_true", help="with --version")
     made.add_argument(
         "--debug", action="store_true", help="show the traceback of an error (also GPUNN_DEBUG=1)"
     )
-    commands = made.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = made.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
     for name in COMMANDS:
         importlib.import_module(f"gpunn.cli.{name}").add_parser(commands)
-    return made
+    return made, commands.choices
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,11 +64,41 @@ def main(arguments: list[str] | None = None) -> int:
     0: done; 1: done, and the answer is no (a check failed); 2: wrong use, said in one sentence;
     130: interrupted.
     """
-    parsed = parser().parse_args(arguments)
+    root, commands = _parsers()
+    parsed, rest = root.parse_known_args(arguments)
+    if rest:
+        commands.get(parsed.command, root).unexpected(rest)
+    if parsed.version_json and not parsed.version:
+        root.error("--json before a command goes with --version; give it after the command")
+    if parsed.version:
+        parsed.run = _print_version
+    elif parsed.command is None:
+        parsed.run, parsed.help = _print_help, root.format_help()
+    return _run(parsed)
+
+
+def _print_version(parsed: Any) -> int:
+    if parsed.version_json:
+        from gpunn.cli.versions import versions
+
+        print_json(versions())
+    else:
+        print(f"gpunn {gpunn.__version__}")
+    return 0
+
+
+def _print_help(parsed: Any) -> int:
+    print(parsed.help, end="")
+    return 0
+
+
+def _run(parsed: Any) -> int:
     if parsed.debug:
         return parsed.run(parsed)
     try:
-        return parsed.run(parsed)
+        code = parsed.run(parsed)
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
@@ -64,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("GPUNN_DEBUG", "0") not in ("", "0"):
             raise
         print(f"gpunn {parsed.command}: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):
+            print(note, file=sys.stderr)
         return 2
 
 

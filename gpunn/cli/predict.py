@@ -7,13 +7,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from gpunn.cli.arguments import (
+    DEVICE,
+    add_command,
+    add_json,
+    add_quiet,
+    at_least,
+    only_result,
+    print_json,
+)
 from gpunn.text import table
-
-_SHOWN = 10  # rows of predictions that are printed
 
 DESCRIPTION = """\
 Predict with the model of a run folder: prints the first predictions with their probabilities and
-writes all of them as CSV.
+writes all of them as CSV, or as JSON where --output ends in .json.
 """
 
 EXAMPLES = """\
@@ -23,38 +30,39 @@ digits-test, the images that were held out of the run.
 examples:
   gpunn predict runs/digits-… digits-test
   gpunn predict runs/digits-… images.npy --output answers.csv --probabilities
+  gpunn predict runs/digits-… images.csv --json | jq '.predictions[].prediction'
 """
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``gpunn``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "predict",
         help="predict with the model of a run folder",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     common_arguments(parser)
-    parser.add_argument("data", metavar="DATA", help="a file, or digits-test")
-    parser.add_argument(
-        "--output", metavar="FILE.csv", help="where to write (default: in the run folder)"
-    )
-    parser.add_argument(
-        "--probabilities", action="store_true", help="write the probability of every class"
-    )
+    add = parser.add_argument
+    add("data", metavar="DATA", help="a file, or digits-test")
+    add("--output", metavar="FILE",
+        help="where to write, .csv or .json (default: a .csv in the run folder; with --json: "
+        "nowhere)")  # fmt: skip
+    add("--probabilities", action="store_true", help="write the probability of every class")
+    add("--rows", type=int, default=10, metavar="N", help="how many to print (default: 10)")
+    add_json(parser)
+    add_quiet(parser, "print no predictions, only where they are")
     parser.set_defaults(run=run)
 
 
 def common_arguments(parser: argparse.ArgumentParser) -> None:
     """What predict and evaluate both take."""
     parser.add_argument("folder", metavar="RUN_FOLDER", help="from gpunn train")
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
-    )
+    parser.add_argument("--device", help=DEVICE)
 
 
-def samples_of(trained: Any, data: str | None, need_labels: bool):
+def samples_of(trained: Any, data: str | None, need_labels: bool) -> tuple[Any, Any, Any]:
     """x, y (or None) and the rows' numbers of a file or of the held-out samples."""
     from gpunn.data.files import read_samples
 
@@ -65,32 +73,84 @@ def samples_of(trained: Any, data: str | None, need_labels: bool):
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, print the first rows, write the CSV file; returns 0."""
+    """Predict, print the first rows, write the file; returns 0."""
+    from gpunn.io import check_target
     from gpunn.train import TrainedModel
     from gpunn.train.classification import write_predictions
 
-    trained = TrainedModel.load(args.folder, args.device)
-    x, labels, rows = samples_of(trained, args.data, need_labels=False)
-    probabilities = trained.probabilities(x)
-    output = Path(args.output or Path(args.folder) / f"predictions-{Path(args.data).stem}.csv")
-    write_predictions(output, probabilities, labels, rows, args.probabilities)
-    print(_prediction_table(probabilities, labels, rows))
-    if len(x) > _SHOWN:
-        print(f"… and {len(x) - _SHOWN} more")
-    if labels is not None:
-        right = int((probabilities.argmax(axis=1) == labels).sum())
-        print(f"\naccuracy  {right / len(x):.4f}  ({right} of {len(x)})")
-    print(f"\nwrote {len(x)} predictions to {output}")
+    at_least("rows", args.rows, 0)
+    output = target(args)
+    if args.output is not None:
+        check_target(args.output)  # now rather than after the work
+    with only_result(args.json):
+        trained = TrainedModel.load(args.folder, args.device)
+        x, labels, rows = samples_of(trained, args.data, need_labels=False)
+        probabilities = trained.probabilities(x)
+    result = as_json(args, probabilities, labels, rows)
+    if output is not None and output.suffix.lower() == ".json":
+        from gpunn.train.run_folder import write_json
+
+        write_json(output, result)
+    elif output is not None:
+        write_predictions(output, probabilities, labels, rows, args.probabilities)
+    if args.json:
+        print_json(result)
+    else:
+        print_text(args, probabilities, labels, rows)
+        print(f"wrote {len(x)} predictions to {output}")
     doubt = trained.doubt(x)
     if doubt:
         print(f"note: {doubt}", file=sys.stderr)
     return 0
 
 
-def _prediction_table(probabilities: Any, labels: Any, rows: Any) -> str:
+def target(args: argparse.Namespace) -> Path | None:
+    """Where to write. ValueError for a suffix that is not known."""
+    if args.output is None:
+        name = f"predictions-{Path(args.data).stem}.csv"
+        return None if args.json else Path(args.folder) / name
+    output = Path(args.output)
+    if output.suffix.lower() not in (".csv", ".json"):
+        raise ValueError(f"--output {output}: write a name that ends in .csv or .json")
+    return output
+
+
+def as_json(args: argparse.Namespace, probabilities: Any, labels: Any, rows: Any) -> dict[str, Any]:
+    """All predictions for programs."""
+    predicted = probabilities.argmax(axis=1)
+    predictions = []
+    for position, scores in enumerate(probabilities):
+        one: dict[str, Any] = {"row": int(position if rows is None else rows[position])}
+        if labels is not None:
+            one["label"] = int(labels[position])
+        one["prediction"] = int(predicted[position])
+        one["probability"] = float(scores[predicted[position]])
+        if args.probabilities:
+            one["probabilities"] = scores.tolist()
+        predictions.append(one)
+    result: dict[str, Any] = {"folder": args.folder, "data": args.data, "samples": len(predicted)}
+    if labels is not None:
+        result["accuracy"] = float((predicted == labels).mean())
+    return {**result, "predictions": predictions}
+
+
+def print_text(args: argparse.Namespace, probabilities: Any, labels: Any, rows: Any) -> None:
+    """The first predictions and how many were right."""
+    count = len(probabilities)
+    if args.rows and not args.quiet:
+        print(_prediction_table(probabilities, labels, rows, args.rows))
+        if count > args.rows:
+            print(f"… and {count - args.rows} more")
+        print()
+    if labels is not None:
+        right = int((probabilities.argmax(axis=1) == labels).sum())
+        print(f"accuracy  {right / count:.4f}  ({right} of {count})\n")
+
+
+def _prediction_table(probabilities: Any, labels: Any, rows: Any, shown: int) -> str:
     header = ["row", "prediction", "probability", "second", "probability"]
     lines = []
-    for position, scores in enumerate(probabilities[:_SHOWN]):
+    for position, scores in enumerate(probabilities[:shown]):
         row = position if rows is None else rows[position]
         first, second = (-scores).argsort(kind="stable")[:2]
         line = [row, first, f"{scores[first]:.4f}", second, f"{scores[second]:.4f}"]

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
+
+from gpunn.cli.arguments import (
+    DEVICE,
+    PRECISIONS,
+    add_command,
+    add_json,
+    add_quiet,
+    at_least,
+    only_result,
+    print_json,
+    progress,
+)
 
 EXAMPLES = """\
 examples:
@@ -20,20 +31,20 @@ examples:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the command line."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "profile",
         help="time each kernel and each layer of a training step",
         description="Make a few training steps of a ready-made job, benchmark or model on random "
         "numbers, and say how long each kernel and each layer took, against what the machine "
         "allows.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
     )
     add = parser.add_argument
     add("step", nargs="?", metavar="STEP", help="a job, benchmark or model (--list shows them)")
-    add("--device", help="cpu, cuda, cuda:1 or emulator (default: the one that would be used)")
+    add("--device", help=DEVICE)
     add("--batch-size", type=int, metavar="N", help="examples a step (default: the step's own)")
-    add("--precision", choices=("fp32", "tf32", "bf16", "fp16"), help="as of the Trainer")
+    add("--precision", choices=PRECISIONS, help="as of the Trainer")
     add("--steps", type=int, default=5, metavar="N", help="steps to profile (default: 5)")
     add("--warmup", type=int, default=3, metavar="N", help="steps before that (default: 3)")
     add("--by", choices=("kernel", "layer", "call"), default="kernel",
@@ -43,36 +54,56 @@ def add_parser(subparsers: Any) -> None:
     add("--trace", metavar="FILE.json", help="write a trace for Perfetto or chrome://tracing")
     add("--memory", metavar="FILE.png", help="draw the memory timeline (needs matplotlib)")
     add("--nvtx", action="store_true", help="push NVTX ranges by layer and kernel (needs CuPy)")
-    add("--json", action="store_true", help="print everything as JSON")
+    add_json(parser)
+    add_quiet(parser, "no progress, and of the table only its totals")
     add("--list", action="store_true", help="list the steps that there are")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Profile and print."""
-    from gpunn.bench.ceilings import measure_ceilings
-    from gpunn.device import as_device, synchronize
-    from gpunn.io import check_target
-    from gpunn.profiling import profile
-    from gpunn.profiling.ready import ready_step
-    from gpunn.profiling.tables import wrapped
+    from gpunn.profiling.tables import closing, wrapped
 
     if arguments.list:
-        print(list_text())
-        return 0
+        return print_list(arguments.json)
     step = name_of(arguments, "profile")
-    for option, low in (("steps", 1), ("warmup", 0)):
-        if getattr(arguments, option) < low:
-            raise ValueError(f"--{option} is {getattr(arguments, option)}; expected {low} or more")
-    if arguments.depth is not None and arguments.depth < 1:
-        raise ValueError(f"--depth is {arguments.depth}; expected 1 or more")
+    at_least("steps", arguments.steps, 1)
+    at_least("warmup", arguments.warmup, 0)
+    at_least("depth", arguments.depth, 1)
     check_files(arguments.trace, arguments.memory)
-    for path in (arguments.trace, arguments.memory):
+    with only_result(arguments.json):
+        made, report, watched = measure(arguments, step)
+    if arguments.trace:
+        report.save_trace(arguments.trace)
+    if arguments.memory:
+        watched.plot_memory(arguments.memory)
+    if arguments.json:
+        print_json({"step": made.name, **report.to_json()})
+        return 0
+    print(f"{made.name}, batch {made.inputs[0].shape[0]}\n")
+    print(closing(report) if arguments.quiet else report.table(arguments.by, arguments.depth))
+    if watched is not report:
+        print(wrapped(f"One more step: {watched.memory.text()}."))
+    for name, path in (("trace", arguments.trace), ("memory", arguments.memory)):
         if path:
-            check_target(path)
+            print(f"{name}: {path}")
+    return 0
+
+
+def measure(arguments: argparse.Namespace, step: str) -> tuple[Any, Any, Any]:
+    """The step, the report on it, and the report that has its memory (mostly the same one)."""
+    from gpunn.bench.ceilings import measure_ceilings
+    from gpunn.device import as_device, synchronize
+    from gpunn.profiling import profile
+    from gpunn.profiling.ready import ready_step
+
     device = as_device(arguments.device)
     made = ready_step(step, arguments.batch_size, device, arguments.precision)
+    steps = iter(progress(
+        range(arguments.warmup + arguments.steps), "step", arguments.quiet
+    ))  # fmt: skip
     for _ in range(arguments.warmup):
+        next(steps)
         made()
     synchronize(device)
     measured = arguments.limits and device.type != "emulator"
@@ -82,27 +113,13 @@ def run(arguments: argparse.Namespace) -> int:
         "ceilings": measure_ceilings(device) if measured else None,
     }  # fmt: skip
     with profile(**options) as report:
-        for _ in range(arguments.steps):
+        for _ in steps:
             made()
-    if arguments.trace:
-        report.save_trace(arguments.trace)
-    if arguments.memory:
-        watched = report
-        if not on_gpu:  # in a step of its own, so that the times above are not those of tracemalloc
-            with profile(memory=True, model=made.model) as watched:
-                made()
-        watched.plot_memory(arguments.memory)
-    if arguments.json:
-        print(json.dumps({"step": made.name, **report.to_json()}))
-        return 0
-    print(f"{made.name}, batch {made.inputs[0].shape[0]}\n")
-    print(report.table(arguments.by, arguments.depth))
-    if arguments.memory and not on_gpu:
-        print(wrapped(f"One more step: {watched.memory.text()}."))
-    for name, path in (("trace", arguments.trace), ("memory", arguments.memory)):
-        if path:
-            print(f"{name}: {path}")
-    return 0
+    watched = report
+    if arguments.memory and not on_gpu:  # in a step of its own: tracemalloc changes the times
+        with profile(memory=True, model=made.model) as watched:
+            made()
+    return made, report, watched
 
 
 def name_of(arguments: argparse.Namespace, command: str) -> str:
@@ -115,16 +132,24 @@ def name_of(arguments: argparse.Namespace, command: str) -> str:
 def check_files(trace: str | None, memory: str | None) -> None:
     """Refuse, before any work, what could not be written in the end."""
     from gpunn.bench.roofline import require_matplotlib
+    from gpunn.io import check_target
 
     if trace and Path(trace).suffix != ".json":
         raise ValueError(f"--trace {trace}: a trace is JSON; give a name that ends in .json")
     if memory:
         require_matplotlib()
+    for path in (trace, memory):
+        if path:
+            check_target(path)
 
 
-def list_text() -> str:
-    """The steps by name."""
+def print_list(as_json: bool) -> int:
+    """Print the steps by name."""
     from gpunn.profiling.ready import names
     from gpunn.text import table
 
-    return table(["step", "what"], list(names().items()))
+    if as_json:
+        print_json([{"step": name, "what": what} for name, what in names().items()])
+    else:
+        print(table(["step", "what"], list(names().items())))
+    return 0

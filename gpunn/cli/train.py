@@ -5,10 +5,20 @@ from __future__ import annotations
 import argparse
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from gpunn.cli.arguments import (
+    DEVICE,
+    PRECISIONS,
+    add_command,
+    add_json,
+    add_quiet,
+    only_result,
+    print_json,
+)
 from gpunn.text import aligned
 
 DESCRIPTION = """\
@@ -18,78 +28,157 @@ and the configuration that reproduces it (TOML).
 """
 
 EXAMPLES = """\
+Later ones win: the defaults, --config FILE, --set, the other options.
+
 examples:
   gpunn train digits                                train on handwritten digits (seconds)
   gpunn train digits --epochs 5 --limit 300         a quick look
   gpunn train digits --hidden 512 256 --seed 3      another network, another split
-  gpunn train --config runs/digits-…/config.toml    the same model again, bit for bit
+  gpunn train digits --set weight_decay=0.1 --set "hidden=[64, 32]"
+  gpunn train digits --show-config > mine.toml      every setting with its meaning and range
+  gpunn train --config mine.toml --json             train by a file, the result for a program
+  gpunn train --config runs/digits-…                the same model again, bit for bit
+  gpunn train --resume runs/digits-…                go on with a run that was interrupted or killed
 """
+
+# Options that are settings of the job under the same name.
+_SETTINGS = ("device", "epochs", "batch_size", "learning_rate", "hidden", "seed", "precision",
+             "limit")  # fmt: skip
 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command to the parser of ``gpunn``."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "train",
         help="train a network on real data and write a run folder",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        examples=EXAMPLES,
+        no="training failed: the loss became NaN or infinite",
+        interrupted="what was trained is kept",
     )
-    parser.add_argument("job", nargs="?", help="the job to train; known: digits")
-    parser.add_argument("--config", metavar="FILE", help="settings from a run's config.toml")
-    parser.add_argument(
-        "--device", help="cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
-    )
-    parser.add_argument("--epochs", type=int, metavar="N", help="epochs at most")
-    parser.add_argument("--batch-size", type=int, metavar="N", help="samples a step")
-    parser.add_argument("--learning-rate", type=float, metavar="X", help="its highest value")
-    parser.add_argument(
-        "--hidden", type=int, nargs="+", metavar="N", help="widths of the hidden layers"
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="of everything that is random")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16", "fp16"], help="of products (default: fp32)"
-    )
-    parser.add_argument(
-        "--profile", action="store_true", help="profile some steps; tables and trace in the folder"
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="use only N samples")
-    parser.add_argument(
-        "--output", metavar="DIR", help="the run folder, new (default: runs/<job>-<time>)"
-    )
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    add = parser.add_argument
+    add("job", nargs="?", metavar="JOB", help="the job to train; known: digits")
+    add("--config", metavar="FILE", help="settings from a TOML file or a run folder")
+    add("--set", action="append", default=[], metavar="NAME=VALUE",
+        help="any setting, as in the file; may be given several times")  # fmt: skip
+    add("--show-config", action="store_true",
+        help="print the settings with meaning and range as TOML, and do not train")  # fmt: skip
+    add("--device", help=DEVICE)
+    add("--epochs", type=int, metavar="N", help="epochs at most")
+    add("--batch-size", type=int, metavar="N", help="samples a step")
+    add("--learning-rate", type=float, metavar="X", help="its highest value")
+    add("--hidden", type=int, nargs="+", metavar="N", help="widths of the hidden layers")
+    add("--seed", type=int, metavar="N", help="of everything that is random")
+    add("--precision", choices=PRECISIONS, help="of products (default: fp32)")
+    add("--limit", type=int, metavar="N", help="use only N samples")
+    add("--profile", action="store_true", help="profile some steps; tables and trace in the folder")
+    add("--output", metavar="DIR", help="the run folder, new (default: runs/<job>-<time>)")
+    add("--resume", metavar="DIR", help="go on with the run in DIR; it ends as it would have")
+    add_json(parser)
+    add_quiet(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0, or 130 if it was interrupted (what was trained is kept)."""
-    from gpunn.train import find_job, run_job
-    from gpunn.train.run_folder import config_from_dict, read_toml
+    """Train; returns 0, 1 if the loss broke, 130 if interrupted (what was trained is kept)."""
+    from gpunn.train import TrainingError, resume_job, run_job
+    from gpunn.train.configuration import commented_toml
 
-    name, settings = args.job, {}
-    if args.config is not None:
-        name, settings = read_toml(args.config)
-        if args.job not in (None, name):
-            raise ValueError(f"{args.config} is of the job {name!r}, not {args.job!r}")
-    if name is None:
-        raise ValueError("say which job to train, for example: gpunn train digits")
-    job = find_job(name)
-    config = job.configure(
-        config_from_dict(job.config, settings, args.config or "configuration"),
-        device=args.device,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        hidden=None if args.hidden is None else tuple(args.hidden),
-        seed=args.seed,
-        limit=args.limit,
-        precision=args.precision,
-    )
-    result = run_job(job, config, args.output, verbose=not args.quiet, profile=args.profile)
+    verbose = not args.quiet
+    if args.resume is not None:
+        refuse_settings(args)
+    else:
+        job, config = configuration(args)
+        if args.show_config:
+            print(commented_toml(config, job.name), end="")
+            return 0
+    try:
+        with only_result(args.json):
+            if args.resume is not None:
+                result = resume_job(args.resume, verbose)
+            else:
+                result = run_job(job, config, args.output, verbose=verbose, profile=args.profile)
+    except TrainingError as error:
+        if args.debug:
+            raise
+        print(f"gpunn train: {error}", file=sys.stderr)
+        return 1
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    print(summary(result), flush=True)
+    if args.json:
+        print_json(as_json(result))
+    else:
+        print(summary(result), flush=True)
     return 130 if result.metrics["interrupted"] else 0
+
+
+def refuse_settings(args: argparse.Namespace) -> None:
+    """A run that goes on has its settings already; ValueError names what was given all the same."""
+    names = ("job", "config", "set", "show_config", "output", "profile", *_SETTINGS)
+    given = [name for name in names if getattr(args, name) not in (None, False, [])]
+    if given:
+        options = [name if name == "job" else f"--{name.replace('_', '-')}" for name in given]
+        raise ValueError(
+            f"--resume goes on with a run as it began; leave out {', '.join(options)}, or begin a "
+            "new run"
+        )
+
+
+def configuration(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The job and its configuration from the file, --set and the options; all mistakes at once."""
+    from gpunn.train import find_job
+    from gpunn.train.configuration import ConfigurationError, Layer, Problem, build, read_config
+
+    file = None if args.config is None else read_config(args.config)
+    name: str | None = args.job or (file.job if file else None)
+    if file and args.job not in (None, file.job):
+        raise ValueError(f"{args.config} is of the job {file.job!r}, not {args.job!r}")
+    if name is None:
+        raise ValueError("say which job to train, for example: gpunn train digits")
+    try:
+        job = find_job(name)
+    except ValueError as error:
+        if file is None:
+            raise
+        place = f"{file.path}:{file.positions.of(('job',))}"
+        raise ConfigurationError([Problem(("job",), str(error), place)]) from None
+    given = {name: getattr(args, name) for name in _SETTINGS if getattr(args, name) is not None}
+    layers = [file.layer()] if file else []
+    layers += [
+        Layer(overrides(args.set), lambda path: f"--set {path[0]}"),
+        Layer(given, lambda path: f"--{str(path[0]).replace('_', '-')}"),
+    ]
+    return job, build(job.config, layers, file.problems if file else ())
+
+
+def overrides(texts: list[str]) -> dict[str, Any]:
+    """Settings from NAME=VALUE. A value that is not TOML is a text: activation=gelu will do."""
+    values = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name.strip() and value.strip()):
+            raise ValueError(f"--set {text}: write NAME=VALUE, for example --set epochs=10")
+        try:
+            document = tomllib.loads(f"x = {value.strip()}")
+            values[name.strip()] = document["x"] if len(document) == 1 else value.strip()
+        except tomllib.TOMLDecodeError:
+            values[name.strip()] = value.strip()
+    return values
+
+
+def as_json(result: Any) -> dict[str, Any]:
+    """The result for programs: where it is, what was measured, how it was trained."""
+    from gpunn.train.configuration import config_to_dict
+
+    return {
+        "job": result.trained.job.name,
+        "folder": str(result.folder),
+        "metrics": result.metrics,
+        "config": config_to_dict(result.trained.config),
+        "history": result.history.records,
+        "notes": result.notes,
+    }
 
 
 def summary(result: Any) -> str:
@@ -118,6 +207,8 @@ def summary(result: Any) -> str:
     command = how_called()
     predict = f"{command} predict {quote(str(folder))} {result.trained.job.name}-test"
     steps = [(predict, "look at predictions")]
+    if metrics["interrupted"]:
+        steps.insert(0, (f"{command} train --resume {quote(str(folder))}", "go on training"))
     if (folder / files.CONFIG).exists() and not metrics["interrupted"]:
         again = f"{command} train --config {quote(str(folder / files.CONFIG))}"
         steps.append((again, "train the same model again"))

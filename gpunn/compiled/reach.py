@@ -46,14 +46,14 @@ class Reach:
     side_calls : what the step calls that has an effect outside, in words
     """
 
-    def __init__(self, function: Callable, uses: tuple = ()):
+    def __init__(self, function: Callable[..., Any], uses: tuple[Any, ...] = ()):
         self.modules: list[Module] = []
         self.optimizers: list[Optimizer] = []
         self.tensors: list[Tensor] = []
         self.side_calls: list[str] = []
         self._watched: dict[str, Any] = {}  # name -> object whose contents are compared
         self._cells: list[tuple[str, types.CellType]] = []
-        self._globals: list[tuple[str, dict, str]] = []  # name, namespace, key
+        self._globals: list[tuple[str, dict[str, Any], str]] = []  # name, namespace, key
         self._used: set[str] = set()  # the names that the step's code uses, of attributes too
         self._seen: set[int] = set()
         self._settings: list[tuple[str, Any, str]] = []  # of transforms of ours
@@ -236,13 +236,13 @@ class Reach:
             and not (name in before and name in now and before[name].same(now[name]))
         ]
 
-    def _read(self) -> list:
+    def _read(self) -> list[Any]:
         found = [_content(cell) for _, cell in self._cells]
         found += [where.get(key, _MISSING) for _, where, key in self._globals]
         found += [vars(value).get(key, _MISSING) for _, value, key in self._attributes]
         return found
 
-    def _read_containers(self) -> list:
+    def _read_containers(self) -> list[Any]:
         few = ((value if len(value) <= _FEW else ()) for _, value in self._containers)
         return [_Contents(value) for value in few]
 

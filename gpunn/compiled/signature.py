@@ -14,7 +14,7 @@ from gpunn.errors import StepError
 _VALUES = (int, float, complex, str, bytes, bool, type(None), np.dtype, np.generic)
 
 
-def split(name: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
+def split(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[list[Tensor], Any]:
     """(the Tensors among the arguments, the signature of all), in a fixed order.
 
     Raises StepError for an argument that is neither a Tensor nor a plain value, nor a tuple, list
@@ -27,7 +27,7 @@ def split(name: str, args: tuple, kwargs: dict) -> tuple[list[Tensor], Any]:
     return tensors, tuple(key)
 
 
-def _key(name: str, where: str, value: Any, tensors: list) -> Any:
+def _key(name: str, where: str, value: Any, tensors: list[Any]) -> Any:
     if isinstance(value, Tensor):
         if value._requires_grad and mode.state.enabled:
             raise StepError(
@@ -58,7 +58,7 @@ def _key(name: str, where: str, value: Any, tensors: list) -> Any:
     )
 
 
-def _words(value: dict) -> list:
+def _words(value: dict[str, Any]) -> list[Any]:
     """The keys of a dict in an order that does not depend on how it was made, if there is one."""
     try:
         return sorted(value)
@@ -66,7 +66,9 @@ def _words(value: dict) -> list:
         return list(value)
 
 
-def rebuild(args: tuple, kwargs: dict, tensors: list[Tensor]) -> tuple[tuple, dict]:
+def rebuild(
+    args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments with other Tensors, in the order of `split`."""
     remaining = iter(tensors)
     new_args = tuple(_replace(value, remaining) for value in args)
@@ -85,7 +87,7 @@ def _replace(value: Any, remaining: Iterator[Tensor]) -> Any:
     return value
 
 
-def _like(value: Any, parts: list) -> Any:
+def _like(value: Any, parts: list[Any]) -> Any:
     """A tuple, named tuple or list of the kind of `value`."""
     return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
 

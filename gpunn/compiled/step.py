@@ -25,7 +25,7 @@ from gpunn.text import table
 _RENEWALS = 8  # how often a step may be traced anew before a warning says why
 
 
-def compile(function: Callable | None = None, **options: Any) -> Any:
+def compile(function: Callable[..., Any] | None = None, **options: Any) -> Any:
     """Make a `CompiledStep` of a function; also as a decorator, with or without options.
 
     Options are those of `CompiledStep`.
@@ -35,7 +35,7 @@ def compile(function: Callable | None = None, **options: Any) -> Any:
     return CompiledStep(function, **options)
 
 
-def _shown(key: tuple) -> str:
+def _shown(key: tuple[Any, ...]) -> str:
     """A kind of call as text: its arguments, and what of the modes is not as usual."""
     signature, (records, low, _, training, gradients) = key
     modes = ["eval"] if training and not any(training) else []
@@ -45,7 +45,7 @@ def _shown(key: tuple) -> str:
     return " ".join([shown(signature), *modes])
 
 
-def _remade(function: Callable, options: dict[str, Any]) -> CompiledStep:
+def _remade(function: Callable[..., Any], options: dict[str, Any]) -> CompiledStep:
     return CompiledStep(function, **options)
 
 
@@ -86,7 +86,7 @@ class CompiledStep:
 
     def __init__(
         self,
-        function: Callable,
+        function: Callable[..., Any],
         *,
         max_signatures: int = 8,
         side_effects: str = "error",
@@ -103,7 +103,7 @@ class CompiledStep:
         if max_signatures < 1:
             raise ValueError(f"compile: max_signatures is {max_signatures}; expected 1 or more")
         self.function = function
-        self.name = name or getattr(function, "__name__", type(function).__name__)
+        self.name: Any = name or getattr(function, "__name__", type(function).__name__)
         self.max_signatures, self.side_effects = max_signatures, side_effects
         self.copy_outputs = copy_outputs
         self._uses = tuple(uses)
@@ -112,7 +112,7 @@ class CompiledStep:
 
     def _begin(self) -> None:
         self._variants: dict[Any, Variant] = {}
-        self.reach: Reach | None = None
+        self.reach: Any = None  # a Reach from the first call on
         self.arena = SharedArena()
         self._renewed: dict[str, int] = {}  # by the name of what was changed
         self._running = threading.Lock()
@@ -133,7 +133,7 @@ class CompiledStep:
         names = ("max_signatures", "side_effects", "copy_outputs", "name")
         return {"uses": self._uses, **{name: getattr(self, name) for name in names}}
 
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         # Copies and pickles begin anew: captures belong to the arrays that they were made with.
         return _remade, (self.function, self._options)
 
@@ -156,7 +156,7 @@ class CompiledStep:
         finally:
             self._running.release()
 
-    def _run(self, args: tuple, kwargs: dict) -> Any:
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         tensors, signature = split(self.name, args, kwargs)
         if self.reach is None:
             self._find(tensors)
@@ -175,12 +175,12 @@ class CompiledStep:
 
     # ---- what the step uses ----------------------------------------------------------------------
 
-    def _find(self, tensors: list) -> None:
+    def _find(self, tensors: list[Any]) -> None:
         """Look at the step's closure, once: at the first call all of its names are bound."""
         self.reach = reach = Reach(self.function, self._uses)
         self._modules = [part for module in reach.modules for part in module.modules()]
         optimized = [p for o in reach.optimizers for g in o.param_groups for p in g["params"]]
-        others = [p for module in reach.modules for p in module.parameters()]
+        others: list[Any] = [p for module in reach.modules for p in module.parameters()]
         others += [tensor for tensor in reach.tensors if tensor.requires_grad]
         self.optimized, self.parameters = set(optimized), list(dict.fromkeys(optimized + others))
         buffers = [b for module in reach.modules for b in module.buffers()]
@@ -196,7 +196,7 @@ class CompiledStep:
         here = not self.fixed or type(self.fixed[0]._array) is np.ndarray
         return [] if here else ["the device of its tensors"]
 
-    def _renew(self, changed: list[str], tensors: list) -> None:
+    def _renew(self, changed: list[str], tensors: list[Any]) -> None:
         """Begin anew, with what there is now."""
         for name in changed:
             self._renewed[name] = self._renewed.get(name, 0) + 1
@@ -212,7 +212,7 @@ class CompiledStep:
         self.arena = SharedArena()
         self._find(tensors)
 
-    def _ambient(self) -> tuple:
+    def _ambient(self) -> tuple[Any, ...]:
         """What else decides what the step does: modes, precision, which gradients there are."""
         return (
             mode.state.enabled,

@@ -80,15 +80,27 @@ class Variant:
         self.state, self.calls, self.captures = "new", 0, 0
         self.memory: Any = None
         self._on_cpu = device.type == "cpu"
-        self.graph = None if self._on_cpu else graph.step_graph(device)
+        self.graph: Any = None if self._on_cpu else graph.step_graph(device)
         self.inputs: list[Tensor] = []
 
-    def run(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
+    def run(
+        self,
+        step: CompiledStep,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
         """One call."""
         with graph.on(self.device):
             return self._run(step, args, kwargs, tensors)
 
-    def _run(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list[Tensor]) -> Any:
+    def _run(
+        self,
+        step: CompiledStep,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
         self.calls += 1
         if self.state == "captured":
             if self._holds(step):
@@ -107,7 +119,7 @@ class Variant:
 
     # ---- runs of the step's Python ---------------------------------------------------------------
 
-    def _traced(self, step: CompiledStep, args: tuple, kwargs: dict) -> Any:
+    def _traced(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function under a new trace, which is kept; results without their history."""
         self.trace = tracing.Trace(step.name)
         forget_low_copies()  # one in 16 bits that was made before would not be made again
@@ -116,7 +128,9 @@ class Variant:
         forget_low_copies()  # and one that was made inside lies in the step's memory
         return map_tensors(result, detached)
 
-    def _watched(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list) -> Any:
+    def _watched(
+        self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]
+    ) -> Any:
         """As `_traced`, and see what the function changed that a replay would not."""
         before, places = step.reach.snapshot(), self._places(step)
         registered = step.reach.registered()
@@ -161,7 +175,9 @@ class Variant:
             raise StepError(text)
         warnings.warn(text, stacklevel=8)
 
-    def _run_on_cpu(self, step: CompiledStep, args: tuple, kwargs: dict, tensors: list) -> Any:
+    def _run_on_cpu(
+        self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Any]
+    ) -> Any:
         if self.state == "planned":
             memory = contextlib.nullcontext() if self.memory is None else self.memory.serving()
             with quietly(), memory:
@@ -179,7 +195,7 @@ class Variant:
         self.state, self.memory = "planned", memory
         return result
 
-    def _record(self, step: CompiledStep, args: tuple, kwargs: dict) -> Any:
+    def _record(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.memory, self._using = graph.step_memory(self.device, arena=step.arena)
         with self.memory.recording(), self._using(self.memory):
             result = self._watched(step, args, kwargs, self.inputs)
@@ -188,7 +204,7 @@ class Variant:
         self.state = "planned"
         return result
 
-    def _capture(self, step: CompiledStep, args: tuple, kwargs: dict) -> Any:
+    def _capture(self, step: CompiledStep, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         for prepare in self.trace.before:
             prepare()
         counter = _counter(self.device)
@@ -249,7 +265,7 @@ class Variant:
     # ---- what a capture refers to ----------------------------------------------------------------
 
     @staticmethod
-    def _places(step: CompiledStep) -> list:
+    def _places(step: CompiledStep) -> list[Any]:
         """The arrays that a capture refers to and that others might replace."""
         return [tensor._array for tensor in step.fixed]
 
@@ -260,7 +276,7 @@ class Variant:
                 return False
         return self.trace.holds() and self._take_gradients()
 
-    def _check_places(self, step: CompiledStep, before: list) -> None:
+    def _check_places(self, step: CompiledStep, before: list[Any]) -> None:
         """Refuse a step that gives a parameter other memory, which a replay would not read."""
         for tensor, array in zip(step.fixed, before, strict=True):
             if tensor._array is not array:
@@ -274,7 +290,7 @@ class Variant:
             "example p -= rate * p.grad or mean.mul_(0.9).add_(x)"
         )
 
-    def _note_gradients(self, parameters: list[Tensor], had: list) -> None:
+    def _note_gradients(self, parameters: list[Tensor], had: list[Any]) -> None:
         """Which gradients the capture adds to, and which it leaves to the parameters."""
         self._given = [
             (parameter, grad._array)
@@ -290,7 +306,7 @@ class Variant:
     def _take_gradients(self) -> bool:
         """Bring gradients that others assigned to where the capture has them, if they fit."""
         for parameter, array in self._given:
-            grad = parameter.grad
+            grad: Any = parameter.grad
             if grad._array is array:
                 continue
             given = grad._array

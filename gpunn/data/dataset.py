@@ -77,7 +77,7 @@ class TensorDataset(Dataset):
     def __getitem__(self, index: Any) -> tuple[Tensor, ...]:
         return tuple(Tensor(array[index]) for array in self.arrays)
 
-    def take(self, indices: np.ndarray | slice) -> tuple:
+    def take(self, indices: np.ndarray | slice) -> tuple[Any, ...]:
         """``(array[indices] for each array)``; a slice gives views."""
         return tuple(gather(array, indices) for array in self.arrays)
 
@@ -129,7 +129,7 @@ def _checked_indices(indices: Iterable[int], length: int) -> np.ndarray:
     return indices.astype(np.int64) % length
 
 
-def gather(array: Any, indices: np.ndarray | slice):
+def gather(array: Any, indices: np.ndarray | slice) -> Any:
     """``array[indices]`` where the array lives; the indices travel to it."""
     if isinstance(indices, slice) or type(array) is np.ndarray:
         return array[indices]

@@ -13,7 +13,7 @@ from gpunn.data.dataset import collate
 from gpunn.device.transfer import Uploader
 
 
-def each(function: Callable, fields: Any) -> Any:
+def each(function: Callable[..., Any], fields: Any) -> Any:
     """`function` of every array of a batch; lists become tuples, strings stay what they are."""
     if isinstance(fields, dict):
         return {key: each(function, value) for key, value in fields.items()}
@@ -22,7 +22,7 @@ def each(function: Callable, fields: Any) -> Any:
     return fields if isinstance(fields, (str, bytes)) else function(fields)
 
 
-def array_of(value: Any):
+def array_of(value: Any) -> Any:
     """The array of a field: of a Tensor, an array, or a number or a list of them."""
     if isinstance(value, Tensor):
         return value.array
@@ -41,7 +41,7 @@ class Moving(NamedTuple):
     order: tuple[int, ...] | None
 
 
-def staged(uploader: Uploader) -> Callable:
+def staged(uploader: Uploader) -> Callable[..., Any]:
     """A function that makes an array ready to be uploaded, in any thread."""
 
     def stage(value: Any) -> Moving:
@@ -53,7 +53,7 @@ def staged(uploader: Uploader) -> Callable:
     return stage
 
 
-def started(uploader: Uploader) -> Callable:
+def started(uploader: Uploader) -> Callable[..., Any]:
     """A function that begins to upload an array, or what `staged` made of one."""
     stage = staged(uploader)
 
@@ -64,7 +64,7 @@ def started(uploader: Uploader) -> Callable:
     return start
 
 
-def taken(moving: Moving):
+def taken(moving: Moving) -> Any:
     """The uploaded array, its axes lying in memory as they did."""
     upload, order = moving
     array = upload.take()

@@ -24,7 +24,7 @@ class Samples:
 
 
 def read_samples(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     shape: tuple[int, ...],
     classes: int | None = None,
     need_labels: bool = False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import numpy as np
@@ -89,7 +89,7 @@ class DataLoader:
         seed: int | None = None,
         drop_last: bool = False,
         transform: Callable[[Any, np.random.Generator], Any] | None = None,
-        collate_fn: Callable[[list], Any] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
         device: Any = None,
         resident: bool | str = "auto",
         num_workers: int = 0,
@@ -112,7 +112,8 @@ class DataLoader:
         self.dataset = as_dataset(dataset, "DataLoader")
         self.batch_size = int(batch_size)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
-        self.transform, self.collate_fn, self.device = transform, collate_fn, device
+        self.collate_fn, self.device = collate_fn, device
+        self.transform: Any = transform
         source = generator if seed is None else seed
         self.seed = resolve_seed(default_generator if source is None else source)
         self._next_epoch = 0  # of the next `for` loop
@@ -175,7 +176,7 @@ class DataLoader:
             )
         return ""
 
-    def _described(self, target: Device | None, arrays, remote: bool, why: str) -> str:
+    def _described(self, target: Any, arrays: Any, remote: bool, why: str) -> str:
         """What was chosen, in words."""
         size = f" ({bytes_text(sum(a.nbytes for a in arrays))})" if arrays else ""
         what = f"{len(self.dataset):,} samples{size}"
@@ -242,7 +243,7 @@ class DataLoader:
                 self._running = None if last else (epoch, number + 1)
                 yield each(tensor, fields)
 
-    def _work(self, epoch: int, first: int) -> Iterator[tuple[str, Any, tuple]]:
+    def _work(self, epoch: int, first: int) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         """What each batch is made of: its name, the sample numbers, the seed of its randomness."""
         order = self._placed(self.order(epoch)) if self.shuffle else None
         for number in range(first, len(self)):
@@ -251,14 +252,14 @@ class DataLoader:
             indices = span if order is None else order[span]
             yield f"batch {number} of epoch {epoch}", indices, (self.seed, epoch, number)
 
-    def _placed(self, order: np.ndarray):
+    def _placed(self, order: np.ndarray) -> Any:
         """The order where the arrays are: on a GPU it goes there once an epoch, not each batch."""
         if not is_plain(self.dataset, TensorDataset) or self.collate_fn is not None:
             return order
         places = {device_of(array) for array in self.dataset.arrays}
         return to_device(order, places.pop()) if len(places) == 1 else order
 
-    def _given(self, epoch: int, first: int) -> Iterator[Any]:
+    def _given(self, epoch: int, first: int) -> Generator[Any]:
         """Batches where they are wanted; on a GPU the next ones are on their way already."""
         uploader, made = self._uploader, self._made(epoch, first)
         with contextlib.closing(made):
@@ -266,7 +267,7 @@ class DataLoader:
                 yield from made
                 return
             ahead = AHEAD if uploader.asynchronous else 0
-            under_way: collections.deque = collections.deque()
+            under_way: collections.deque[Any] = collections.deque()
             end: Any = None  # why there are no more
             while True:
                 while end is None and len(under_way) <= ahead:
@@ -281,7 +282,7 @@ class DataLoader:
                 else:
                     raise end
 
-    def _made(self, epoch: int, first: int) -> Iterator[Any]:
+    def _made(self, epoch: int, first: int) -> Any:
         """Batches as they are made on the host, or on the device of data that are there."""
         work = self._work(epoch, first)
         if not self._active:
@@ -302,11 +303,12 @@ class DataLoader:
                 workers.stop()
 
     def _new_workers(self) -> Workers:
-        job: Callable = self._job
+        job: Any = self._job
         if self.worker_kind == "thread" and self._uploader is not None:
             make, stage = self._job, staged(self._uploader)
 
-            def job(indices, key, stopped):  # the copy into pinned memory is theirs, too
+            # the copy into pinned memory is theirs, too
+            def job(indices: Any, key: Any, stopped: Any) -> Any:
                 return each(stage, make(indices, key, stopped))
 
         return Workers(job, self._active, self.worker_kind)
@@ -319,7 +321,7 @@ class DataLoader:
         if self._uploader is not None:
             self._uploader.close()
 
-    def __del__(self):
+    def __del__(self) -> None:
         workers = self.__dict__.get("_workers")
         if workers is not None:
             with contextlib.suppress(Exception):

@@ -28,8 +28,8 @@ class Normalizer:
 
     def __init__(self, per_feature: bool = True):
         self.per_feature = bool(per_feature)
-        self.mean: np.ndarray | None = None
-        self.scale: np.ndarray | None = None
+        self.mean: Any = None
+        self.scale: Any = None
 
     def fit(self, x: Any) -> Normalizer:
         """Take the statistics of `x`, of shape (samples, …).
@@ -49,7 +49,7 @@ class Normalizer:
         self.mean = np.asarray(self.mean)
         return self
 
-    def transform(self, x: Any):
+    def transform(self, x: Any) -> Any:
         """``(x - mean) / scale`` where x lives: float32, or float64 for float64 input.
 
         RuntimeError before `fit`; ValueError if the trailing shape differs from the fitted one.
@@ -57,16 +57,16 @@ class Normalizer:
         x, mean, scale = self._operands(x, "transform")
         return (x - mean) / scale
 
-    def fit_transform(self, x: Any):
+    def fit_transform(self, x: Any) -> Any:
         """`fit`, then `transform`."""
         return self.fit(x).transform(x)
 
-    def inverse_transform(self, x: Any):
+    def inverse_transform(self, x: Any) -> Any:
         """``x * scale + mean``: back to the original units. Errors as in `transform`."""
         x, mean, scale = self._operands(x, "inverse_transform")
         return x * scale + mean
 
-    def _operands(self, x: Any, method: str):
+    def _operands(self, x: Any, method: str) -> Any:
         if self.mean is None or self.scale is None:
             raise RuntimeError(f"Normalizer.{method}: call fit first")
         x = raw_array(x)

@@ -77,9 +77,9 @@ def _sizes(lengths: Sequence[float], total: int) -> list[int]:
 class Split(NamedTuple):
     """Training, validation and test data, each ``(x, y)``."""
 
-    train: tuple
-    validation: tuple
-    test: tuple
+    train: tuple[Any, ...]
+    validation: tuple[Any, ...]
+    test: tuple[Any, ...]
 
 
 def train_validation_test_split(
@@ -126,21 +126,20 @@ def split_indices(
     Within each class every part gets its exact share rounded down; the samples left over go to the
     parts that are furthest behind their share of all samples so far.
     """
-    fractions = np.asarray(fractions, np.float64)
-    if fractions.ndim != 1 or np.any(fractions < 0) or abs(fractions.sum() - 1.0) > 1e-6:
+    shares = np.asarray(fractions, np.float64)
+    if shares.ndim != 1 or np.any(shares < 0) or abs(shares.sum() - 1.0) > 1e-6:
         raise ValueError(
-            "fractions: expected numbers of zero or more that add up to 1, got "
-            f"{fractions.tolist()}"
+            f"fractions: expected numbers of zero or more that add up to 1, got {shares.tolist()}"
         )
     groups = [np.arange(length)] if labels is None else _class_groups(labels)
-    parts: list[list[np.ndarray]] = [[] for _ in fractions]
+    parts: list[list[np.ndarray]] = [[] for _ in shares]
     order_key = resolve_seed(seed)
-    assigned, wanted = np.zeros(len(fractions)), np.zeros(len(fractions))
+    assigned, wanted = np.zeros(len(shares)), np.zeros(len(shares))
     for number, group in enumerate(groups):
-        exact = len(group) * fractions
+        exact = len(group) * shares
         wanted += exact
         counts = np.floor(exact + 1e-9).astype(np.int64)
-        behind = np.where(fractions > 0, wanted - assigned - counts, -np.inf)
+        behind = np.where(shares > 0, wanted - assigned - counts, -np.inf)
         first = np.argsort(-behind, kind="stable")[: len(group) - counts.sum()]
         counts[first] += 1
         assigned += counts

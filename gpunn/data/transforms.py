@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.dtypes import as_dtype
 from gpunn.autograd.functions.layout import channels_first_view, channels_last_view
 from gpunn.autograd.random import Generator, default_generator
@@ -55,11 +56,11 @@ class RandomAffine:
         self.degrees, self.scale, self.shift = float(degrees), float(scale), float(shift)
         self.fill = float(fill)
 
-    def __call__(self, fields: tuple, rng: np.random.Generator) -> tuple:
+    def __call__(self, fields: tuple[Any, ...], rng: np.random.Generator) -> tuple[Any, ...]:
         """The batch ``(images, …)`` with its images changed. ValueError for another image size."""
         return (self.images(fields[0], rng), *fields[1:])
 
-    def images(self, images: Any, rng: np.random.Generator):
+    def images(self, images: Any, rng: np.random.Generator) -> Any:
         """The changed images, in the shape and dtype of `images`."""
         height, width = self.shape
         count = len(images)
@@ -76,7 +77,7 @@ class RandomAffine:
         result = _bilinear(xp, padded.reshape(count, -1), width + 2, rows, columns)
         return result.astype(images.dtype).reshape(images.shape)
 
-    def _positions(self, count: int, rng: np.random.Generator):
+    def _positions(self, count: int, rng: np.random.Generator) -> Any:
         """Where in the padded image each output pixel looks: rows and columns, (count, pixels)."""
         height, width = self.shape
         draw = rng.standard_normal((4, count, 1)).astype(np.float32)
@@ -90,14 +91,14 @@ class RandomAffine:
         return np.clip(rows, 0, height + 1), np.clip(columns, 0, width + 1)
 
 
-def _bilinear(xp, flat, width: int, rows, columns):
+def _bilinear(xp: Any, flat: Any, width: int, rows: Any, columns: Any) -> Any:
     """Sample `flat` (images, height*width) at fractional rows and columns by linear weights."""
     top = xp.minimum(rows.astype(np.int32), flat.shape[1] // width - 2)
     left = xp.minimum(columns.astype(np.int32), width - 2)
     down, right = rows - top, columns - left
     corner = top * width + left
 
-    def at(step: int):
+    def at(step: int) -> Any:
         return xp.take_along_axis(flat, corner + step, axis=1)
 
     upper = at(0) + (at(1) - at(0)) * right
@@ -198,7 +199,7 @@ class ImageAugmentation:
         other.__dict__ |= self.__dict__ | {"training": False}
         return other
 
-    def __call__(self, images: Any, rng: np.random.Generator | None = None):
+    def __call__(self, images: Any, rng: np.random.Generator | None = None) -> Any:
         """A Tensor of images changed, or with `rng` the batch ``(images, …)`` of a DataLoader."""
         if rng is not None:
             if isinstance(images, dict):
@@ -226,14 +227,14 @@ class ImageAugmentation:
             draw = generator.draw(device_of(images.array))._asdict()
         return wrap(self._apply(images.array, None, draw))
 
-    def gather(self, images: Any, indices: Any, rng: np.random.Generator):
+    def gather(self, images: Any, indices: Any, rng: np.random.Generator) -> Any:
         """The changed images at `indices` (an int64 array, a slice, or None for all)."""
         if isinstance(indices, slice):
             images, indices = images[indices], None
         draw = {"seed": int(rng.integers(1 << 63))} if self.training else {}
         return self._apply(images, indices, draw)
 
-    def _apply(self, images, indices, draw: dict):
+    def _apply(self, images: Any, indices: Any, draw: dict[str, Any]) -> Any:
         if isinstance(images, Tensor):
             images = images.array
         if getattr(images, "ndim", None) != 4:
@@ -270,11 +271,11 @@ class ImageAugmentation:
         return f"ImageAugmentation({settings}, dtype={self.dtype})"
 
 
-def _usual_scale(dtype) -> float:
+def _usual_scale(dtype: DTypeLike) -> float:
     return 1 / 255 if dtype == np.uint8 else 1.0
 
 
-def _numbers(name: str, value) -> float | tuple[float, ...]:
+def _numbers(name: str, value: Any) -> float | tuple[float, ...]:
     """A number, or a tuple of one for each channel."""
     try:
         found = np.asarray(value, np.float64)

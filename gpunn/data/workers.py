@@ -46,10 +46,12 @@ class Job:
     """How a batch is made: gathered or collated from the dataset, then transformed."""
 
     dataset: Any
-    collate_fn: Callable | None = None
-    transform: Callable | None = None
+    collate_fn: Callable[..., Any] | None = None
+    transform: Any = None
 
-    def __call__(self, indices: Any, key: tuple[int, ...], stopped: Callable = bool) -> Any:
+    def __call__(
+        self, indices: Any, key: tuple[int, ...], stopped: Callable[..., Any] = bool
+    ) -> Any:
         """The fields of the batch with these sample numbers; `key` is the random numbers' seed."""
         if fuses(self.transform, self.dataset, self.collate_fn):
             first, *rest = self.dataset.arrays
@@ -58,7 +60,7 @@ class Job:
         fields = self.fetch(indices, stopped)
         return fields if self.transform is None else self.transform(fields, generator(key))
 
-    def fetch(self, indices: Any, stopped: Callable = bool) -> Any:
+    def fetch(self, indices: Any, stopped: Callable[..., Any] = bool) -> Any:
         """The samples, stacked or collated; between two of them it asks whether to go on."""
         if self.collate_fn is None and takes(self.dataset):
             return self.dataset.take(indices)
@@ -66,14 +68,14 @@ class Job:
             indices = range(*indices.indices(len(self.dataset)))
         return (self.collate_fn or collate)([self._sample(int(i), stopped) for i in indices])
 
-    def _sample(self, index: int, stopped: Callable) -> Any:
+    def _sample(self, index: int, stopped: Callable[..., Any]) -> Any:
         if stopped():
             raise Stopped
         try:
             return self.dataset[index]
         except Exception as error:
             with contextlib.suppress(AttributeError):
-                error._gpunn_sample = index
+                error.__dict__["_gpunn_sample"] = index
             raise
 
 
@@ -89,7 +91,9 @@ def generator(key: tuple[int, ...]) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([*key, 1])))
 
 
-def _attempt(job: Callable, indices, key, stopped: Callable, keep: bool) -> Any:
+def _attempt(
+    job: Callable[..., Any], indices: Any, key: Any, stopped: Callable[..., Any], keep: bool
+) -> Any:
     """What the job gives, or a `Failure`."""
     try:
         return job(indices, key, stopped)
@@ -102,7 +106,7 @@ def _attempt(job: Callable, indices, key, stopped: Callable, keep: bool) -> Any:
 
 # ---- in a process --------------------------------------------------------------------------------
 
-_job: Job | None = None
+_job: Any = None  # a Job
 _stop: Any = None
 
 
@@ -121,19 +125,22 @@ def _end_with_parent() -> None:
     """Also when the main process was killed and could say nothing: the pool's queue never ends."""
     import multiprocessing
 
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
     os._exit(1)
 
 
-def _in_process(indices, key) -> Any:
+def _in_process(indices: Any, key: Any) -> Any:
     return _attempt(_job, indices, key, _stop.is_set, keep=False)
 
 
 class _Pickler(pickle.Pickler):
     """Sends arrays that are mapped from a file by the name of the file, not by their bytes."""
 
-    def reducer_override(self, value: Any) -> Any:
-        if type(value) is not np.memmap or value.mode not in ("r", "r+", "w+"):
+    def reducer_override(self, mapped: Any) -> Any:
+        value = mapped  # whose type mypy would narrow to one without `_mmap`
+        if type(mapped) is not np.memmap or value.mode not in ("r", "r+", "w+"):
             return NotImplemented
         if value.filename is None or value._mmap is None or value.size == 0:
             return NotImplemented
@@ -174,7 +181,7 @@ def _pickled(job: Job) -> bytes:
     return _dumps(job)
 
 
-def _context():
+def _context() -> Any:
     """How processes are started: never by a bare fork, which copies locks that threads hold."""
     import multiprocessing
 
@@ -189,7 +196,7 @@ class _Threads:
     """As a ThreadPoolExecutor, but one that is stuck does not keep the interpreter from ending."""
 
     def __init__(self, count: int, name: str):
-        self._tasks: queue.SimpleQueue = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._threads = [
             threading.Thread(target=self._run, name=f"{name}-{number}", daemon=True)
             for number in range(count)
@@ -197,7 +204,7 @@ class _Threads:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, function: Callable, *args: Any) -> Any:
+    def submit(self, function: Callable[..., Any], *args: Any) -> Any:
         from concurrent.futures import Future
 
         future: Any = Future()
@@ -235,7 +242,7 @@ class Workers:
     broken : whether a process has ended by itself, after which the others are of no use
     """
 
-    def __init__(self, job: Callable, count: int, kind: str):
+    def __init__(self, job: Job, count: int, kind: str):
         self.kind, self._job, self.broken = kind, job, False
         if kind == "thread":
             self._stop: Any = threading.Event()
@@ -247,9 +254,9 @@ class Workers:
             self._stop = context.Event()
             begin = (pickled, self._stop)
             self._pool = futures.ProcessPoolExecutor(count, context, _begin, begin)
-        self._pending: set = set()
+        self._pending: set[Any] = set()
 
-    def submit(self, indices, key) -> Any:
+    def submit(self, indices: Any, key: Any) -> Any:
         """Begin with a batch; gives a Future, in which everything that goes wrong comes out."""
         from concurrent.futures import BrokenExecutor, Future
 
@@ -291,9 +298,11 @@ class Batches:
     ahead : so many are under way
     """
 
-    def __init__(self, workers: Workers, work: Iterator[tuple[str, Any, tuple]], ahead: int):
+    def __init__(
+        self, workers: Workers, work: Iterator[tuple[str, Any, tuple[Any, ...]]], ahead: int
+    ):
         self._workers, self._work, self._ahead = workers, iter(work), ahead
-        self._begun: list = []
+        self._begun: list[Any] = []
 
     def __iter__(self) -> Batches:
         return self

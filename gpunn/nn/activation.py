@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.functions.activation import activate
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn import functional as F
@@ -17,7 +19,7 @@ class Activation(Module):
         product of a preceding Linear.
     """
 
-    kernel: tuple[str, float | None] = ("identity", None)
+    kernel: Any = ("identity", None)
 
     def forward(self, input: Tensor) -> Tensor:
         return activate(input, *self.kernel)
@@ -84,7 +86,7 @@ class LeakyReLU(_InplaceActivation):
         self.negative_slope = negative_slope
 
     @property
-    def kernel(self):
+    def kernel(self) -> tuple[str, float | None]:
         return ("leaky_relu", self.negative_slope)
 
     def extra_repr(self) -> str:
@@ -99,7 +101,7 @@ class ELU(_InplaceActivation):
         self.alpha = alpha
 
     @property
-    def kernel(self):
+    def kernel(self) -> tuple[str, float | None]:
         return ("elu", self.alpha)
 
     def extra_repr(self) -> str:
@@ -115,7 +117,7 @@ class GELU(Activation):
         self.approximate = approximate
 
     @property
-    def kernel(self):
+    def kernel(self) -> tuple[str, float | None]:
         return (F.gelu_kernel(self.approximate), None)
 
     def extra_repr(self) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.creation import empty
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.functions.activation import dropout as drop
@@ -50,8 +52,8 @@ class MultiheadAttention(Module):
     def __init__(
         self, embed_dim: int, num_heads: int, dropout: float = 0.0, bias: bool = True,
         add_bias_kv: bool = False, add_zero_attn: bool = False, kdim: int | None = None,
-        vdim: int | None = None, batch_first: bool = False, device=None, dtype=None,
-        *, num_kv_heads: int | None = None,
+        vdim: int | None = None, batch_first: bool = False, device: DeviceLike = None,
+        dtype: DTypeLike = None, *, num_kv_heads: int | None = None,
     ):  # fmt: skip
         super().__init__()
         groups = num_heads if num_kv_heads is None else num_kv_heads
@@ -76,7 +78,8 @@ class MultiheadAttention(Module):
         self.head_dim, self.dropout, self.batch_first = embed_dim // num_heads, dropout, batch_first
         self.kdim = embed_dim if kdim is None else kdim
         self.vdim = embed_dim if vdim is None else vdim
-        place, inner = {"device": device, "dtype": dtype}, groups * self.head_dim
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        inner = groups * self.head_dim
         self._sizes = [embed_dim, inner, inner]
         if self._one_weight:
             self.in_proj_weight = Parameter(empty(embed_dim + 2 * inner, embed_dim, **place))
@@ -107,7 +110,7 @@ class MultiheadAttention(Module):
         key_padding_mask: Tensor | None = None, need_weights: bool = True,
         attn_mask: Tensor | None = None, average_attn_weights: bool = True,
         is_causal: bool = False, *, cache: KeyValueCache | None = None,
-    ):  # fmt: skip
+    ) -> Any:  # fmt: skip
         """Attend from `query` to `key` and `value` (default: to itself).
 
         Parameters
@@ -152,7 +155,7 @@ class MultiheadAttention(Module):
             return out[0], None if weights is None else weights[0]
         return out if self.batch_first else out.transpose(0, 1), weights
 
-    def _batched(self, query: Tensor, key: Tensor, value: Tensor):
+    def _batched(self, query: Tensor, key: Tensor, value: Tensor) -> Any:
         """The three as (B, T, features), and whether there was no batch; all sizes checked."""
         if query.ndim not in (2, 3) or key.ndim != query.ndim or value.ndim != query.ndim:
             raise ValueError(
@@ -186,14 +189,14 @@ class MultiheadAttention(Module):
             return tensor[None]
         return tensor if self.batch_first else tensor.transpose(0, 1)
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor):
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> Any:
         """Q (B, T, num_heads, head_dim), K and V (B, S, num_kv_heads, head_dim)."""
         bias = self.in_proj_bias
         if self._one_weight and key is query and value is query:
-            parts = split(linear(query, self.in_proj_weight, bias), self._sizes, -1)
+            parts = list(split(linear(query, self.in_proj_weight, bias), self._sizes, -1))
         else:
             if self._one_weight:
-                weights = split(self.in_proj_weight, self._sizes, 0)
+                weights: Any = split(self.in_proj_weight, self._sizes, 0)
             else:
                 weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
             biases = (None,) * 3 if bias is None else split(bias, self._sizes, 0)
@@ -201,7 +204,7 @@ class MultiheadAttention(Module):
             parts = [linear(x, w, b) for x, w, b in inputs]
         return [part.reshape(*part.shape[:2], -1, self.head_dim) for part in parts]
 
-    def _mask(self, attn_mask, key_padding_mask, query: Tensor, keys: int):
+    def _mask(self, attn_mask: Any, key_padding_mask: Any, query: Tensor, keys: int) -> Any:
         """Both masks as one for `scaled_dot_product_attention`: True may look, or floats added."""
         (batch, queries), heads = query.shape[:2], self.num_heads
         found = []
@@ -232,7 +235,7 @@ class MultiheadAttention(Module):
         first, second = (_added(mask, query.dtype) for mask in found)
         return first + second
 
-    def _with_weights(self, q, k, v, mask, causal: bool, before: int):
+    def _with_weights(self, q: Any, k: Any, v: Any, mask: Any, causal: bool, before: int) -> Any:
         """The same in the open: all weights are made, and returned beside the output."""
         group = self.num_heads // self.num_kv_heads
         q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
@@ -285,7 +288,9 @@ def attend_packed(
     return _attend(q, k, v, mask, dropout_p, is_causal, before).flatten(2)
 
 
-def _attend(q, k, v, mask, dropout_p: float, causal: bool, before: int) -> Tensor:
+def _attend(
+    q: Any, k: Any, v: Any, mask: Any, dropout_p: float, causal: bool, before: int
+) -> Tensor:
     """Of (B, T, heads, D), whose first query stands at position `before`."""
     return scaled_dot_product_attention(
         q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, dropout_p, causal,
@@ -293,7 +298,7 @@ def _attend(q, k, v, mask, dropout_p: float, causal: bool, before: int) -> Tenso
     ).transpose(1, 2)  # fmt: skip
 
 
-def _may_look(mask: Tensor, dtype) -> Tensor:
+def _may_look(mask: Tensor, dtype: DTypeLike) -> Tensor:
     """A mask as PyTorch's layers take it (True: must not look) turned round; numbers as `dtype`."""
     if mask.dtype == np.bool_:
         return ~mask
@@ -305,7 +310,7 @@ def _may_look(mask: Tensor, dtype) -> Tensor:
     return mask if mask.dtype == dtype else mask.to(dtype)
 
 
-def _added(mask: Tensor, dtype) -> Tensor:
+def _added(mask: Tensor, dtype: DTypeLike) -> Tensor:
     """A mask of what may be seen as numbers to add: 0 or -inf."""
     return where(mask, 0.0, -math.inf).to(dtype) if mask.dtype == np.bool_ else mask
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Self
 
 import numpy as np
 
@@ -61,12 +62,12 @@ class _Indexed(Module):
         for module in modules:
             self.append(module)
 
-    def append(self, module: Module):
+    def append(self, module: Module) -> Self:
         """Add a module at the end; returns the container."""
         self._modules[str(len(self))] = _checked(self, module)
         return self
 
-    def extend(self, modules: Iterable[Module]):
+    def extend(self, modules: Iterable[Module]) -> Self:
         """Add modules at the end; returns the container."""
         for module in list(modules):
             self.append(module)
@@ -106,7 +107,7 @@ class Sequential(_Indexed):
             for name, module in args[0].items():
                 self._modules[name] = _checked(self, module)
         else:
-            self.extend(args)
+            self.extend(args)  # type: ignore[arg-type]  # a mapping among several is refused
 
     def __getitem__(self, index: int | slice) -> Module:
         if isinstance(index, slice):
@@ -145,7 +146,7 @@ class ModuleList(_Indexed):
         super().__init__()
         self.extend(modules)
 
-    def __getitem__(self, index: int | slice):
+    def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return type(self)(list(self)[index])
         return self._modules[self._key(index)]
@@ -179,15 +180,15 @@ class ModuleDict(Module):
     def __contains__(self, key: object) -> bool:
         return key in self._modules
 
-    def keys(self):
+    def keys(self) -> Any:
         """The names."""
         return self._modules.keys()
 
-    def values(self):
+    def values(self) -> Any:
         """The modules."""
         return self._modules.values()
 
-    def items(self):
+    def items(self) -> Any:
         """(name, module)."""
         return self._modules.items()
 

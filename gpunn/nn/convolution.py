@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike, Size
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions import convolution as functions
+from gpunn.autograd.functions.convolution_checks import padding_of
 from gpunn.autograd.functions.layout import channels_first_view
 from gpunn.autograd.functions.padding import pad_dimensions
 from gpunn.autograd.tensor import Tensor
@@ -28,8 +31,9 @@ class _Convolving(Module):
     transposed = False
 
     def __init__(
-        self, in_channels, out_channels, kernel_size, stride, padding, dilation, output_padding,
-        groups, bias, padding_mode, device, dtype, channels_last,
+        self, in_channels: int, out_channels: int, kernel_size: Size, stride: Size,
+        padding: Size | str, dilation: Size, output_padding: Size, groups: int, bias: bool,
+        padding_mode: str, device: DeviceLike, dtype: DTypeLike, channels_last: bool,
     ):  # fmt: skip
         super().__init__()
         named = {"in_channels": in_channels, "out_channels": out_channels, "groups": groups}
@@ -48,15 +52,15 @@ class _Convolving(Module):
         self.stride = self._sizes("stride", stride, 1)
         self.dilation = self._sizes("dilation", dilation, 1)
         if isinstance(padding, str) and not self.transposed:
-            functions.padding_of(
+            padding_of(
                 self._name, padding, self.stride, self.kernel_size, self.dilation
             )  # an error now, not at the first input
-            self.padding: str | tuple[int, ...] = padding
+            self.padding: Any = padding
         else:
             self.padding = self._sizes("padding", padding, 0)
         self.output_padding = self._sizes("output_padding", output_padding, 0)
         self.padding_mode, self.channels_last = padding_mode, bool(channels_last)
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         first, last = self.out_channels, self.in_channels
         if self.transposed:
             first, last = last, first
@@ -71,7 +75,7 @@ class _Convolving(Module):
     def _name(self) -> str:
         return type(self).__name__
 
-    def _sizes(self, argument: str, value, least: int, count: int | None = None):
+    def _sizes(self, argument: str, value: Any, least: int, count: int | None = None) -> Any:
         """An int for every dimension, or one for each."""
         count = count or self.dimensions
         try:
@@ -118,15 +122,15 @@ class _Conv(_Convolving):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size,
-        stride=1,
-        padding=0,
-        dilation=1,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        dilation: Size = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
         *,
         channels_last: bool = False,
     ):
@@ -150,9 +154,7 @@ class _Conv(_Convolving):
 
     def _padded(self, input: Tensor) -> Tensor:
         """The input padded with what `padding_mode` takes instead of zeros."""
-        pairs = functions.padding_of(
-            self._name, self.padding, self.stride, self.kernel_size, self.dilation
-        )
+        pairs = padding_of(self._name, self.padding, self.stride, self.kernel_size, self.dilation)
         pairs = [pair if isinstance(pair, tuple) else (pair, pair) for pair in pairs]
         lead = [(0, 0)] * (input.ndim - self.dimensions - self.channels_last)
         behind = [(0, 0)] * self.channels_last
@@ -168,16 +170,16 @@ class _ConvTranspose(_Convolving):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size,
-        stride=1,
-        padding=0,
-        output_padding=0,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size | str = 0,
+        output_padding: Size = 0,
         groups: int = 1,
         bias: bool = True,
-        dilation=1,
+        dilation: Size = 1,
         padding_mode: str = "zeros",
-        device=None,
-        dtype=None,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
         *,
         channels_last: bool = False,
     ):
@@ -186,12 +188,12 @@ class _ConvTranspose(_Convolving):
             groups, bias, padding_mode, device, dtype, channels_last,
         )  # fmt: skip
 
-    def forward(self, input: Tensor, output_size=None) -> Tensor:
+    def forward(self, input: Tensor, output_size: Any = None) -> Tensor:
         """`output_size` (the spatial sizes, or the shape) takes the place of output_padding."""
         return self.forward_activated(input, "identity", None, output_size)
 
     def forward_activated(
-        self, input: Tensor, activation: str, alpha: float | None, output_size=None
+        self, input: Tensor, activation: str, alpha: float | None, output_size: Any = None
     ) -> Tensor:
         """The layer with an activation behind it."""
         own, more = self._parameters, self.output_padding
@@ -202,7 +204,7 @@ class _ConvTranspose(_Convolving):
             self.dilation, activation=activation, alpha=alpha, channels_last=self.channels_last,
         )  # fmt: skip
 
-    def _output_padding(self, input: Tensor, output_size) -> tuple[int, ...]:
+    def _output_padding(self, input: Tensor, output_size: Any) -> tuple[int, ...]:
         """What is to be added to the smallest result for it to have `output_size`."""
         spatial = input.shape[: -1 if self.channels_last else None]
         spatial = spatial[len(spatial) - self.dimensions :]

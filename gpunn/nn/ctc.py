@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +25,9 @@ class CTCLoss(Loss):
         super().__init__(reduction)
         self.blank, self.zero_infinity = blank, zero_infinity
 
-    def forward(self, log_probs: Tensor, targets: Tensor, input_lengths, target_lengths) -> Tensor:
+    def forward(
+        self, log_probs: Tensor, targets: Tensor, input_lengths: Any, target_lengths: Any
+    ) -> Tensor:
         """The loss of log-probabilities (T, B, C) and labels (B, S), or all labels in a row"""
         return F.ctc_loss(
             log_probs, targets, input_lengths, target_lengths, self.blank, self.reduction,
@@ -40,7 +42,7 @@ class Hypothesis(NamedTuple):
     log_probability: float
 
 
-def _sequences(name: str, log_probs: Tensor, input_lengths, blank: int):
+def _sequences(name: str, log_probs: Tensor, input_lengths: Any, blank: int) -> Any:
     """(T, B) and the length of each sequence."""
     if log_probs.ndim != 3:
         raise ValueError(f"{name}: log_probs has shape {log_probs.shape}; expected (T, B, C)")
@@ -57,7 +59,9 @@ def _sequences(name: str, log_probs: Tensor, input_lengths, blank: int):
     return steps, batch, lengths
 
 
-def ctc_greedy_decode(log_probs: Tensor, input_lengths=None, blank: int = 0) -> list[list[int]]:
+def ctc_greedy_decode(
+    log_probs: Tensor, input_lengths: Any = None, blank: int = 0
+) -> list[list[int]]:
     """The labels of the most probable path of each sequence: repetitions, then blanks, go.
 
     Parameters
@@ -79,7 +83,7 @@ def ctc_greedy_decode(log_probs: Tensor, input_lengths=None, blank: int = 0) -> 
 
 def ctc_beam_decode(
     log_probs: Tensor,
-    input_lengths=None,
+    input_lengths: Any = None,
     blank: int = 0,
     beam_width: int = 16,
     top: int = 1,
@@ -109,7 +113,7 @@ def _search(logs: np.ndarray, blank: int, width: int, classes: int) -> list[Hypo
     beams = {(): (0.0, -np.inf)}
     for row in logs:
         tried = np.argsort(-row, kind="stable")[:classes].tolist()
-        after: dict[tuple, list[float]] = defaultdict(lambda: [-np.inf, -np.inf])
+        after: dict[tuple[Any, ...], list[float]] = defaultdict(lambda: [-np.inf, -np.inf])
         for prefix, (in_blank, in_label) in beams.items():
             both = np.logaddexp(in_blank, in_label)
             for label in tried:
@@ -121,8 +125,8 @@ def _search(logs: np.ndarray, blank: int, width: int, classes: int) -> list[Hypo
                     _add(after[(*prefix, label)], 1, in_blank + y)  # or stands once more
                 else:
                     _add(after[(*prefix, label)], 1, both + y)
-        ranked = sorted(after.items(), key=lambda item: -np.logaddexp(*item[1]))
-        beams = {prefix: tuple(scores) for prefix, scores in ranked[:width]}
+        ranked = sorted(after.items(), key=lambda item: -np.logaddexp(item[1][0], item[1][1]))
+        beams = {prefix: (scores[0], scores[1]) for prefix, scores in ranked[:width]}
     return [
         Hypothesis(list(prefix), float(np.logaddexp(*scores))) for prefix, scores in beams.items()
     ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.embedding import check_sparse, normal_padding
 from gpunn.autograd.mode import no_grad
@@ -18,8 +20,9 @@ class _Table(Module):
     """A table of rows with the options that both layers have."""
 
     def __init__(
-        self, num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
-        sparse, weight, device, dtype,
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None,
+        max_norm: float | None, norm_type: float, scale_grad_by_freq: bool, sparse: bool,
+        weight: Any, device: DeviceLike, dtype: DTypeLike,
     ):  # fmt: skip
         super().__init__()
         name = type(self).__name__
@@ -53,13 +56,14 @@ class _Table(Module):
                 self.weight[self.padding_idx] = 0
 
     @classmethod
-    def _on_rows(cls, embeddings: Tensor, freeze: bool, **options):
+    def _on_rows(cls, embeddings: Tensor, freeze: bool, **options: Any) -> Any:
         if embeddings.ndim != 2:
             raise ValueError(
                 f"{cls.__name__}.from_pretrained: embeddings has shape {tuple(embeddings.shape)}; "
                 "expected (num_embeddings, embedding_dim)"
             )
-        made = cls(*embeddings.shape, _weight=embeddings, **options)
+        make: Any = cls  # a subclass, whose arguments are PyTorch's
+        made = make(*embeddings.shape, _weight=embeddings, **options)
         made.weight.requires_grad = not freeze
         return made
 
@@ -100,8 +104,8 @@ class Embedding(_Table):
         scale_grad_by_freq: bool = False,
         sparse: bool = False,
         _weight: Tensor | None = None,
-        device=None,
-        dtype=None,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
@@ -113,7 +117,7 @@ class Embedding(_Table):
         cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None,
         max_norm: float | None = None, norm_type: float = 2.0, scale_grad_by_freq: bool = False,
         sparse: bool = False,
-    ):  # fmt: skip
+    ) -> Any:  # fmt: skip
         """A layer on given rows (V, D), which are not trained if `freeze`."""
         return cls._on_rows(
             embeddings, freeze, padding_idx=padding_idx, max_norm=max_norm, norm_type=norm_type,
@@ -151,8 +155,8 @@ class EmbeddingBag(_Table):
         _weight: Tensor | None = None,
         include_last_offset: bool = False,
         padding_idx: int | None = None,
-        device=None,
-        dtype=None,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__(
             num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq,
@@ -167,7 +171,7 @@ class EmbeddingBag(_Table):
         cls, embeddings: Tensor, freeze: bool = True, max_norm: float | None = None,
         norm_type: float = 2.0, scale_grad_by_freq: bool = False, mode: str = "mean",
         sparse: bool = False, include_last_offset: bool = False, padding_idx: int | None = None,
-    ):  # fmt: skip
+    ) -> Any:  # fmt: skip
         """A layer on given rows (V, D), which are not trained if `freeze`."""
         return cls._on_rows(
             embeddings, freeze, max_norm=max_norm, norm_type=norm_type, mode=mode,

@@ -9,8 +9,9 @@ import math
 
 import numpy as np
 
-from gpunn.autograd.creation import rand, randn
 from gpunn.autograd.mode import no_grad
+from gpunn.autograd.random import Generator
+from gpunn.autograd.sampling import rand, randn
 from gpunn.autograd.tensor import Tensor
 
 
@@ -47,13 +48,17 @@ def _fans(name: str, tensor: Tensor) -> tuple[int, int]:
 
 
 @no_grad()
-def uniform_(tensor: Tensor, a: float = 0.0, b: float = 1.0, generator=None) -> Tensor:
+def uniform_(
+    tensor: Tensor, a: float = 0.0, b: float = 1.0, generator: Generator | None = None
+) -> Tensor:
     """Uniform numbers from [a, b)."""
     return tensor.uniform_(a, b, generator=generator)
 
 
 @no_grad()
-def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator=None) -> Tensor:
+def normal_(
+    tensor: Tensor, mean: float = 0.0, std: float = 1.0, generator: Generator | None = None
+) -> Tensor:
     """Normal numbers."""
     return tensor.normal_(mean, std, generator=generator)
 
@@ -83,13 +88,15 @@ def eye_(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def xavier_uniform_(tensor: Tensor, gain: float = 1.0, generator=None) -> Tensor:
+def xavier_uniform_(
+    tensor: Tensor, gain: float = 1.0, generator: Generator | None = None
+) -> Tensor:
     """Uniform in ±gain sqrt(6 / (fan_in + fan_out)). Glorot and Bengio, AISTATS 2010."""
     bound = gain * math.sqrt(6.0 / sum(_fans("xavier_uniform_", tensor)))
     return uniform_(tensor, -bound, bound, generator)
 
 
-def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator=None) -> Tensor:
+def xavier_normal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Normal with deviation gain sqrt(2 / (fan_in + fan_out)). Glorot and Bengio, 2010."""
     std = gain * math.sqrt(2.0 / sum(_fans("xavier_normal_", tensor)))
     return normal_(tensor, 0.0, std, generator)
@@ -107,7 +114,7 @@ def kaiming_uniform_(
     a: float = 0,
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
-    generator=None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Uniform in ±gain sqrt(3 / fan); `a` is the slope for leaky_relu. He et al., ICCV 2015."""
     bound = math.sqrt(3.0) * _kaiming_std("kaiming_uniform_", tensor, a, mode, nonlinearity)
@@ -119,7 +126,7 @@ def kaiming_normal_(
     a: float = 0,
     mode: str = "fan_in",
     nonlinearity: str = "leaky_relu",
-    generator=None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Normal with deviation gain / sqrt(fan); `a` is the slope for leaky_relu. He et al., 2015."""
     std = _kaiming_std("kaiming_normal_", tensor, a, mode, nonlinearity)
@@ -127,7 +134,7 @@ def kaiming_normal_(
 
 
 @no_grad()
-def orthogonal_(tensor: Tensor, gain: float = 1.0, generator=None) -> Tensor:
+def orthogonal_(tensor: Tensor, gain: float = 1.0, generator: Generator | None = None) -> Tensor:
     """Orthonormal rows or columns (the fewer of them), times gain. Saxe et al., ICLR 2014.
 
     Dimensions past the first are taken as columns. Computed on the CPU, the same for all devices.
@@ -153,7 +160,7 @@ def trunc_normal_(
     std: float = 1.0,
     a: float = -2.0,
     b: float = 2.0,
-    generator=None,
+    generator: Generator | None = None,
 ) -> Tensor:
     """Normal numbers of (mean, std) conditioned to lie in [a, b].
 

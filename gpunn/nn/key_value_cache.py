@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.autocast import is_autocast_enabled
 from gpunn.autograd.creation import zeros
 from gpunn.autograd.mode import no_grad
@@ -23,7 +26,13 @@ class KeyValueCache:
     """
 
     def __init__(
-        self, batch: int, max_length: int, heads: int, head_dim: int, dtype=np.float32, device=None
+        self,
+        batch: int,
+        max_length: int,
+        heads: int,
+        head_dim: int,
+        dtype: DTypeLike = np.float32,
+        device: DeviceLike = None,
     ):
         shape = (batch, max_length, heads, head_dim)
         self.keys = zeros(*shape, dtype=dtype, device=device)
@@ -67,6 +76,6 @@ class KeyValueCache:
         self.length = 0
 
     @no_grad()
-    def select(self, rows) -> None:
+    def select(self, rows: Any) -> None:
         """Keep these sequences of the batch, in this order: for beam search."""
         self.keys, self.values = self.keys[rows], self.values[rows]

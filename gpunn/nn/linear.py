@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
+from typing import Any
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.functions.shape import flatten, unflatten
@@ -27,14 +30,19 @@ class Linear(Module):
     """
 
     def __init__(
-        self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__()
         for name, size in (("in_features", in_features), ("out_features", out_features)):
             if not isinstance(size, Integral) or size < 1:
                 raise ValueError(f"Linear: {name} is {size!r}; expected an integer of 1 or more")
         self.in_features, self.out_features = in_features, out_features
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.weight = Parameter(empty(out_features, in_features, **place))
         self.register_parameter("bias", Parameter(empty(out_features, **place)) if bias else None)
         self.reset_parameters()
@@ -66,7 +74,7 @@ class Linear(Module):
 class Identity(Module):
     """Gives back its input; takes and ignores any arguments."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         super().__init__()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -90,7 +98,7 @@ class Flatten(Module):
 class Unflatten(Module):
     """Dimension `dim` split into `unflattened_size`."""
 
-    def __init__(self, dim: int, unflattened_size):
+    def __init__(self, dim: int, unflattened_size: Sequence[int]):
         super().__init__()
         self.dim, self.unflattened_size = dim, tuple(unflattened_size)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.functions.loss import check_reduction
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn import functional as F
@@ -148,8 +149,8 @@ class LinearCrossEntropyLoss(_Weighted):
         reduction: str = "mean",
         label_smoothing: float = 0.0,
         chunk_rows: int | None = None,
-        device=None,
-        dtype=None,
+        device: DeviceLike = None,
+        dtype: DTypeLike = None,
     ):
         super().__init__(weight, reduction)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike, Size
 from gpunn.autograd.creation import empty, ones, zeros
 from gpunn.autograd.functions import channel_norm, row_norm
 from gpunn.autograd.tensor import Tensor
@@ -12,7 +14,7 @@ from gpunn.nn.module import Module
 from gpunn.nn.parameter import Parameter
 
 
-def _positive(layer: Module, name: str, size) -> int:
+def _positive(layer: Module, name: str, size: Any) -> int:
     if not isinstance(size, Integral) or size < 1:
         raise ValueError(
             f"{type(layer).__name__}: {name} is {size!r}; expected an integer of 1 or more"
@@ -30,8 +32,10 @@ def _options(layer: Module) -> str:
 class _Affine(Module):
     """A layer with `weight` and `bias` of one shape, ones and zeros at first, or neither."""
 
-    def _make_weights(self, shape, weight: bool, bias: bool, device, dtype) -> None:
-        place = {"device": device, "dtype": dtype}
+    def _make_weights(
+        self, shape: Any, weight: bool, bias: bool, device: DeviceLike, dtype: DTypeLike
+    ) -> None:
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         for name, wanted in (("weight", weight), ("bias", bias)):
             self.register_parameter(name, Parameter(empty(*shape, **place)) if wanted else None)
         self.reset_parameters()
@@ -54,15 +58,17 @@ class _StatisticsNorm(_Affine):
     image = ""  # the letters of its spatial dimensions
 
     def __init__(
-        self, num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
-        activation, channels_last,
+        self, num_features: int, eps: float, momentum: float | None, affine: bool,
+        track_running_stats: bool, device: DeviceLike, dtype: DTypeLike, bias: bool,
+        activation: str, channels_last: bool,
     ):  # fmt: skip
         super().__init__()
         self.num_features = _positive(self, "num_features", num_features)
         self.eps, self.momentum, self.affine = eps, momentum, affine
         self.track_running_stats = track_running_stats
         self.activation, self.channels_last = activation, channels_last
-        place, size = {"device": device, "dtype": dtype}, self.num_features
+        size = self.num_features
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         keep = track_running_stats
         self.register_buffer("running_mean", zeros(size, **place) if keep else None)
         self.register_buffer("running_var", ones(size, **place) if keep else None)
@@ -124,8 +130,9 @@ class _BatchNorm(_StatisticsNorm):
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-        affine: bool = True, track_running_stats: bool = True, device=None, dtype=None, *,
-        bias: bool = True, activation: str = "identity", channels_last: bool = False,
+        affine: bool = True, track_running_stats: bool = True, device: DeviceLike = None,
+        dtype: DTypeLike = None, *, bias: bool = True, activation: str = "identity",
+        channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
@@ -149,17 +156,19 @@ class _BatchNorm(_StatisticsNorm):
 
 
 class BatchNorm1d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__.replace("over the batch", "of (N, C) or (N, C, L) over the batch")
+    __doc__ = str(_BatchNorm.__doc__).replace(
+        "over the batch", "of (N, C) or (N, C, L) over the batch"
+    )
     dimensions, image = (2, 3), "L"
 
 
 class BatchNorm2d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__.replace("over the batch", "of (N, C, H, W) over the batch")
+    __doc__ = str(_BatchNorm.__doc__).replace("over the batch", "of (N, C, H, W) over the batch")
     dimensions, image = (4,), "HW"
 
 
 class BatchNorm3d(_BatchNorm):
-    __doc__ = _BatchNorm.__doc__.replace("over the batch", "of (N, C, D, H, W) over the batch")
+    __doc__ = str(_BatchNorm.__doc__).replace("over the batch", "of (N, C, D, H, W) over the batch")
     dimensions, image = (5,), "DHW"
 
 
@@ -173,8 +182,9 @@ class _InstanceNorm(_StatisticsNorm):
 
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
-        affine: bool = False, track_running_stats: bool = False, device=None, dtype=None, *,
-        bias: bool = True, activation: str = "identity", channels_last: bool = False,
+        affine: bool = False, track_running_stats: bool = False, device: DeviceLike = None,
+        dtype: DTypeLike = None, *, bias: bool = True, activation: str = "identity",
+        channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device, dtype, bias,
@@ -200,17 +210,19 @@ class _InstanceNorm(_StatisticsNorm):
 
 
 class InstanceNorm1d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__.replace("of each sample", "of each sample of (N, C, L)")
+    __doc__ = str(_InstanceNorm.__doc__).replace("of each sample", "of each sample of (N, C, L)")
     dimensions, image = (2, 3), "L"
 
 
 class InstanceNorm2d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__.replace("of each sample", "of each sample of (N, C, H, W)")
+    __doc__ = str(_InstanceNorm.__doc__).replace("of each sample", "of each sample of (N, C, H, W)")
     dimensions, image = (3, 4), "HW"
 
 
 class InstanceNorm3d(_InstanceNorm):
-    __doc__ = _InstanceNorm.__doc__.replace("of each sample", "of each sample of (N, C, D, H, W)")
+    __doc__ = str(_InstanceNorm.__doc__).replace(
+        "of each sample", "of each sample of (N, C, D, H, W)"
+    )
     dimensions, image = (4, 5), "DHW"
 
 
@@ -220,12 +232,9 @@ class InstanceNorm3d(_InstanceNorm):
 class _LastDimensions(_Affine):
     """What layer norm and RMS norm share: the shape that is normalised."""
 
-    def _shape(self, normalized_shape) -> None:
-        if isinstance(normalized_shape, Integral):
-            normalized_shape = (normalized_shape,)
-        self.normalized_shape = tuple(
-            _positive(self, "normalized_shape", size) for size in normalized_shape
-        )
+    def _shape(self, normalized_shape: Any) -> None:
+        sizes = (normalized_shape,) if isinstance(normalized_shape, Integral) else normalized_shape
+        self.normalized_shape = tuple(_positive(self, "normalized_shape", size) for size in sizes)
         if not self.normalized_shape:
             raise ValueError(f"{type(self).__name__}: normalized_shape is empty; give a size")
 
@@ -247,8 +256,8 @@ class LayerNorm(_LastDimensions):
     """
 
     def __init__(
-        self, normalized_shape, eps: float = 1e-5, elementwise_affine: bool = True,
-        bias: bool = True, device=None, dtype=None,
+        self, normalized_shape: Size, eps: float = 1e-5, elementwise_affine: bool = True,
+        bias: bool = True, device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
         self._shape(normalized_shape)
@@ -256,7 +265,7 @@ class LayerNorm(_LastDimensions):
         affine = elementwise_affine
         self._make_weights(self.normalized_shape, affine, affine and bias, device, dtype)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None):
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
         """The normalised input. With a residual: ``(that of input + residual, their sum)``."""
         arguments = (self.normalized_shape, self.weight, self.bias, self.eps)
         if residual is None:
@@ -272,18 +281,18 @@ class RMSNorm(_LastDimensions):
     """
 
     def __init__(
-        self, normalized_shape, eps: float | None = None, elementwise_affine: bool = True,
-        device=None, dtype=None,
+        self, normalized_shape: Size, eps: float | None = None, elementwise_affine: bool = True,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
         self._shape(normalized_shape)
         self.eps, self.elementwise_affine = eps, elementwise_affine
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         weight = Parameter(empty(*self.normalized_shape, **place)) if elementwise_affine else None
         self.register_parameter("weight", weight)
         self.reset_parameters()
 
-    def forward(self, input: Tensor, residual: Tensor | None = None):
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> Any:
         """The normalised input. With a residual: ``(that of input + residual, their sum)``."""
         arguments = (self.normalized_shape, self.weight, self.eps)
         if residual is None:
@@ -305,8 +314,8 @@ class GroupNorm(_Affine):
 
     def __init__(
         self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True,
-        device=None, dtype=None, *, bias: bool = True, activation: str = "identity",
-        channels_last: bool = False,
+        device: DeviceLike = None, dtype: DTypeLike = None, *, bias: bool = True,
+        activation: str = "identity", channels_last: bool = False,
     ):  # fmt: skip
         super().__init__()
         self.num_groups = _positive(self, "num_groups", num_groups)

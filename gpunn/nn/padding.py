@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.functions.padding import pad_dimensions
 from gpunn.autograd.functions.pooling import check_images
 from gpunn.autograd.tensor import Tensor
@@ -25,7 +27,7 @@ class _Pad(Module):
     mode = "constant"
     value = 0.0
 
-    def __init__(self, padding, *, channels_last: bool = False):
+    def __init__(self, padding: Any, *, channels_last: bool = False):
         super().__init__()
         count = 2 * self.dimensions
         self.padding = tuple(padding) if isinstance(padding, (tuple, list)) else (padding,) * count
@@ -68,7 +70,7 @@ class ZeroPad3d(_Pad):
 class _ConstantPad(_Pad):
     """One number all around"""
 
-    def __init__(self, padding, value: float, *, channels_last: bool = False):
+    def __init__(self, padding: Any, value: float, *, channels_last: bool = False):
         super().__init__(padding, channels_last=channels_last)
         self.value = value
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.tensor import Tensor, _fill, raw_array
 
 
@@ -11,7 +13,7 @@ class Parameter(Tensor):
     Shares the memory of `data` where it can. Requires a gradient unless told otherwise.
     """
 
-    def __init__(self, data=(), requires_grad: bool = True):
+    def __init__(self, data: Any = (), requires_grad: bool = True):
         _fill(self, raw_array(data))
         self.requires_grad = requires_grad
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from gpunn.autograd.aliases import Size
 from gpunn.autograd.functions import pooling as functions
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn.module import Module
@@ -19,7 +22,7 @@ class _Pool(Module):
     dimensions = 0
     _name = ""
 
-    def __init__(self, channels_last: bool, **arguments):
+    def __init__(self, channels_last: bool, **arguments: Any):
         super().__init__()
         self.channels_last = channels_last
         self._arguments = tuple(arguments)
@@ -27,7 +30,7 @@ class _Pool(Module):
             setattr(self, name, value)
 
     @property
-    def _function(self):
+    def _function(self) -> Any:
         return getattr(functions, f"{self._name}{self.dimensions}d")
 
     def extra_repr(self) -> str:
@@ -44,8 +47,8 @@ class _MaxPool(_Pool):
     _name = "max_pool"
 
     def __init__(
-        self, kernel_size, stride=None, padding=0, dilation=1, return_indices: bool = False,
-        ceil_mode: bool = False, *, channels_last: bool = False,
+        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0, dilation: Size = 1,
+        return_indices: bool = False, ceil_mode: bool = False, *, channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
             channels_last, kernel_size=kernel_size,
@@ -54,7 +57,7 @@ class _MaxPool(_Pool):
         )  # fmt: skip
         self.return_indices = return_indices
 
-    def forward(self, input: Tensor):
+    def forward(self, input: Tensor) -> Any:
         return self._function(
             input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode,
             self.return_indices, channels_last=self.channels_last,
@@ -88,9 +91,9 @@ class _AvgPool(_Pool):
     _name = "avg_pool"
 
     def __init__(
-        self, kernel_size, stride=None, padding=0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None, *,
-        channels_last: bool = False,
+        self, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True,
+        divisor_override: int | None = None, *, channels_last: bool = False,
     ):  # fmt: skip
         super().__init__(
             channels_last, kernel_size=kernel_size,
@@ -129,7 +132,7 @@ class _AdaptiveAvgPool(_Pool):
 
     _name = "adaptive_avg_pool"
 
-    def __init__(self, output_size, *, channels_last: bool = False):
+    def __init__(self, output_size: Any, *, channels_last: bool = False):
         super().__init__(channels_last, output_size=output_size)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -159,11 +162,13 @@ class _AdaptiveMaxPool(_Pool):
 
     _name = "adaptive_max_pool"
 
-    def __init__(self, output_size, return_indices: bool = False, *, channels_last: bool = False):
+    def __init__(
+        self, output_size: Any, return_indices: bool = False, *, channels_last: bool = False
+    ):
         super().__init__(channels_last, output_size=output_size)
         self.return_indices = return_indices
 
-    def forward(self, input: Tensor):
+    def forward(self, input: Tensor) -> Any:
         return self._function(
             input, self.output_size, self.return_indices, channels_last=self.channels_last
         )
@@ -248,13 +253,20 @@ class _MaxUnpool(_Pool):
 
     _name = "max_unpool"
 
-    def __init__(self, kernel_size, stride=None, padding=0, *, channels_last: bool = False):
+    def __init__(
+        self,
+        kernel_size: Size,
+        stride: Size | None = None,
+        padding: Size = 0,
+        *,
+        channels_last: bool = False,
+    ):
         super().__init__(
             channels_last, kernel_size=kernel_size,
             stride=kernel_size if stride is None else stride, padding=padding,
         )  # fmt: skip
 
-    def forward(self, input: Tensor, indices: Tensor, output_size=None) -> Tensor:
+    def forward(self, input: Tensor, indices: Tensor, output_size: Any = None) -> Tensor:
         return self._function(
             input, indices, self.kernel_size, self.stride, self.padding, output_size,
             channels_last=self.channels_last,

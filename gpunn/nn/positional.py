@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.creation import empty
 from gpunn.autograd.dtypes import as_dtype, float32
 from gpunn.autograd.functions.shape import unsqueeze
@@ -19,7 +21,7 @@ from gpunn.primitives.rotary import tables
 from gpunn.primitives.samples import accumulator_dtype
 
 
-def _check_size(name: str, **sizes) -> None:
+def _check_size(name: str, **sizes: Any) -> None:
     for argument, size in sizes.items():
         if not isinstance(size, Integral) or size < 1:
             raise ValueError(f"{name}: {argument} is {size!r}; expected an integer of 1 or more")
@@ -64,7 +66,7 @@ class SinusoidalPositionalEncoding(_Added):
 
     def __init__(
         self, d_model: int, max_len: int = 5000, dropout: float = 0.0, batch_first: bool = True,
-        base: float = 10000.0, device=None, dtype=None,
+        base: float = 10000.0, device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
         _check_size("SinusoidalPositionalEncoding", d_model=d_model, max_len=max_len)
@@ -92,7 +94,7 @@ class LearnedPositionalEncoding(_Added):
 
     def __init__(
         self, d_model: int, max_len: int = 1024, dropout: float = 0.0, batch_first: bool = True,
-        device=None, dtype=None,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
         _check_size("LearnedPositionalEncoding", d_model=d_model, max_len=max_len)
@@ -141,7 +143,7 @@ class RotaryEmbedding(Module):
             )
         self.dim, self.base, self.scaling = dim, base, scaling
         self.interleaved, self.seq_dim = interleaved, seq_dim
-        self._tables: dict = {}  # by device and dtype; no buffers, which .to() would round
+        self._tables: dict[Any, Any] = {}  # by device and dtype: buffers would be rounded by .to()
 
     def tables(self, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) for positions below `length` or more, on the device of `like`."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.creation import zeros
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor
@@ -17,7 +19,7 @@ class Row:
 
     name: str
     layer: str
-    output_shape: tuple | None
+    output_shape: tuple[Any, ...] | None
     parameters: int
 
 
@@ -60,23 +62,25 @@ class Summary:
         )
 
 
-def _shape_text(shape) -> str:
+def _shape_text(shape: Any) -> str:
     if shape is None:
         return "not run"
     return "(" + ", ".join(["N", *map(str, shape[1:])]) + ("," if len(shape) == 1 else "") + ")"
 
 
-def summarize(module, input_shape, dtype=None) -> Summary:
+def summarize(module: Any, input_shape: Any, dtype: DTypeLike = None) -> Summary:
     """Run `module` once on zeros and collect what each innermost layer gave."""
     several = bool(input_shape) and isinstance(input_shape[0], (tuple, list))
     shapes = input_shape if several else [input_shape]
     first = next(module.parameters(), None)
-    options = {} if first is None else {"dtype": first.dtype, "device": first.device}
+    options: dict[str, Any] = (
+        {} if first is None else {"dtype": first.dtype, "device": first.device}
+    )
     if dtype is not None:
         options["dtype"] = dtype
-    outputs: dict[int, tuple] = {}
+    outputs: dict[int, tuple[Any, ...]] = {}
 
-    def note(layer, args, output):
+    def note(layer: Any, args: Any, output: Any) -> Any:
         if isinstance(output, tuple) and output:
             output = output[0]  # of a layer that also gives states or weights
         if isinstance(output, Tensor):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.functions.linalg import linear
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.nn import init
@@ -24,7 +26,15 @@ from gpunn.primitives.activation import ACTIVATIONS
 class _Layer(Module):
     """What encoder and decoder layers share: the two linear layers and where the norms stand."""
 
-    def _feed_forward_parts(self, d_model, dim_feedforward, dropout, activation, bias, place):
+    def _feed_forward_parts(
+        self,
+        d_model: Any,
+        dim_feedforward: Any,
+        dropout: float,
+        activation: str | Callable[..., Any],
+        bias: bool,
+        place: Any,
+    ) -> None:
         if isinstance(activation, str) and activation not in ACTIVATIONS:
             raise ValueError(
                 f"{type(self).__name__}: activation {activation!r} is not known; expected one of "
@@ -73,12 +83,12 @@ class TransformerEncoderLayer(_Layer):
 
     def __init__(
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | Callable = "relu", layer_norm_eps: float = 1e-5,
-        batch_first: bool = False, norm_first: bool = False, bias: bool = True, device=None,
-        dtype=None,
+        activation: str | Callable[..., Any] = "relu", layer_norm_eps: float = 1e-5,
+        batch_first: bool = False, norm_first: bool = False, bias: bool = True,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm_first = norm_first
         self.self_attn = MultiheadAttention(
             d_model, nhead, dropout, bias, batch_first=batch_first, **place
@@ -117,12 +127,12 @@ class TransformerDecoderLayer(_Layer):
 
     def __init__(
         self, d_model: int, nhead: int, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | Callable = "relu", layer_norm_eps: float = 1e-5,
-        batch_first: bool = False, norm_first: bool = False, bias: bool = True, device=None,
-        dtype=None,
+        activation: str | Callable[..., Any] = "relu", layer_norm_eps: float = 1e-5,
+        batch_first: bool = False, norm_first: bool = False, bias: bool = True,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         self.norm_first = norm_first
         attention = {"bias": bias, "batch_first": batch_first, **place}
         self.self_attn = MultiheadAttention(d_model, nhead, dropout, **attention)
@@ -219,13 +229,13 @@ class Transformer(Module):
     def __init__(
         self, d_model: int = 512, nhead: int = 8, num_encoder_layers: int = 6,
         num_decoder_layers: int = 6, dim_feedforward: int = 2048, dropout: float = 0.1,
-        activation: str | Callable = "relu", custom_encoder: Module | None = None,
+        activation: str | Callable[..., Any] = "relu", custom_encoder: Module | None = None,
         custom_decoder: Module | None = None, layer_norm_eps: float = 1e-5,
-        batch_first: bool = False, norm_first: bool = False, bias: bool = True, device=None,
-        dtype=None,
+        batch_first: bool = False, norm_first: bool = False, bias: bool = True,
+        device: DeviceLike = None, dtype: DTypeLike = None,
     ):  # fmt: skip
         super().__init__()
-        place = {"device": device, "dtype": dtype}
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
         options = (d_model, nhead, dim_feedforward, dropout, activation, layer_norm_eps,
                    batch_first, norm_first, bias)  # fmt: skip
 
@@ -264,7 +274,9 @@ class Transformer(Module):
         )  # fmt: skip
 
     @staticmethod
-    def generate_square_subsequent_mask(sz: int, device=None, dtype=np.float32) -> Tensor:
+    def generate_square_subsequent_mask(
+        sz: int, device: DeviceLike = None, dtype: DTypeLike = np.float32
+    ) -> Tensor:
         """(sz, sz): 0 on and below the diagonal, -inf above. `is_causal=True` needs no mask."""
         mask = np.triu(np.full((sz, sz), -math.inf, dtype), 1)
         return wrap(mask) if device is None else wrap(mask).to(device)

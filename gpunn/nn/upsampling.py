@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.functions.resizing import interpolate
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn.module import Module
@@ -14,7 +16,7 @@ class Upsample(Module):
     """
 
     def __init__(
-        self, size=None, scale_factor=None, mode: str = "nearest",
+        self, size: Any = None, scale_factor: Any = None, mode: str = "nearest",
         align_corners: bool | None = None, recompute_scale_factor: bool | None = None, *,
         channels_last: bool = False,
     ):  # fmt: skip
@@ -43,12 +45,12 @@ class Upsample(Module):
 class UpsamplingNearest2d(Upsample):
     """(N, C, H, W) in another size by the nearest pixel"""
 
-    def __init__(self, size=None, scale_factor=None, *, channels_last: bool = False):
+    def __init__(self, size: Any = None, scale_factor: Any = None, *, channels_last: bool = False):
         super().__init__(size, scale_factor, "nearest", channels_last=channels_last)
 
 
 class UpsamplingBilinear2d(Upsample):
     """(N, C, H, W) in another size by bilinear interpolation with aligned corners"""
 
-    def __init__(self, size=None, scale_factor=None, *, channels_last: bool = False):
+    def __init__(self, size: Any = None, scale_factor: Any = None, *, channels_last: bool = False):
         super().__init__(size, scale_factor, "bilinear", True, channels_last=channels_last)

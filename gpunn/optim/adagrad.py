@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.optimizer import adagrad_update
@@ -21,7 +22,7 @@ class Adagrad(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-2,
         lr_decay: float = 0,
         weight_decay: float = 0,
@@ -42,18 +43,25 @@ class Adagrad(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         for name in ("lr_decay", "eps", "initial_accumulator_value"):
             self._require_number(group, name, low=0)
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         names = ("lr", "lr_decay", "weight_decay", "eps")
         return tuple(float(group[name]) for name in names)
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         return {"sum": float(group["initial_accumulator_value"])}
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         how = {"maximize": group["maximize"], "skip": self.skip_flag}
         adagrad_update(parameters, gradients, state["sum"], hyper, **how)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.optimizer import adam_update
@@ -22,7 +23,7 @@ class Adam(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -46,23 +47,30 @@ class Adam(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         self._require_betas(group)
         self._require_number(group, "eps", low=0)
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         values = (group["lr"], beta1, beta2, group["eps"], group["weight_decay"])
         return tuple(map(float, values))
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         names = {"exp_avg": 0.0, "exp_avg_sq": 0.0}
         if group["amsgrad"]:
             names["max_exp_avg_sq"] = 0.0
         return names
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         adam_update(
             parameters,
             gradients,
@@ -84,7 +92,7 @@ class AdamW(Adam):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,

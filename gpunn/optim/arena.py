@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.functions.layout import in_axes, is_channels_last, memory_order
 from gpunn.device import Device, device_of, empty, to_device
 from gpunn.device.transfer import uploader
@@ -25,7 +26,7 @@ from gpunn.primitives.samples import accumulator_dtype
 ALIGNMENT = 32
 
 
-def zeros(size: int, dtype, device: Device | str):
+def zeros(size: int, dtype: DTypeLike, device: Device | str) -> Any:
     """A flat array of zeros."""
     array = empty((size,), dtype, device)
     array.view(np.uint8)[...] = 0  # as bytes, because CuPy computes nothing with bfloat16
@@ -40,7 +41,7 @@ class Cohort:
 
     def __init__(self, members: list[int], hyper: Any):
         self.members, self.hyper = members, hyper
-        self.values: tuple | None = None  # of the hyperparameters now in `hyper`
+        self.values: tuple[Any, ...] | None = None  # of the hyperparameters now in `hyper`
 
     def write(self, values: tuple[float, ...]) -> None:
         """Put the hyperparameters into `hyper`, if they changed."""
@@ -66,7 +67,7 @@ class Arena:
     cohorts : see `Cohort`
     """
 
-    def __init__(self, tensors: list, indices: list[int], hyper: np.ndarray):
+    def __init__(self, tensors: list[Any], indices: list[int], hyper: np.ndarray):
         first = tensors[0]._array
         self.device, self.dtype = device_of(first), first.dtype
         self.tensors, self.indices = tensors, indices
@@ -92,7 +93,7 @@ class Arena:
         for i in range(len(tensors)):
             self.take_parameter(i)
 
-    def part(self, flat, i: int):
+    def part(self, flat: Any, i: int) -> Any:
         """The part of a flat array of this arena that belongs to parameter `i`, in its shape."""
         shape, order = self.shapes[i], self.orders[i]
         part = flat[self.offsets[i] : self.offsets[i] + self.sizes[i]]
@@ -102,7 +103,7 @@ class Arena:
 
     # ---- parameters and gradients ---------------------------------------------------------------
 
-    def fits(self, array) -> bool:
+    def fits(self, array: Any) -> bool:
         """Whether an array could be a parameter of this arena."""
         return array.dtype == self.dtype and device_of(array) == self.device
 
@@ -137,7 +138,7 @@ class Arena:
             active.append(i)
         return active
 
-    def _take_gradient(self, i: int, grad) -> None:
+    def _take_gradient(self, i: int, grad: Any) -> None:
         array, slot = grad._array, self.slots[i]
         if array.shape != slot.shape or device_of(array) != self.device:
             raise ValueError(
@@ -157,19 +158,19 @@ class Arena:
 
     # ---- parameters in 16 bits, for autocast -----------------------------------------------------
 
-    def low(self, dtype):
+    def low(self, dtype: np.dtype[Any]) -> Any:
         """The parameters in a 16-bit dtype, cast now: a flat array with the arena's offsets."""
         copies = self.copies_in(dtype)
         copies.refresh(None)
         return copies.parameters
 
-    def copies_in(self, dtype) -> LowCopies:
+    def copies_in(self, dtype: np.dtype[Any]) -> LowCopies:
         """The place for copies in a 16-bit dtype, whatever they are now."""
         if dtype not in self.lows:
             self.lows[dtype] = LowCopies(self, dtype)
         return self.lows[dtype]
 
-    def low_copies(self, i: int, dtype, block) -> LowCopies | None:
+    def low_copies(self, i: int, dtype: np.dtype[Any], block: Any) -> LowCopies | None:
         """All parameters in a 16-bit dtype, `i` as it is now; None if that is no longer here.
 
         All are cast together when the first is asked for in an `autocast` block, and again when one
@@ -218,7 +219,7 @@ class Arena:
             previous = i
         return [run for run in found if run[0] < run[1]]
 
-    def require_state(self, name: str, value: float = 0.0):
+    def require_state(self, name: str, value: float = 0.0) -> Any:
         """The flat state array `name`, made and filled with `value` when first asked for."""
         if name not in self.state:
             self.state[name] = zeros(self.size, accumulator_dtype(self.dtype), self.device)
@@ -239,7 +240,9 @@ class Arena:
                     found[self.indices[i]] = {"step": step, **arrays}
         return found
 
-    def set_state(self, saved: dict, names: dict[str, float], hyper, step_slot: int) -> None:
+    def set_state(
+        self, saved: dict[int, dict[str, Any]], names: dict[str, float], hyper: Any, step_slot: int
+    ) -> None:
         """Take over states as `state_of` gives them; parameters without one start anew.
 
         `names` are the arrays to have in any case and what they are filled with.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -79,7 +80,7 @@ def add_penalty_gradient_(
 
 
 @contextlib.contextmanager
-def contiguous(array) -> Iterator:
+def contiguous(array: Any) -> Iterator[Any]:
     """`array` to be changed in place; a strided one as a copy that is written back."""
     if array.flags.c_contiguous:
         yield array
@@ -89,15 +90,16 @@ def contiguous(array) -> Iterator:
         array[...] = flat
 
 
-def with_gradient(parameters: Iterable[Tensor] | Tensor) -> list[Tensor]:
+def with_gradient(parameters: Iterable[Tensor] | Tensor) -> list[Any]:
     """The parameters that have a gradient."""
     parameters = [parameters] if isinstance(parameters, Tensor) else parameters
     return [parameter for parameter in parameters if parameter.grad is not None]
 
 
-def gradient_runs(parameters: list[Tensor]) -> list:
+def gradient_runs(parameters: list[Any]) -> list[Any]:
     """The gradients as few arrays: neighbours in an arena as one flat view of it."""
-    alone, slots = [], {}
+    alone: list[Any] = []
+    slots: dict[int, list[Any]] = {}
     for parameter in parameters:
         array = parameter.grad._array
         if array is parameter._grad_slot and array.size:
@@ -109,7 +111,7 @@ def gradient_runs(parameters: list[Tensor]) -> list:
     return alone
 
 
-def _joined(slots: list) -> list:
+def _joined(slots: list[Any]) -> list[Any]:
     """Parts of one arena, as flat views of it over all that are side by side."""
     arena, itemsize = slots[0].base, slots[0].itemsize
     origin = pointer(arena)
@@ -124,7 +126,7 @@ def _joined(slots: list) -> list:
     return [arena[start:stop] for start, stop in spans]
 
 
-def _norm(runs: list, norm_type: float):
+def _norm(runs: list[Any], norm_type: float) -> Any:
     """The norm over all runs, as an array of shape () on the device of the first."""
     device = device_of(runs[0])
     dtype = max((accumulator_dtype(run.dtype) for run in runs), key=lambda d: d.itemsize)
@@ -136,7 +138,7 @@ def _norm(runs: list, norm_type: float):
     return _norm_of(each, norm_type)
 
 
-def _norm_of(array, norm_type: float):
+def _norm_of(array: Any, norm_type: float) -> Any:
     if norm_type == 2:
         return global_norm(array)
     xp = array_module(device_of(array))
@@ -148,7 +150,7 @@ def _norm_of(array, norm_type: float):
     return xp.asarray((size**norm_type).sum() ** (1 / norm_type))
 
 
-def mark_written(parameters: list[Tensor]) -> None:
+def mark_written(parameters: list[Any]) -> None:
     """Tell the tape that the gradients were written in place."""
     for parameter in parameters:
         parameter.grad._cell[0] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.optimizer import lion_update
@@ -21,7 +22,7 @@ class Lion(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-4,
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0,
@@ -31,17 +32,24 @@ class Lion(Optimizer):
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, defaults)
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         self._require_betas(group)
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         beta1, beta2 = group["betas"]
         return float(group["lr"]), float(beta1), float(beta2), float(group["weight_decay"])
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         return {"exp_avg": 0.0}
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         how = {"maximize": group["maximize"], "skip": self.skip_flag}
         lion_update(parameters, gradients, state["exp_avg"], hyper, **how)

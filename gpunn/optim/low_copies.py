@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.function import accumulate as add_gradient
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import empty
@@ -32,8 +34,8 @@ class LowCopies:
     gradients, slots : an array and its parts for gradients; None until the first is asked for
     """
 
-    def __init__(self, arena: Arena, dtype):
-        self._arena = weakref.ref(arena)
+    def __init__(self, arena: Arena, dtype: DTypeLike):
+        self._arena: Callable[[], Any] = weakref.ref(arena)
         self.parameters = empty((arena.size,), dtype, arena.device)
         self.views = [arena.part(self.parameters, i) for i in range(len(arena.tensors))]
         self.cells = [[0, 0] for _ in arena.tensors]
@@ -44,7 +46,7 @@ class LowCopies:
         self._claims: dict[int, Any] = {}  # place -> the node whose gradient may be written there
         self._received: list[int] = []
 
-    def refresh(self, block) -> None:
+    def refresh(self, block: Any) -> None:
         """Cast all parameters; whether one has changed is known from its version."""
         arena = self._arena()
         cast(arena.parameters, out=self.parameters)
@@ -63,7 +65,7 @@ class LowCopies:
 
     # ---- in a walk back --------------------------------------------------------------------------
 
-    def claim(self, place: int, node):
+    def claim(self, place: int, node: Any) -> Any:
         """Where the gradient of a copy may be written for `node`; None if there is no place."""
         arena = self._arena()
         if arena is None or arena.dtype != np.float32:
@@ -73,7 +75,7 @@ class LowCopies:
         self.make_gradients()
         return self.slots[place]
 
-    def receive(self, place: int, node, grad) -> bool:
+    def receive(self, place: int, node: Any, grad: Any) -> bool:
         """Whether `grad` is what `node` had claimed, so that nobody else has to deliver it."""
         if self._claims.get(place) is not node:
             return False

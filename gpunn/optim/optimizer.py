@@ -46,7 +46,7 @@ class Optimizer:
     rule: str
     skip_flag: Any = None
 
-    def __init__(self, params: Iterable, defaults: dict[str, Any]):
+    def __init__(self, params: Iterable[Any], defaults: dict[str, Any]):
         self.defaults = defaults
         self.param_groups: list[dict[str, Any]] = []
         self._arenas: list[list[Arena]] = []  # of each group
@@ -65,19 +65,26 @@ class Optimizer:
 
     # ---- what a subclass says -------------------------------------------------------------------
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         """The hyperparameters of a group, in the order of the slots before ``step``."""
         raise NotImplementedError
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         """Run the update primitive on flat arrays; `state` has the arrays of `state_names`."""
         raise NotImplementedError
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         """Name of each state array the group needs -> what it is filled with at first."""
         return {}
 
-    def counts_steps(self, group: dict) -> bool:
+    def counts_steps(self, group: dict[str, Any]) -> bool:
         """Whether the update of this group depends on the step."""
         return True
 
@@ -97,7 +104,7 @@ class Optimizer:
         self.param_groups.append(group)
         self._arenas.append(self._make_arenas(params))
 
-    def _check_params(self, params: list) -> None:
+    def _check_params(self, params: list[Any]) -> None:
         seen = {id(p) for group in self.param_groups for p in group["params"]}
         place = f"of group {len(self.param_groups)}"
         for i, parameter in enumerate(params):
@@ -123,20 +130,22 @@ class Optimizer:
                 )
             seen.add(id(parameter))
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         """Refuse hyperparameters out of range, by name; subclasses extend it."""
         self._require_number(group, "lr", low=0)
         if "weight_decay" in group:
             self._require_number(group, "weight_decay", low=0)
 
-    def _require_number(self, group, name, low=-math.inf, below=math.inf) -> None:
+    def _require_number(
+        self, group: Any, name: Any, low: Any = -math.inf, below: Any = math.inf
+    ) -> None:
         value = group[name]
         number = float(value)
         if not (number >= low and (number < below or below == math.inf)):
             expected = f"{low} or more" if below == math.inf else f"from {low} to below {below}"
             raise ValueError(f"{self._name}: {name} is {value}; expected a number {expected}")
 
-    def _require_betas(self, group: dict) -> None:
+    def _require_betas(self, group: dict[str, Any]) -> None:
         betas = group["betas"]
         if not (len(betas) == 2 and all(0 <= beta < 1 for beta in betas)):
             raise ValueError(f"{self._name}: betas is {betas}; expected two numbers in [0, 1)")
@@ -144,7 +153,7 @@ class Optimizer:
     # ---- arenas ---------------------------------------------------------------------------------
 
     def _make_arenas(self, params: list[Tensor]) -> list[Arena]:
-        kinds: dict[tuple, list[int]] = {}
+        kinds: dict[tuple[Any, ...], list[int]] = {}
         for i, parameter in enumerate(params):
             kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
         hyper = hyper_array(self.rule)
@@ -180,7 +189,7 @@ class Optimizer:
         return HYPER[self.rule].index("step")
 
     def _group_state(self, k: int) -> dict[int, dict[str, Any]]:
-        found = {}
+        found: dict[int, dict[str, Any]] = {}
         for arena in self._arenas[k]:
             found |= arena.state_of(self._step_slot)
         return found
@@ -242,9 +251,9 @@ class Optimizer:
         for tensor in written:
             tensor._cell[0] += 1
 
-    def _places(self) -> list:
+    def _places(self) -> list[Any]:
         """Which arrays a step works on, and which of its choices are part of the launches."""
-        found: list = []
+        found: list[Any] = []
         for group, arenas in zip(self.param_groups, self._arenas, strict=True):
             found += [value for value in group.values() if isinstance(value, bool)]
             found += [group.get("eps") == 0, self.counts_steps(group), *self.state_names(group)]
@@ -254,7 +263,7 @@ class Optimizer:
                 found += arena.state.values()
         return found
 
-    def _step_arena(self, group: dict, arena: Arena) -> None:
+    def _step_arena(self, group: dict[str, Any], arena: Arena) -> None:
         active = arena.take_gradients()
         if not active:
             return
@@ -275,7 +284,7 @@ class Optimizer:
         for i in active:
             arena.tensors[i]._cell[0] += 1  # a graph that saved the old value must not be used
 
-    def prepare_low(self, dtype) -> None:
+    def prepare_low(self, dtype: np.dtype[Any]) -> None:
         """Take the memory that steps inside `gpunn.autocast` need for copies in a 16-bit dtype."""
         self._follow_parameters()
         for arenas in self._arenas:
@@ -348,7 +357,9 @@ class Optimizer:
             group.update(copy.deepcopy(settings))
             self._set_group_state(k, loaded[k])
 
-    def _read_state(self, k: int, saved_group: dict, state: dict) -> dict[int, dict[str, Any]]:
+    def _read_state(
+        self, k: int, saved_group: dict[str, Any], state: dict[int, Any]
+    ) -> dict[int, dict[str, Any]]:
         """The states of group `k` by place in the group, with shapes checked."""
         found = {}
         params = self.param_groups[k]["params"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.optimizer import rmsprop_update
@@ -21,7 +22,7 @@ class RMSprop(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-2,
         alpha: float = 0.99,
         eps: float = 1e-8,
@@ -43,16 +44,16 @@ class RMSprop(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         for name in ("alpha", "eps", "momentum"):
             self._require_number(group, name, low=0)
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         names = ("lr", "alpha", "eps", "weight_decay", "momentum")
         return tuple(float(group[name]) for name in names)
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         names = {"square_avg": 0.0}
         if group["momentum"] > 0:
             names["momentum_buffer"] = 0.0
@@ -60,7 +61,14 @@ class RMSprop(Optimizer):
             names["grad_avg"] = 0.0
         return names
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         rmsprop_update(
             parameters,
             gradients,

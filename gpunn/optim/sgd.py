@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gpunn.optim.optimizer import Optimizer
 from gpunn.primitives.optimizer import sgd_update
@@ -22,7 +23,7 @@ class SGD(Optimizer):
 
     def __init__(
         self,
-        params: Iterable,
+        params: Iterable[Any],
         lr: float = 1e-3,
         momentum: float = 0,
         dampening: float = 0,
@@ -43,7 +44,7 @@ class SGD(Optimizer):
         }
         super().__init__(params, defaults)
 
-    def _check_group(self, group: dict) -> None:
+    def _check_group(self, group: dict[str, Any]) -> None:
         super()._check_group(group)
         self._require_number(group, "momentum", low=0)
         self._require_number(group, "dampening")
@@ -53,17 +54,24 @@ class SGD(Optimizer):
                 f"{group['momentum']}, dampening {group['dampening']}"
             )
 
-    def hyper_values(self, group: dict) -> tuple[float, ...]:
+    def hyper_values(self, group: dict[str, Any]) -> tuple[float, ...]:
         names = ("lr", "momentum", "dampening", "weight_decay")
         return tuple(float(group[name]) for name in names)
 
-    def state_names(self, group: dict) -> dict[str, float]:
+    def state_names(self, group: dict[str, Any]) -> dict[str, float]:
         return {"momentum_buffer": 0.0} if group["momentum"] != 0 else {}
 
-    def counts_steps(self, group: dict) -> bool:
+    def counts_steps(self, group: dict[str, Any]) -> bool:
         return group["momentum"] != 0  # only the first step with a buffer differs from the others
 
-    def update(self, group: dict, parameters, gradients, state: dict, hyper) -> None:
+    def update(
+        self,
+        group: dict[str, Any],
+        parameters: list[Any],
+        gradients: list[Any],
+        state: dict[str, Any],
+        hyper: dict[str, Any],
+    ) -> None:
         sgd_update(
             parameters,
             gradients,

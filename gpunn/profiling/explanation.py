@@ -135,7 +135,7 @@ def _text(found: Explanation) -> str:
             f"{chip.bandwidth / 1e12:.2f} TB/s by its data sheet)"
         ),
         fitted(headers, rows, (3, 4, 5, 6), {1: "end", 2: "start"}),
-        _totals(found),
+        totals_text(found),
     ]
     if found.fused:
         parts.append(_fused(found))
@@ -164,7 +164,8 @@ def _small(value: float) -> str:
     return "<0.001" if 0 < value < 0.001 else significant(value)
 
 
-def _totals(found: Explanation) -> str:
+def totals_text(found: Explanation) -> str:
+    """How many launches, operations and bytes, and the floor of it all."""
     limits = dict.fromkeys(("memory", "compute", "launch"), 0)
     for row in found.rows:
         limits[row.limit] += row.count * len(row.launches)

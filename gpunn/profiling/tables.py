@@ -172,8 +172,8 @@ def by_call(report) -> str:
     return f"{text}\n\n{closing(report)}"
 
 
-def fitted(headers, rows, right, shrink: dict[int, str]) -> str:
-    """A table of at most `columns` characters where that can be.
+def fitted(headers, rows, right, shrink: dict[int, str], width: int | None = None) -> str:
+    """A table of at most `width` characters (default: `columns`) where that can be.
 
     shrink : column -> which part of its cells to keep, "start" or "end", if the table is too wide;
         the first named column gives way first, and none below 12 characters
@@ -181,7 +181,7 @@ def fitted(headers, rows, right, shrink: dict[int, str]) -> str:
     rows = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
     for column, keep in shrink.items():
-        excess = sum(widths) + 2 * (len(widths) - 1) - columns()
+        excess = sum(widths) + 2 * (len(widths) - 1) - (width or columns())
         if excess <= 0:
             break
         widths[column] = room = max(12, widths[column] - excess)

@@ -27,6 +27,7 @@ class TimeLimit(Callback):
             raise ValueError(f"TimeLimit: seconds must be above 0, got {seconds}")
         self.seconds = float(seconds)
         self._before, self._longest = 0.0, 0.0
+        self._begun: float | None = None
 
     def on_train_begin(self, trainer: Any) -> None:
         self._begun = time.monotonic()
@@ -35,7 +36,7 @@ class TimeLimit(Callback):
     @property
     def elapsed(self) -> float:
         """Seconds trained so far."""
-        return self._before + time.monotonic() - self._begun
+        return self._before + (0.0 if self._begun is None else time.monotonic() - self._begun)
 
     def on_epoch_begin(self, trainer: Any, epoch: int) -> None:
         self._epoch_begun = self.elapsed

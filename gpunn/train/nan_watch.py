@@ -77,6 +77,9 @@ class NaNWatch(Callback):
         self.finding: str | None = None
         self._handles: list[Any] = []
         self._steps: list[_Step] = []
+        self._epoch = self._step = 1
+        self._compiled: Any = None
+        self._watching = False
 
     # ---- when -----------------------------------------------------------------------------------
 
@@ -85,6 +88,7 @@ class NaNWatch(Callback):
         self._trainer, self._epoch, self._step = trainer, trainer.epoch + 1, 1
         self._at_once = trainer.device.type == "cpu"
         self._compiled, trainer.step.compiled = trainer.step.compiled, None
+        self._watching = True
         trainer.way = "step by step (NaNWatch looks into every step)"
         self._model = f"the model ({type(trainer.model).__name__})"
         for name, module in trainer.model.named_modules():
@@ -114,6 +118,9 @@ class NaNWatch(Callback):
         self._judge()
 
     def on_train_end(self, trainer: Any) -> None:
+        if not self._watching:  # another callback failed before this one's turn came
+            return
+        self._watching = False
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -122,6 +129,12 @@ class NaNWatch(Callback):
         if isinstance(error, TrainingError) and self.finding is None:
             self._explain(error)
         self._steps = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = int(state["step"])  # a run may go on within an epoch
 
     def _explain(self, error: TrainingError) -> None:
         """Add to the Trainer's own error what is known."""

@@ -180,7 +180,7 @@ class TensorBoardLogger(StepLogger):
             if one.counts is not None and one.edges is not None and one.counts.sum():
                 proto = events.HistogramProto(
                     min=one.minimum, max=one.maximum, num=float(one.counts.sum()),
-                    sum=one.mean * float(one.counts.sum()), sum_squares=one.norm**2,
+                    sum=one.mean * float(one.counts.sum()), sum_squares=one.norm * one.norm,
                     bucket_limit=one.edges[1:].tolist(), bucket=one.counts.astype(float).tolist(),
                 )  # fmt: skip
                 values.append(events.Summary.Value(tag=f"{kind}/{layer}", histo=proto))

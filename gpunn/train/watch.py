@@ -82,14 +82,19 @@ def _sums(xp: Any, array: Any) -> Any:
     return xp.stack([part.astype(np.float64) for part in parts])
 
 
-def _span(low: float, high: float) -> tuple[float, float]:
-    """Ends of a histogram, apart where all values are equal."""
-    return (low, high) if low < high else (low - 0.5, high + 0.5)
+def _span(low: float, high: float, bins: int) -> tuple[float, float]:
+    """Ends of a histogram, apart where values are so close that its bins would have no width."""
+    room = 4 * bins * float(np.spacing(max(abs(low), abs(high), 1e-300)))
+    if high - low > room:
+        return low, high
+    room = room if low < high else max(0.5, room)
+    return low - room, high + room
 
 
 def _counted(xp: Any, array: Any, bins: int, low: float, high: float) -> Any:
-    outside = xp.where(xp.isfinite(array), array, np.inf)
-    return xp.histogram(outside, bins=bins, range=_span(low, high))[0]
+    # In float64, as neighbouring float32 numbers must still have edges between them.
+    outside = xp.where(xp.isfinite(array), array, np.inf).astype(np.float64)
+    return xp.histogram(outside, bins=bins, range=_span(low, high, bins))[0]
 
 
 class GradientWatch(Callback):
@@ -162,21 +167,30 @@ class GradientWatch(Callback):
 
         KeyError, naming what there is, for another name.
         """
-        if name not in self.names or what not in _COLUMNS:
-            raise KeyError(
-                f"GradientWatch has no {what!r} of {name!r}; it has {', '.join(_COLUMNS)} of "
-                f"{', '.join(self.names)}"
-            )
-        return self.values[:, self.names.index(name), _COLUMNS.index(what)]
+        at = self._place(name)
+        if what not in _COLUMNS:
+            raise KeyError(f"GradientWatch has no {what!r}; it has {', '.join(_COLUMNS)}")
+        return self.values[:, at, _COLUMNS.index(what)]
+
+    def _place(self, name: str) -> int:
+        if name not in self.names:
+            known = ", ".join(self.names) or "nothing yet"
+            raise KeyError(f"GradientWatch has not looked at {name!r}; it has seen {known}")
+        return self.names.index(name)
 
     def look(self, number: int, name: str) -> Statistics:
-        """What was found at look `number` (-1 is the last) for one name."""
-        at = self.names.index(name)
+        """What was found at look `number` (-1 is the last) for one name.
+
+        KeyError for another name, IndexError for a look that there was not.
+        """
+        at = self._place(name)
+        if not -len(self._values) <= number < len(self._values):
+            raise IndexError(f"GradientWatch: look {number} of {len(self._values)} looks")
         row = self._values[number][at]
         counts = edges = None
         if self.bins is not None and math.isfinite(row[0]):
             counts = self._counts[number][at]
-            edges = np.linspace(*_span(row[0], row[1]), self.bins + 1)
+            edges = np.linspace(*_span(row[0], row[1], self.bins), self.bins + 1)
         kind = "gradients" if name.endswith(".gradient") else "weights"
         bad = 0 if math.isnan(row[5]) else int(row[5])
         known = dict(zip(_COLUMNS[:5], row[:5].tolist(), strict=True))
@@ -185,7 +199,12 @@ class GradientWatch(Callback):
         )
 
     def latest(self) -> dict[str, Statistics]:
-        """What the last look found, by name; gradients that were not there are left out."""
+        """What the last look found, by name; gradients that were not there are left out.
+
+        Empty before the first look.
+        """
+        if not self._values:
+            return {}
         return {
             name: self.look(-1, name)
             for name, row in zip(self.names, self._values[-1], strict=True)

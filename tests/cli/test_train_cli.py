@@ -70,8 +70,8 @@ def test_train_again_from_the_configuration(capsys, folder, tmp_path):
         (["train", "digit"], "there is no training job 'digit'; known: digits"),
         (["train", "digits", "--epochs", "0"], "epochs is 0; it must be 1 or more"),
         (["train", "digits", "--learning-rate", "-1"], "learning_rate is -1.0"),
-        (["train", "digits", "--hidden", "0"], "hidden is (0,)"),
-        (["train", "digits", "--device", "tpu"], "'tpu' is not known"),
+        (["train", "digits", "--hidden", "0"], "--hidden: hidden[0] is 0; it must be 1 or more"),
+        (["train", "digits", "--device", "tpu"], 'device is "tpu"; it must be one of auto, cpu'),
         (["train", "--config", "none.toml"], "no configuration file none.toml"),
         (["predict", "none", "digits-test"], "none is not a run folder: it does not exist"),
         (["evaluate", "none"], "not a run folder"),
@@ -178,6 +178,14 @@ def test_ctrl_c_keeps_the_run_and_says_so(capsys, tmp_path, monkeypatch):
     code, out, _ = run(capsys, "train", "digits", *QUICK, "--quiet", "--output", folder)
     assert code == 130 and "2 of at most 3, interrupted" in out
     assert (folder / "model.safetensors").is_file() and "train the same model again" not in out
+    assert f"gpunn train --resume {folder}" in out
+    monkeypatch.setattr(EarlyStopping, "on_epoch_end", original)
+    code, _, err = run(capsys, "train", "digits", "--resume", folder, "--set", "epochs=9")
+    assert code == 2 and "leave out job, --set, or begin a new run" in err
+    code, out, _ = run(capsys, "train", "--resume", folder)
+    assert code == 0 and "goes on from" in out and "epoch 2 of 3" in out and "3 of at most 3" in out
+    code, _, err = run(capsys, "train", "--resume", folder)
+    assert code == 2 and "is complete (3 epochs)" in err
 
 
 def test_the_next_command_is_one_that_works(tmp_path, monkeypatch):

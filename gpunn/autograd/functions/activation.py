@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpunn.autograd import random
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, as_float, normal_dim
@@ -122,13 +123,13 @@ def _along(function, input: Tensor, dim: int, name: str) -> Tensor:
     return moveaxis(function.apply(moveaxis(input, dim, -1)), -1, dim)
 
 
-def softmax(input: Tensor, dim: int, dtype=None) -> Tensor:
+def softmax(input: Tensor, dim: int, dtype: DTypeLike = None) -> Tensor:
     """e^x / sum(e^x) along `dim`, computed without overflow."""
     input = input.to(dtype) if dtype is not None else as_float(input)
     return _along(Softmax, input, dim, "softmax")
 
 
-def log_softmax(input: Tensor, dim: int, dtype=None) -> Tensor:
+def log_softmax(input: Tensor, dim: int, dtype: DTypeLike = None) -> Tensor:
     """x - log(sum(e^x)) along `dim`, computed without overflow."""
     input = input.to(dtype) if dtype is not None else as_float(input)
     return _along(LogSoftmax, input, dim, "log_softmax")

@@ -5,8 +5,12 @@ An operand is a Tensor or a number; `operands` has brought both to one dtype and
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import overload
+
 import numpy as np
 
+from gpunn.autograd.aliases import Operand
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import float32, is_float, wide
 from gpunn.autograd.function import Function, check_devices
@@ -188,26 +192,26 @@ class Where(Function):
 # ---- the public functions; `input` and `other` are PyTorch's names -------------------------------
 
 
-def add(input, other, *, alpha=1) -> Tensor:
+def add(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
     """input + alpha * other, broadcasting."""
     if alpha != 1:
         other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
     return Add.apply(*operands("add", input, other))
 
 
-def sub(input, other, *, alpha=1) -> Tensor:
+def sub(input: Operand, other: Operand, *, alpha: float = 1) -> Tensor:
     """input - alpha * other, broadcasting."""
     if alpha != 1:
         other = mul(other, alpha) if isinstance(other, Tensor) else other * alpha
     return Sub.apply(*operands("sub", input, other))
 
 
-def mul(input, other) -> Tensor:
+def mul(input: Operand, other: Operand) -> Tensor:
     """input * other, broadcasting."""
     return Mul.apply(*operands("mul", input, other))
 
 
-def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
+def div(input: Operand, other: Operand, *, rounding_mode: str | None = None) -> Tensor:
     """input / other; integers give float32. rounding_mode: None, "trunc" or "floor"."""
     if rounding_mode == "floor":
         return floor_divide(input, other)
@@ -226,34 +230,40 @@ def div(input, other, *, rounding_mode: str | None = None) -> Tensor:
     return Div.apply(as_float(a), b)
 
 
-def pow(input, exponent) -> Tensor:
+def pow(input: Operand, exponent: Operand) -> Tensor:
     """input ** exponent, broadcasting."""
     if state.low is not None:
         input, exponent = widened(input), widened(exponent)
     return Pow.apply(*operands("pow", input, exponent))
 
 
-def remainder(input, other) -> Tensor:
+def remainder(input: Operand, other: Operand) -> Tensor:
     """input % other, with the sign of `other` as in Python."""
     return Remainder.apply(*operands("remainder", input, other))
 
 
-def floor_divide(input, other) -> Tensor:
+def floor_divide(input: Operand, other: Operand) -> Tensor:
     """input // other, rounded down; no gradient."""
     return _plain("floor_divide", "floor_divide", input, other)
 
 
-def maximum(input, other) -> Tensor:
+def maximum(input: Operand, other: Operand) -> Tensor:
     """The larger of two, element by element; NaN wins."""
     return Maximum.apply(*operands("maximum", input, other))
 
 
-def minimum(input, other) -> Tensor:
+def minimum(input: Operand, other: Operand) -> Tensor:
     """The smaller of two, element by element; NaN wins."""
     return Minimum.apply(*operands("minimum", input, other))
 
 
-def where(condition: Tensor, input=None, other=None) -> Tensor:
+@overload
+def where(condition: Tensor) -> tuple[Tensor, ...]: ...
+@overload
+def where(condition: Tensor, input: Operand, other: Operand) -> Tensor: ...
+def where(
+    condition: Tensor, input: Operand | None = None, other: Operand | None = None
+) -> Tensor | tuple[Tensor, ...]:
     """`input` where `condition` (bool) holds, else `other`; broadcasting.
 
     With the condition alone: the indices of its true elements, one tensor a dimension.
@@ -278,7 +288,7 @@ def where(condition: Tensor, input=None, other=None) -> Tensor:
     return Where.apply(a, b, condition._array)
 
 
-def masked_fill(input: Tensor, mask: Tensor, value) -> Tensor:
+def masked_fill(input: Tensor, mask: Tensor, value: Operand) -> Tensor:
     """`input` with `value` where `mask` (bool, broadcast to it) holds."""
     return where(mask, value, input)
 
@@ -288,7 +298,7 @@ def neg(input: Tensor) -> Tensor:
     return Mul.apply(input, -1)
 
 
-def _plain(name: str, ufunc: str, input, other) -> Tensor:
+def _plain(name: str, ufunc: str, input: Operand, other: Operand) -> Tensor:
     """A NumPy function of two operands that has no gradient."""
     a, b = operands(name, input, other)
     x = wide(a._array) if isinstance(a, Tensor) else a
@@ -304,8 +314,8 @@ def _plain(name: str, ufunc: str, input, other) -> Tensor:
     return wrap(out if out.dtype == np.bool_ or not is_float(dtype) else out.astype(dtype))
 
 
-def _comparison(name: str, ufunc: str, symbol: str):
-    def compare(input, other) -> Tensor:
+def _comparison(name: str, ufunc: str, symbol: str) -> Callable[[Operand, Operand], Tensor]:
+    def compare(input: Operand, other: Operand) -> Tensor:
         return _plain(name, ufunc, input, other)
 
     compare.__name__ = compare.__qualname__ = name

@@ -8,6 +8,7 @@ the next projection takes without a copy.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -84,7 +85,7 @@ def scaled_dot_product_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
     *,
-    causal_offset=0,
+    causal_offset: Any = 0,
     window: int | None = None,
     q_lengths: Tensor | None = None,
     kv_lengths: Tensor | None = None,
@@ -153,7 +154,7 @@ def packed_attention(
     is_causal: bool = False,
     scale: float | None = None,
     *,
-    causal_offset=0,
+    causal_offset: Any = 0,
     window: int | None = None,
     kv_lengths: Tensor | None = None,
 ) -> Tensor:
@@ -179,7 +180,7 @@ def packed_attention(
 
 def _options(
     name, query, mask, dropout_p, is_causal, scale, causal_offset, window, q_lengths, kv_lengths
-) -> dict:
+) -> dict[str, Any]:
     """The keyword arguments of the primitive."""
     if not 0.0 <= dropout_p <= 1.0:
         raise ValueError(

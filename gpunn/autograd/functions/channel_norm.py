@@ -7,6 +7,8 @@ kernels take either and the result lies in memory as the input did, see `layout`
 
 from __future__ import annotations
 
+from typing import Any
+
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import as_float, operands
 from gpunn.autograd.functions.layout import (
@@ -168,7 +170,7 @@ def batch_norm(
         weight=weight, bias=bias,
     )  # fmt: skip
     input, residual = _with_residual("batch_norm", input, residual)
-    options = {"momentum": momentum}
+    options: dict[str, Any] = {"momentum": momentum}
     if training and num_batches_tracked is not None:
         options["num_batches_tracked"] = num_batches_tracked._array
     how = {"eps": eps, "activation": activation, "alpha": alpha}
@@ -211,11 +213,11 @@ def instance_norm(
     running ones move; else by the running statistics. Other arguments as in `batch_norm`.
     """
     input = as_float(input)
-    running = {"running_mean": running_mean, "running_var": running_var}
+    running: dict[str, Any] = {"running_mean": running_mean, "running_var": running_var}
     channels = _channels(
         "instance_norm", input, channels_last, **running, weight=weight, bias=bias
     )  # fmt: skip
-    how = {"activation": activation, "alpha": alpha}
+    how: dict[str, Any] = {"activation": activation, "alpha": alpha}
     if not use_input_stats:
         return batch_norm(
             input, running_mean, running_var, weight, bias, False, eps=eps, residual=residual,

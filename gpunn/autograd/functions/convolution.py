@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gpunn.autograd.aliases import Size
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.activation import needs_only_output
 from gpunn.autograd.functions.common import array_xp, named
@@ -211,9 +212,9 @@ def _forward(dimensions: int):
     name, (image, kernel) = f"conv{dimensions}d", _LETTERS[dimensions]
 
     def convolution(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0, dilation=1,
-        groups: int = 1, *, activation: str = "identity", alpha: float | None = None,
-        channels_last: bool = False,
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Size = 1,
+        padding: Size | str = 0, dilation: Size = 1, groups: int = 1, *,
+        activation: str = "identity", alpha: float | None = None, channels_last: bool = False,
     ) -> Tensor:  # fmt: skip
         return _convolve(
             name, dimensions, input, weight, bias, stride, padding, dilation, groups, activation,
@@ -251,9 +252,9 @@ def _transposed(dimensions: int):
     name, (image, kernel) = f"conv_transpose{dimensions}d", _LETTERS[dimensions]
 
     def convolution(
-        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride=1, padding=0,
-        output_padding=0, groups: int = 1, dilation=1, *, activation: str = "identity",
-        alpha: float | None = None, channels_last: bool = False,
+        input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Size = 1,
+        padding: Size | str = 0, output_padding: Size = 0, groups: int = 1, dilation: Size = 1, *,
+        activation: str = "identity", alpha: float | None = None, channels_last: bool = False,
     ) -> Tensor:  # fmt: skip
         return _convolve_transposed(
             name, dimensions, input, weight, bias, stride, padding, output_padding, groups,

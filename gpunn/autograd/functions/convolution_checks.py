@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 
 
-def each(name: str, argument: str, value, dimensions: int, least: int) -> tuple[int, ...]:
+def each(name: str, argument: str, value: Any, dimensions: int, least: int) -> tuple[int, ...]:
     """An int, or a sequence of one int for each spatial dimension, as a tuple."""
     try:
         if isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
@@ -40,8 +41,8 @@ class Ctc(Function):
 def ctc_loss(
     log_probs: Tensor,
     targets: Tensor,
-    input_lengths,
-    target_lengths,
+    input_lengths: Any,
+    target_lengths: Any,
     blank: int = 0,
     reduction: str = "mean",
     zero_infinity: bool = False,

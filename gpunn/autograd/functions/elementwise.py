@@ -5,6 +5,9 @@ The activation functions of networks have kernels of their own: see `activation.
 
 from __future__ import annotations
 
+from typing import Any
+
+from gpunn.autograd.aliases import Operand
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import is_float, wide
 from gpunn.autograd.function import Function
@@ -45,7 +48,7 @@ def _unary(name: str, formula: str, value, slope, keeps: str = "x", floats: bool
     """A public function `name` from its value and its slope."""
     exact = name in _EXACT
     members = {"value": staticmethod(value), "slope": staticmethod(slope), "keeps": keeps}
-    node = type(name.title(), (Unary,), members)
+    node: Any = type(name.title(), (Unary,), members)
     node.__doc__ = formula
 
     def function(input: Tensor) -> Tensor:
@@ -113,7 +116,7 @@ class Clamp(Function):
         return grad * inside
 
 
-def clamp(input: Tensor, min=None, max=None) -> Tensor:
+def clamp(input: Tensor, min: Operand | None = None, max: Operand | None = None) -> Tensor:
     """`input` limited to [min, max]; either may be None, a number or a Tensor."""
     if min is None and max is None:
         raise ValueError("clamp: give min, max or both")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal, overload
+
 import numpy as np
 
 from gpunn.autograd import mode
+from gpunn.autograd.aliases import DeviceLike, Operand
 from gpunn.autograd.dtypes import is_float, is_low
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, sum_to
@@ -65,7 +68,7 @@ class SetIndex(Function):
         return grad_x, grad_value
 
 
-def is_basic(key) -> bool:
+def is_basic(key: Any) -> bool:
     """Whether `key` has only ints, slices, None and ellipsis, so that it gives a view."""
     parts = key if isinstance(key, tuple) else (key,)
     return all(
@@ -84,7 +87,7 @@ def _places(key):
     return key.nonzero() if _is_mask(key) and key.ndim else key
 
 
-def write(array, key, value) -> None:
+def write(array: Any, key: Any, value: Operand) -> None:
     """``array[key] = value``; one number through a mask without counting, which would wait."""
     if _is_mask(key) and key.ndim and getattr(value, "ndim", 0) == 0:
         if key.shape != array.shape[: key.ndim]:
@@ -97,7 +100,7 @@ def write(array, key, value) -> None:
         array[_places(key)] = value
 
 
-def normal_key(key, device):
+def normal_key(key: Any, device: DeviceLike) -> Any:
     """`key` with Tensors, lists and NumPy scalars as ints or as arrays on `device`."""
     if isinstance(key, tuple):
         return tuple(_normal_part(part, device) for part in key)
@@ -128,7 +131,7 @@ def _normal_part(part, device):
     )
 
 
-def getitem(input: Tensor, key) -> Tensor:
+def getitem(input: Tensor, key: Any) -> Tensor:
     """``input[key]`` as in NumPy. Ints and slices give a view, arrays and masks a copy.
 
     Raises IndexError for what is out of range and TypeError for floating indices.
@@ -141,7 +144,7 @@ def getitem(input: Tensor, key) -> Tensor:
         raise IndexError(f"index: tensor of shape {input.shape}: {error}") from None
 
 
-def setitem(input: Tensor, key, value) -> None:
+def setitem(input: Tensor, key: Any, value: Operand) -> None:
     """``input[key] = value`` in place; `value` is broadcast and cast to the tensor's dtype.
 
     Where gradients are recorded, the written elements take their gradient to `value` and none to
@@ -211,7 +214,7 @@ def adopt(tensor: Tensor, result: Tensor) -> None:
 # ---- scatter -------------------------------------------------------------------------------------
 
 
-def scatter_add(out, key, values) -> None:
+def scatter_add(out: Any, key: Any, values: Any) -> None:
     """out[key] += values, where `key` may name an element several times, the same on every run.
 
     On the CPU by `numpy.add.at`, in order. On a GPU as the gradient of an embedding, whose sums
@@ -223,7 +226,7 @@ def scatter_add(out, key, values) -> None:
         scatter_rows(array_xp(out), out, key, values)
 
 
-def scatter_rows(xp, out, key, values, most: int = 2**30 - 1) -> None:
+def scatter_rows(xp: Any, out: Any, key: Any, values: Any, most: int = 2**30 - 1) -> None:
     """out[key] += values, row by row, with the array module `xp`; `out` is C-contiguous.
 
     `most` is how many rows and places the primitive takes at a time.
@@ -291,7 +294,11 @@ def index_select(input: Tensor, dim: int, index: Tensor) -> Tensor:
     return getitem(input, (*(slice(None),) * dim, index))
 
 
-def nonzero(input: Tensor, as_tuple: bool = False):
+@overload
+def nonzero(input: Tensor, as_tuple: Literal[False] = False) -> Tensor: ...
+@overload
+def nonzero(input: Tensor, as_tuple: Literal[True]) -> tuple[Tensor, ...]: ...
+def nonzero(input: Tensor, as_tuple: bool = False) -> Tensor | tuple[Tensor, ...]:
     """The indices of elements that are not zero: (count, ndim), or one tensor a dimension."""
     found = input._array.nonzero()
     if as_tuple:

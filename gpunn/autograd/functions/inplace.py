@@ -7,9 +7,13 @@ so that a gradient which needed the old values says so instead of being wrong.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec
+
 import numpy as np
 
 from gpunn.autograd import mode
+from gpunn.autograd.aliases import Operand
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.function import check_fresh
 from gpunn.autograd.functions import activation, arithmetic, elementwise
@@ -19,14 +23,19 @@ from gpunn.autograd.functions.indexing import (
     check_writable,
     setitem,
 )
+from gpunn.autograd.random import Generator
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device.quiet import quiet
 
+P = ParamSpec("P")
 
-def _writes(name: str, compute, ufunc: np.ufunc | None = None):
+
+def _writes(
+    name: str, compute: Callable[Concatenate[Any, P], Tensor], ufunc: np.ufunc | None = None
+) -> Callable[Concatenate[Tensor, P], Tensor]:
     """The method `name`, which writes ``compute(self, ...)`` into self and returns self."""
 
-    def method(self: Tensor, *args, **kwargs) -> Tensor:
+    def method(self: Tensor, /, *args: P.args, **kwargs: P.kwargs) -> Tensor:
         array = self._array
         if not mode.state.enabled or not (
             self._requires_grad or any(isinstance(a, Tensor) and a._requires_grad for a in args)
@@ -106,7 +115,7 @@ tanh_ = _writes("tanh_", activation.tanh)
 masked_fill_ = _writes("masked_fill_", arithmetic.masked_fill)
 
 
-def copy_(self: Tensor, src, non_blocking: bool = False) -> Tensor:
+def copy_(self: Tensor, src: Operand, non_blocking: bool = False) -> Tensor:
     """Write `src` (broadcast, cast, from any device) into this tensor; returns it."""
     if isinstance(src, Tensor) and src.device is not self.device:
         src = src.to(self.device)
@@ -114,7 +123,7 @@ def copy_(self: Tensor, src, non_blocking: bool = False) -> Tensor:
     return self
 
 
-def fill_(self: Tensor, value) -> Tensor:
+def fill_(self: Tensor, value: Operand) -> Tensor:
     """Write one number everywhere; returns the tensor."""
     setitem(self, Ellipsis, value)
     return self
@@ -125,18 +134,24 @@ def zero_(self: Tensor) -> Tensor:
     return fill_(self, 0)
 
 
-def uniform_(self: Tensor, a: float = 0.0, b: float = 1.0, *, generator=None) -> Tensor:
+def uniform_(
+    self: Tensor, a: float = 0.0, b: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
     """Fill with uniform numbers from [a, b); returns the tensor."""
     return _refill(self, "uniform_", "uniform", a, b, generator)
 
 
-def normal_(self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator=None) -> Tensor:
+def normal_(
+    self: Tensor, mean: float = 0.0, std: float = 1.0, *, generator: Generator | None = None
+) -> Tensor:
     """Fill with normal numbers; returns the tensor."""
     return _refill(self, "normal_", "normal", mean, std, generator)
 
 
-def _refill(tensor: Tensor, name: str, kind: str, first: float, second: float, generator) -> Tensor:
-    from gpunn.autograd.creation import fill_random
+def _refill(
+    tensor: Tensor, name: str, kind: str, first: float, second: float, generator: Generator | None
+) -> Tensor:
+    from gpunn.autograd.sampling import fill_random
 
     if mode.state.enabled and tensor._requires_grad:
         check_tracked_write(name, tensor)

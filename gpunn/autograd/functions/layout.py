@@ -9,6 +9,7 @@ with ``channels_last=True`` have the channels last in the shape, too.
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 from gpunn.device import Device, device_of, to_device
 
@@ -24,7 +25,7 @@ class MemoryFormat(enum.Enum):
         return f"gpunn.{self.name}"
 
 
-def lies(array, memory_format: MemoryFormat) -> bool:
+def lies(array: Any, memory_format: MemoryFormat) -> bool:
     """Whether an array has a memory format; ValueError where it can have none."""
     if not isinstance(memory_format, MemoryFormat):
         raise TypeError(
@@ -41,22 +42,22 @@ def lies(array, memory_format: MemoryFormat) -> bool:
     return is_channels_last(array)
 
 
-def channels_last_view(array):
+def channels_last_view(array: Any) -> Any:
     """(N, C, *spatial) seen as (N, *spatial, C); the same memory."""
     return array.transpose(0, *range(2, array.ndim), 1)
 
 
-def channels_first_view(array):
+def channels_first_view(array: Any) -> Any:
     """(N, *spatial, C) seen as (N, C, *spatial); the same memory."""
     return array.transpose(0, array.ndim - 1, *range(1, array.ndim - 1))
 
 
-def is_channels_last(array) -> bool:
+def is_channels_last(array: Any) -> bool:
     """Whether an (N, C, *spatial) array has its channels innermost in memory, without gaps."""
     return channels_last_view(array).flags.c_contiguous
 
 
-def memory_order(array) -> tuple[int, ...] | None:
+def memory_order(array: Any) -> tuple[int, ...] | None:
     """The axes from the outermost to the innermost in memory, if that is not their own order.
 
     None for a C-contiguous array, and for one with gaps or overlaps, which no order makes whole.
@@ -70,7 +71,7 @@ def memory_order(array) -> tuple[int, ...] | None:
     return order if array.transpose(order).flags.c_contiguous else None
 
 
-def in_axes(array, order: tuple[int, ...]):
+def in_axes(array: Any, order: tuple[int, ...]) -> Any:
     """An array whose axes were transposed by `order`, with its axes where they were; a view."""
     back = [0] * len(order)
     for place, axis in enumerate(order):
@@ -78,7 +79,7 @@ def in_axes(array, order: tuple[int, ...]):
     return array.transpose(back)
 
 
-def moved(array, device):
+def moved(array: Any, device: Device | str) -> Any:
     """`to_device`, with the same order of the axes in memory there."""
     order = memory_order(array)
     if order is None or device_of(array) == Device(device):

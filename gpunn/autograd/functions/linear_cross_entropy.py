@@ -28,6 +28,7 @@ Source of the idea: Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM T
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -152,13 +153,13 @@ class LinearCrossEntropy(Function):
             sums.add(some, x, weight, slopes)
         return self._finished(sums.arrays, None, True)
 
-    def _finished(self, arrays, factor, owned: bool) -> tuple:
+    def _finished(self, arrays, factor, owned: bool) -> tuple[Any, ...]:
         """The gradients times `factor` (None: 1) in the dtype of x.
 
         They are written into the optimizer's arena where there is one, else in place if the arrays
         are ours to change.
         """
-        found = []
+        found: list[Any] = []
         for position, array in enumerate(arrays):
             if array is None:
                 found.append(None)

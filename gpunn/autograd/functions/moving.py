@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
 from gpunn.autograd import dtypes
+from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.dtypes import as_dtype
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import cast
@@ -24,7 +30,9 @@ class Move(Function):
         return moved(grad, self.device)
 
 
-def parse_to(args, device=None, dtype=None):
+def parse_to(
+    args: tuple[Any, ...], device: DeviceLike = None, dtype: DTypeLike = None
+) -> tuple[Device | None, np.dtype[Any] | None]:
     """(device, dtype) from the arguments of `to`: a device, a dtype, both, or another Tensor."""
     for value in args:
         if isinstance(value, Tensor):
@@ -49,9 +57,9 @@ def parse_to(args, device=None, dtype=None):
 
 def to(
     input: Tensor,
-    *args,
-    device=None,
-    dtype=None,
+    *args: Any,
+    device: DeviceLike = None,
+    dtype: DTypeLike = None,
     non_blocking: bool = False,
     copy: bool = False,
     memory_format: MemoryFormat = MemoryFormat.preserve_format,
@@ -76,12 +84,12 @@ def cpu(input: Tensor) -> Tensor:
     return to(input, device="cpu")
 
 
-def cuda(input: Tensor, device=None) -> Tensor:
+def cuda(input: Tensor, device: DeviceLike = None) -> Tensor:
     """The tensor on a GPU, the first one unless told otherwise."""
     return to(input, "cuda" if device is None else device)
 
 
-def _conversion(name: str, dtype):
+def _conversion(name: str, dtype: np.dtype[Any]) -> Callable[[Tensor], Tensor]:
     def convert(input: Tensor) -> Tensor:
         return cast(input, dtype)
 
@@ -104,7 +112,7 @@ CONVERSIONS = {
 }  # a table, since some of the names are Python's own
 
 
-def as_type(input: Tensor, dtype) -> Tensor:
+def as_type(input: Tensor, dtype: DTypeLike) -> Tensor:
     """The values as `dtype`."""
     return cast(input, as_dtype(dtype))
 

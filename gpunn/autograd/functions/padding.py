@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Sequence
 
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.layout import is_channels_last
@@ -68,7 +69,9 @@ def _inverse(order):
 # ---- public functions ----------------------------------------------------------------------------
 
 
-def pad(input: Tensor, pad, mode: str = "constant", value: float | None = None) -> Tensor:
+def pad(
+    input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
     """Pad `input` with a number, or with copies of what it holds.
 
     Parameters
@@ -103,7 +106,7 @@ def pad(input: Tensor, pad, mode: str = "constant", value: float | None = None) 
                 f"{input.shape}; it pads the last 1, 2 or 3 dimensions of (C, *sizes) or "
                 "(N, C, *sizes)"
             )
-    pairs = [(0, 0)] * (ndim - given)
+    pairs: list[tuple[int, ...]] = [(0, 0)] * (ndim - given)
     pairs += [sizes[2 * k : 2 * k + 2] for k in reversed(range(given))]
     return pad_dimensions(input, pairs, mode, 0.0 if value is None else value)
 

@@ -7,9 +7,11 @@ to the kernels, see `layout`; with ``channels_last=True`` it is (N, *spatial, C)
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import Size
 from gpunn.autograd.function import Function
 from gpunn.autograd.functions.common import array_xp, named
 from gpunn.autograd.functions.layout import channels_first_view, channels_last_view
@@ -128,9 +130,10 @@ def _max(dimensions: int, shapes: str):
     name = f"max_pool{dimensions}d"
 
     def max_pool(
-        input: Tensor, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False,
-        return_indices: bool = False, *, channels_last: bool = False,
-    ):  # fmt: skip
+        input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
+        dilation: Size = 1, ceil_mode: bool = False, return_indices: bool = False, *,
+        channels_last: bool = False,
+    ) -> Any:  # fmt: skip
         options = {
             "kernel_size": kernel_size, "stride": stride, "padding": padding, "dilation": dilation,
             "ceil_mode": ceil_mode,
@@ -150,10 +153,10 @@ def _average(dimensions: int, shapes: str):
     name = f"avg_pool{dimensions}d"
 
     def avg_pool(
-        input: Tensor, kernel_size, stride=None, padding=0, ceil_mode: bool = False,
-        count_include_pad: bool = True, divisor_override: int | None = None, *,
-        channels_last: bool = False,
-    ):  # fmt: skip
+        input: Tensor, kernel_size: Size, stride: Size | None = None, padding: Size = 0,
+        ceil_mode: bool = False, count_include_pad: bool = True,
+        divisor_override: int | None = None, *, channels_last: bool = False,
+    ) -> Tensor:  # fmt: skip
         single = check_images(name, input, dimensions, channels_last)
         options = {
             "kernel_size": kernel_size, "stride": stride, "padding": padding,
@@ -185,13 +188,19 @@ def _adaptive(kind: str, dimensions: int, shapes: str):
         sizes = (own if size is None else size for own, size in zip(spatial, sizes, strict=True))
         return {"output_size": tuple(sizes)}, single
 
-    def adaptive_avg_pool(input: Tensor, output_size, *, channels_last: bool = False) -> Tensor:
+    def adaptive_avg_pool(
+        input: Tensor, output_size: Any, *, channels_last: bool = False
+    ) -> Tensor:
         options, single = options_of(input, output_size, channels_last)
         return AvgPool.apply(input, options, single, bool(channels_last))
 
     def adaptive_max_pool(
-        input: Tensor, output_size, return_indices: bool = False, *, channels_last: bool = False
-    ):
+        input: Tensor,
+        output_size: Any,
+        return_indices: bool = False,
+        *,
+        channels_last: bool = False,
+    ) -> Any:
         options, _ = options_of(input, output_size, channels_last)
         return _max_pool(name, dimensions, input, options, return_indices, channels_last)
 
@@ -208,8 +217,8 @@ def _unpool(dimensions: int, shapes: str):
     name = f"max_unpool{dimensions}d"
 
     def max_unpool(
-        input: Tensor, indices: Tensor, kernel_size, stride=None, padding=0, output_size=None, *,
-        channels_last: bool = False,
+        input: Tensor, indices: Tensor, kernel_size: Size, stride: Size | None = None,
+        padding: Size = 0, output_size: Any = None, *, channels_last: bool = False,
     ) -> Tensor:  # fmt: skip
         single = check_images(name, input, dimensions, channels_last)
         if indices.shape != input.shape or indices.dtype != np.int64:
@@ -218,21 +227,21 @@ def _unpool(dimensions: int, shapes: str):
                 f"those of max_pool{dimensions}d, int64 of shape {input.shape}"
             )
 
-        def each(value):
+        def each(value: Any) -> Any:
             return value if isinstance(value, (tuple, list)) else (value,) * dimensions
 
-        kernel, padding = each(kernel_size), each(padding)
-        stride = kernel if stride is None else each(stride)
+        kernel, pads = each(kernel_size), each(padding)
+        steps = kernel if stride is None else each(stride)
         pooled = spatial_of(input, dimensions, channels_last)
         sizes = tuple(
             (n - 1) * s - 2 * p + k
-            for n, s, p, k in zip(pooled, stride, padding, kernel, strict=True)
+            for n, s, p, k in zip(pooled, steps, pads, kernel, strict=True)
         )
         if output_size is not None:
             given = tuple(output_size)
             given = given[:-1] if channels_last and len(given) > dimensions else given
             given = given[-dimensions:]
-            near = zip(given, sizes, stride, strict=True)
+            near = zip(given, sizes, steps, strict=True)
             if not all(abs(size - own) < s for size, own, s in near):
                 raise ValueError(
                     f"{name}: output_size {output_size} is none that pools to {pooled}; expected "

@@ -18,7 +18,8 @@ from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
 from gpunn.primitives.matmul import matmul
 from gpunn.primitives.matmul_backward import bias_gradient, linear_weight_gradient
-from gpunn.primitives.recurrent import GATES, recurrent_backward, recurrent_forward
+from gpunn.primitives.recurrent import recurrent_backward, recurrent_forward
+from gpunn.primitives.recurrent_plan import GATES
 
 
 class Recurrent(Function):
@@ -30,7 +31,17 @@ class Recurrent(Function):
     """
 
     def forward(
-        self, x, weight_ih, weight_hh, bias_ih, bias_hh, h0, c0, lengths, how: dict, states: list
+        self,
+        x,
+        weight_ih,
+        weight_hh,
+        bias_ih,
+        bias_hh,
+        h0,
+        c0,
+        lengths,
+        how: dict[str, Any],
+        states: list[Any],
     ):
         steps, batch, inputs = x.shape
         gates = matmul(

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
+from gpunn.autograd.aliases import Dims, DTypeLike
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import as_dtype, is_float, wide
 from gpunn.autograd.function import Function
@@ -181,7 +182,9 @@ class Cumsum(Function):
 # ---- public functions ---------------------------------------------------------------------------
 
 
-def sum(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
+def sum(
+    input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DTypeLike = None
+) -> Tensor:
     """The sum over `dim`. Integers and booleans are summed in int64, 16-bit floats in float32."""
     if dtype is not None:
         input = cast(input, as_dtype(dtype))
@@ -190,7 +193,9 @@ def sum(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor
     return Sum.apply(input, normal_dims("sum", dim, input.ndim), keepdim)
 
 
-def mean(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tensor:
+def mean(
+    input: Tensor, dim: Dims = None, keepdim: bool = False, *, dtype: DTypeLike = None
+) -> Tensor:
     """The mean over `dim`; NaN for no elements. Raises TypeError for integers, as PyTorch does."""
     if dtype is not None:
         input = cast(input, as_dtype(dtype))
@@ -205,7 +210,12 @@ def mean(input: Tensor, dim=None, keepdim: bool = False, *, dtype=None) -> Tenso
 
 
 def var(
-    input: Tensor, dim=None, unbiased: bool = True, keepdim: bool = False, *, correction=None
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
 ) -> Tensor:
     """The variance over `dim`, divided by n - 1 (`unbiased`) or n, or n - `correction`."""
     if correction is None:
@@ -217,13 +227,18 @@ def var(
 
 
 def std(
-    input: Tensor, dim=None, unbiased: bool = True, keepdim: bool = False, *, correction=None
+    input: Tensor,
+    dim: Dims = None,
+    unbiased: bool = True,
+    keepdim: bool = False,
+    *,
+    correction: float | None = None,
 ) -> Tensor:
     """The standard deviation: the square root of `var`."""
     return sqrt(var(input, dim, unbiased, keepdim, correction=correction))
 
 
-def prod(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+def prod(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """The product over `dim`."""
     if state.low is not None:
         input = widened(input)
@@ -277,7 +292,13 @@ def _arg(name: str, input: Tensor, dim, keepdim: bool, largest: bool) -> Tensor:
     return wrap(input._xp.expand_dims(index, dim) if keepdim else index)
 
 
-def max(input: Tensor, dim=None, keepdim: bool = False):
+@overload
+def max(input: Tensor, dim: None = None, keepdim: bool = False) -> Tensor: ...
+@overload
+def max(input: Tensor, dim: int, keepdim: bool = False) -> Extreme: ...
+@overload
+def max(input: Tensor, dim: Tensor, keepdim: bool = False) -> Tensor: ...
+def max(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Tensor | Extreme:
     """The largest element; with `dim` a pair (values, indices); with a Tensor `maximum`."""
     if isinstance(dim, Tensor):
         from gpunn.autograd.functions.arithmetic import maximum
@@ -286,7 +307,13 @@ def max(input: Tensor, dim=None, keepdim: bool = False):
     return _extreme("max", input, dim, keepdim, True)
 
 
-def min(input: Tensor, dim=None, keepdim: bool = False):
+@overload
+def min(input: Tensor, dim: None = None, keepdim: bool = False) -> Tensor: ...
+@overload
+def min(input: Tensor, dim: int, keepdim: bool = False) -> Extreme: ...
+@overload
+def min(input: Tensor, dim: Tensor, keepdim: bool = False) -> Tensor: ...
+def min(input: Tensor, dim: int | Tensor | None = None, keepdim: bool = False) -> Tensor | Extreme:
     """The smallest element; with `dim` a pair (values, indices); with a Tensor `minimum`."""
     if isinstance(dim, Tensor):
         from gpunn.autograd.functions.arithmetic import minimum
@@ -295,12 +322,12 @@ def min(input: Tensor, dim=None, keepdim: bool = False):
     return _extreme("min", input, dim, keepdim, False)
 
 
-def amax(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+def amax(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """The largest over `dim` (an int or several); ties share the gradient."""
     return Extremum.apply(input, normal_dims("amax", dim, input.ndim), keepdim, True)
 
 
-def amin(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+def amin(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """The smallest over `dim` (an int or several); ties share the gradient."""
     return Extremum.apply(input, normal_dims("amin", dim, input.ndim), keepdim, False)
 
@@ -315,19 +342,19 @@ def argmin(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tens
     return _arg("argmin", input, dim, keepdim, False)
 
 
-def any(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+def any(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """Whether some element is true (not zero)."""
     axes = normal_dims("any", dim, input.ndim)
     return wrap(input._xp.asarray((input._array != 0).any(axis=axes, keepdims=keepdim)))
 
 
-def all(input: Tensor, dim=None, keepdim: bool = False) -> Tensor:
+def all(input: Tensor, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """Whether all elements are true (not zero)."""
     axes = normal_dims("all", dim, input.ndim)
     return wrap(input._xp.asarray((input._array != 0).all(axis=axes, keepdims=keepdim)))
 
 
-def norm(input: Tensor, p: float = 2, dim=None, keepdim: bool = False) -> Tensor:
+def norm(input: Tensor, p: float = 2, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """(sum |x|^p)^(1/p) over `dim`; p may be infinity."""
     if state.low is not None:
         input = widened(input)
@@ -348,7 +375,7 @@ def cumsum(input: Tensor, dim: int) -> Tensor:
     return Cumsum.apply(input, normal_dim("cumsum", dim, input.ndim))
 
 
-def logsumexp(input: Tensor, dim, keepdim: bool = False) -> Tensor:
+def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """log(sum(exp(x))) over `dim`, without overflow."""
     from gpunn.autograd.functions.elementwise import exp, log
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from gpunn.autograd.aliases import Size
 from gpunn.autograd.functions import pooling
 from gpunn.autograd.functions.pooling import ImageFunction
 from gpunn.autograd.tensor import Tensor
@@ -31,8 +33,8 @@ class Resize(ImageFunction):
 
 def interpolate(
     input: Tensor,
-    size=None,
-    scale_factor=None,
+    size: Size | None = None,
+    scale_factor: Any = None,
     mode: str = "nearest",
     align_corners: bool | None = None,
     recompute_scale_factor: bool | None = None,
@@ -94,7 +96,7 @@ def _mode_for(dimensions: int) -> str:
     return f"this by {names[0]!r} or 'nearest'" if names else "(N, C, *spatial)"
 
 
-def _each(name: str, value, dimensions: int) -> tuple:
+def _each(name: str, value, dimensions: int) -> tuple[Any, ...]:
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,) * dimensions
     if len(given) != dimensions:
         raise ValueError(

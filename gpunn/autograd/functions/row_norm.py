@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from numbers import Integral
+from typing import Any
 
 import numpy as np
 
+from gpunn.autograd.aliases import Size
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import is_low
 from gpunn.autograd.function import Function, check_devices, converted
@@ -150,7 +152,7 @@ def _dims(name: str, input: Tensor, normalized_shape, **named: Tensor | None) ->
 
 
 def layer_norm(
-    input: Tensor, normalized_shape, weight: Tensor | None = None, bias: Tensor | None = None,
+    input: Tensor, normalized_shape: Size, weight: Tensor | None = None, bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:  # fmt: skip
     """(x - mean) / sqrt(variance + eps) * weight + bias over the last dimensions.
@@ -166,7 +168,7 @@ def layer_norm(
 
 
 def rms_norm(
-    input: Tensor, normalized_shape, weight: Tensor | None = None, eps: float | None = None
+    input: Tensor, normalized_shape: Size, weight: Tensor | None = None, eps: float | None = None
 ) -> Tensor:
     """x / sqrt(mean of x^2 + eps) * weight over the last dimensions.
 
@@ -183,7 +185,7 @@ def _eps(input: Tensor, eps: float | None) -> float:
     return float(np.finfo(accumulator_dtype(input.dtype)).eps) if eps is None else eps
 
 
-def _beside(stream: Tensor, *weights: Tensor | None) -> tuple:
+def _beside(stream: Tensor, *weights: Tensor | None) -> tuple[Any, ...]:
     """Weights as the kernel takes them; inside `autocast` those of a 16-bit model are widened."""
     if state.low is None or stream.dtype == np.float64:
         return weights
@@ -223,7 +225,7 @@ def _added(name, input, residual, dims, norm, **options):
 
 
 def add_layer_norm(
-    input: Tensor, residual: Tensor, normalized_shape, weight: Tensor | None = None,
+    input: Tensor, residual: Tensor, normalized_shape: Size, weight: Tensor | None = None,
     bias: Tensor | None = None, eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``(layer_norm(input + residual), input + residual)``, in one kernel.
@@ -242,7 +244,7 @@ def add_layer_norm(
 
 
 def add_rms_norm(
-    input: Tensor, residual: Tensor, normalized_shape, weight: Tensor | None = None,
+    input: Tensor, residual: Tensor, normalized_shape: Size, weight: Tensor | None = None,
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``(rms_norm(input + residual), input + residual)``, in one kernel; see `add_layer_norm`."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from gpunn.autograd.aliases import DTypeLike
 from gpunn.autograd.dtypes import is_float
 from gpunn.autograd.functions.arithmetic import where
 from gpunn.autograd.functions.common import cast, operands
@@ -17,7 +20,9 @@ from gpunn.primitives.samples import accumulator_dtype
 _REDUCTIONS = ("mean", "sum", "none", "sequence", "sequence_sum")
 
 
-def sequence_mask(lengths: Tensor, max_len: int | None = None, dtype=np.bool_) -> Tensor:
+def sequence_mask(
+    lengths: Tensor, max_len: int | None = None, dtype: DTypeLike = np.bool_
+) -> Tensor:
     """(*lengths.shape, max_len): True, or 1, at the places before each sequence's end.
 
     >>> sequence_mask(gpunn.tensor([1, 3])).tolist()
@@ -45,7 +50,7 @@ def sequence_mask(lengths: Tensor, max_len: int | None = None, dtype=np.bool_) -
     return wrap((xp.arange(max_len) < array[..., None]).astype(dtype))
 
 
-def _mask(name: str, shape: tuple, lengths, mask, device) -> Tensor | None:
+def _mask(name: str, shape: tuple[Any, ...], lengths, mask, device) -> Tensor | None:
     """The mask of shape (B, T, …) from one of the two ways to give it, None for neither."""
     if lengths is not None and mask is not None:
         raise ValueError(f"{name}: both lengths and mask are given; give one of them")

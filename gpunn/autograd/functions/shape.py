@@ -5,8 +5,11 @@ On contiguous memory these give views, as in PyTorch: writing to one shows in th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from gpunn.autograd.aliases import Dims, Size
 from gpunn.autograd.dtypes import promote
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import array_xp, cast, joined, normal_dim, sizes, sum_to
@@ -107,12 +110,12 @@ class Triangle(Function):
 # ---- public functions ---------------------------------------------------------------------------
 
 
-def reshape(input: Tensor, *shape) -> Tensor:
+def reshape(input: Tensor, *shape: int | Sequence[int]) -> Tensor:
     """The same elements in another shape; one size may be -1. A view where the memory allows it."""
     return Reshape.apply(input, _resolve("reshape", input, shape))
 
 
-def view(input: Tensor, *shape) -> Tensor:
+def view(input: Tensor, *shape: int | Sequence[int]) -> Tensor:
     """Like `reshape`, but RuntimeError where only a copy could have that shape.
 
     ``view(dtype)``, which reinterprets bytes in PyTorch, is not offered.
@@ -146,7 +149,7 @@ def _resolve(name: str, input: Tensor, shape) -> tuple[int, ...]:
     return shape
 
 
-def permute(input: Tensor, *dims) -> Tensor:
+def permute(input: Tensor, *dims: int | Sequence[int]) -> Tensor:
     """The dimensions in the order `dims`; a view."""
     order = tuple(normal_dim("permute", dim, input.ndim) for dim in sizes(dims))
     if sorted(order) != list(range(input.ndim)):
@@ -180,7 +183,7 @@ def moveaxis(input: Tensor, source: int, destination: int) -> Tensor:
     return Permute.apply(input, tuple(order))
 
 
-def expand(input: Tensor, *size) -> Tensor:
+def expand(input: Tensor, *size: int | Sequence[int]) -> Tensor:
     """Dimensions of size 1 repeated to `size` without a copy; -1 keeps a size."""
     size = sizes(size)
     lead = len(size) - input.ndim
@@ -197,7 +200,7 @@ def expand(input: Tensor, *size) -> Tensor:
     return Expand.apply(input, target)
 
 
-def broadcast_to(input: Tensor, size) -> Tensor:
+def broadcast_to(input: Tensor, size: Sequence[int]) -> Tensor:
     """`input` expanded to `size`."""
     return expand(input, *size)
 
@@ -212,7 +215,7 @@ def view_as(input: Tensor, other: Tensor) -> Tensor:
     return view(input, *other.shape)
 
 
-def squeeze(input: Tensor, dim=None) -> Tensor:
+def squeeze(input: Tensor, dim: Dims = None) -> Tensor:
     """Without the dimensions of size 1, or only without `dim` (one or several) where it is 1."""
     if dim is None:
         shape = tuple(size for size in input.shape if size != 1)
@@ -239,7 +242,7 @@ def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:
     return Reshape.apply(input, input.shape[:first] + (merged,) + input.shape[last + 1 :])
 
 
-def unflatten(input: Tensor, dim: int, shape) -> Tensor:
+def unflatten(input: Tensor, dim: int, shape: Size) -> Tensor:
     """Dimension `dim` split into `shape` (one size may be -1)."""
     dim, shape = normal_dim("unflatten", dim, input.ndim), sizes((shape,))
     if -1 in shape:
@@ -248,7 +251,9 @@ def unflatten(input: Tensor, dim: int, shape) -> Tensor:
     return reshape(input, *input.shape[:dim], *shape, *input.shape[dim + 1 :])
 
 
-def contiguous(input: Tensor, memory_format=MemoryFormat.contiguous_format) -> Tensor:
+def contiguous(
+    input: Tensor, memory_format: MemoryFormat = MemoryFormat.contiguous_format
+) -> Tensor:
     """Itself if its memory lies so, else a copy that does.
 
     `memory_format` is `gpunn.contiguous_format` (C order) or `gpunn.channels_last`, in which the
@@ -264,12 +269,12 @@ def clone(input: Tensor) -> Tensor:
     return Clone.apply(input)
 
 
-def flip(input: Tensor, *dims) -> Tensor:
+def flip(input: Tensor, *dims: int | Sequence[int]) -> Tensor:
     """The elements in reverse order along `dims`; a copy."""
     return Flip.apply(input, tuple(normal_dim("flip", dim, input.ndim) for dim in sizes(dims)))
 
 
-def repeat(input: Tensor, *size) -> Tensor:
+def repeat(input: Tensor, *size: int | Sequence[int]) -> Tensor:
     """The tensor repeated `size` times along each dimension (NumPy's tile)."""
     size = sizes(size)
     if len(size) < input.ndim:
@@ -293,7 +298,7 @@ def triu(input: Tensor, diagonal: int = 0) -> Tensor:
     return Triangle.apply(input, diagonal, False)
 
 
-def cat(tensors, dim: int = 0) -> Tensor:
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors one after the other along `dim`; the other sizes must be equal."""
     tensors = list(tensors)
     if not tensors:
@@ -321,7 +326,7 @@ def cat(tensors, dim: int = 0) -> Tensor:
     return Cat.apply(dim, *(cast(tensor, dtype) for tensor in tensors))
 
 
-def stack(tensors, dim: int = 0) -> Tensor:
+def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """The tensors, all of one shape, along a new dimension `dim`."""
     tensors = list(tensors)
     if not tensors:
@@ -338,7 +343,7 @@ def stack(tensors, dim: int = 0) -> Tensor:
     )
 
 
-def split(input: Tensor, split_size_or_sections, dim: int = 0) -> tuple[Tensor, ...]:
+def split(input: Tensor, split_size_or_sections: Size, dim: int = 0) -> tuple[Tensor, ...]:
     """Views of parts along `dim`: of one size (the last may be smaller), or of the sizes listed."""
     dim = normal_dim("split", dim, input.ndim)
     total = input.shape[dim]

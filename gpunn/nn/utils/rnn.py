@@ -7,7 +7,7 @@ sequence first. The recurrent layers take and return one; inside, they work on t
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -44,12 +44,12 @@ class PackedSequence(NamedTuple):
     unsorted_indices: Tensor | None = None
 
     @property
-    def device(self):
+    def device(self) -> Any:
         """The device of the data."""
         return self.data.device
 
     @property
-    def dtype(self):
+    def dtype(self) -> Any:
         """The dtype of the data."""
         return self.data.dtype
 
@@ -58,7 +58,7 @@ class PackedSequence(NamedTuple):
         """Whether the data lies on a GPU."""
         return self.data.is_cuda
 
-    def to(self, *args, **kwargs) -> PackedSequence:
+    def to(self, *args: Any, **kwargs: Any) -> PackedSequence:
         """With the data moved or converted as by `Tensor.to`."""
         return self._replace(data=self.data.to(*args, **kwargs))
 
@@ -78,7 +78,7 @@ class PackedSequence(NamedTuple):
         return (sizes[None, :] > np.arange(count)[:, None]).sum(1)
 
 
-def check_lengths(name: str, lengths, steps: int, batch: int) -> np.ndarray:
+def check_lengths(name: str, lengths: Any, steps: int, batch: int) -> np.ndarray:
     """`lengths` as int64 on the CPU; an error unless it is `batch` whole numbers, 1 to `steps`."""
     if isinstance(lengths, Tensor):
         lengths = lengths._array
@@ -101,7 +101,7 @@ def check_lengths(name: str, lengths, steps: int, batch: int) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def packed_rows(lengths: np.ndarray, order: np.ndarray | None = None):
+def packed_rows(lengths: np.ndarray, order: np.ndarray | None = None) -> Any:
     """(rows of the padded steps in a packed one's order, the number of sequences at each step).
 
     `lengths` falls; sequence i stands in column ``order[i]`` of the padded array (T, B, …) seen as
@@ -114,7 +114,7 @@ def packed_rows(lengths: np.ndarray, order: np.ndarray | None = None):
 
 
 def pack_padded_sequence(
-    input: Tensor, lengths, batch_first: bool = False, enforce_sorted: bool = True
+    input: Tensor, lengths: Any, batch_first: bool = False, enforce_sorted: bool = True
 ) -> PackedSequence:
     """Drop the padding of a batch of sequences.
 
@@ -213,7 +213,7 @@ def pad_sequence(
     return transpose(padded, 0, 1) if batch_first else padded
 
 
-def unpad_sequence(padded: Tensor, lengths, batch_first: bool = False) -> list[Tensor]:
+def unpad_sequence(padded: Tensor, lengths: Any, batch_first: bool = False) -> list[Tensor]:
     """The sequences of a padded batch, each without its padding: views."""
     padded = padded if batch_first else transpose(padded, 0, 1)
     found = check_lengths("unpad_sequence", lengths, padded.shape[1], padded.shape[0])

@@ -84,8 +84,9 @@ class LRScheduler:
             rates = self.get_lr()
         else:
             self.last_epoch = epoch
-            rates = [self.closed_form(base) for base in self.base_lrs]
-            if None in rates:
+            closed = [self.closed_form(base) for base in self.base_lrs]
+            rates = [rate for rate in closed if rate is not None]
+            if len(rates) < len(closed):
                 rates = self.get_lr()
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -96,7 +97,7 @@ class LRScheduler:
         return [group["lr"] for group in self.optimizer.param_groups]
 
 
-def per_group(name: str, value: Any, optimizer: Optimizer) -> list:
+def per_group(name: str, value: Any, optimizer: Optimizer) -> list[Any]:
     """`value` for each group: a list of the right length, or one value repeated."""
     count = len(optimizer.param_groups)
     if not isinstance(value, (list, tuple)):

@@ -13,6 +13,8 @@ from gpunn.optim.optimizer import Optimizer
 class _Combined(LRScheduler):
     """Common ground: the same optimizer for all, and the states of the parts."""
 
+    _schedulers: list[LRScheduler]
+
     def _check_parts(self, schedulers: list[LRScheduler], optimizer: Optimizer | None) -> Optimizer:
         if not schedulers:
             raise ValueError(f"{self._name}: got no schedules")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+from typing import Any
 
 from gpunn.optim.lr_scheduler.base import LRScheduler, per_group
 from gpunn.optim.optimizer import Optimizer
@@ -64,7 +65,7 @@ class OneCycleLR(LRScheduler):
                 self._start_momentum(optimizer, base_momentum, max_momentum)
         super().__init__(optimizer, last_epoch)
 
-    def _make_phases(self, pct_start: float, three_phase: bool) -> list[tuple]:
+    def _make_phases(self, pct_start: float, three_phase: bool) -> list[tuple[Any, ...]]:
         """(last step, first rate, last rate, first momentum, last momentum): names in a group."""
         rise = (pct_start * self.total_steps - 1, "initial_lr", "max_lr")
         last = self.total_steps - 1
@@ -80,7 +81,7 @@ class OneCycleLR(LRScheduler):
             (last, "initial_lr", "min_lr", "max_momentum", "max_momentum"),
         ]
 
-    def _start_momentum(self, optimizer: Optimizer, base, highest) -> None:
+    def _start_momentum(self, optimizer: Optimizer, base: Any, highest: Any) -> None:
         bases = per_group("OneCycleLR: base_momentum", base, optimizer)
         highests = per_group("OneCycleLR: max_momentum", highest, optimizer)
         for group, low, high in zip(optimizer.param_groups, bases, highests, strict=True):
@@ -106,7 +107,8 @@ class OneCycleLR(LRScheduler):
         part = (t - start) / (end - start)
         rates = []
         for group in self.optimizer.param_groups:
-            first, last, first_momentum, last_momentum = (group.get(name) for name in names)
+            values: Any = [group.get(name) for name in names]  # None where none is cycled
+            first, last, first_momentum, last_momentum = values
             rates.append(self._anneal(first, last, part))
             if self.cycle_momentum:
                 _set_momentum(group, self._anneal(first_momentum, last_momentum, part))
@@ -118,14 +120,14 @@ class OneCycleLR(LRScheduler):
         return last + (first - last) / 2 * (1 + math.cos(math.pi * part))
 
 
-def _set_momentum(group: dict, value: float) -> None:
+def _set_momentum(group: dict[str, Any], value: float) -> None:
     if "betas" in group:
         group["betas"] = (value, *group["betas"][1:])
     else:
         group["momentum"] = value
 
 
-def _total(total_steps, epochs, steps_per_epoch) -> int:
+def _total(total_steps: Any, epochs: Any, steps_per_epoch: Any) -> int:
     """The number of steps, from either way to give it."""
     if total_steps is not None:
         given = {"total_steps": total_steps}

@@ -55,7 +55,9 @@ class ReduceLROnPlateau(LRScheduler):
     def get_lr(self) -> list[float]:
         return self._rates()
 
-    def step(self, metrics: Any, epoch: int | None = None) -> None:
+    def step(  # type: ignore[override]  # as in PyTorch, the metric comes first
+        self, metrics: Any, epoch: int | None = None
+    ) -> None:
         """Take note of the metric and reduce the rates if it is time."""
         value = float(metrics)
         self.last_epoch = self.last_epoch + 1 if epoch is None else epoch

@@ -11,6 +11,7 @@ from gpunn.train.metrics.base import (
     checked_option,
     classified,
     columns,
+    predicted_classes,
 )
 
 
@@ -24,7 +25,8 @@ class Accuracy(Metric):
     prediction ``(B, T, classes)`` or ``(B, classes, H, W)`` with a target that lacks the axis of
     the classes; `class_axis` says which it is where both could be meant.
 
-    Samples whose target is `ignore_index` do not count. Without any others the value is NaN.
+    Samples whose target is `ignore_index` do not count. Without any others the value is NaN. A row
+    that holds NaN is never right.
     """
 
     name = "accuracy"
@@ -51,8 +53,9 @@ class Accuracy(Metric):
 
     def _hits(self, prediction: Any, target: Any) -> Any:
         if prediction.ndim == 1:
-            return (prediction > self.threshold) == (target > 0)
-        return prediction.argmax(axis=1) == target
+            right = (prediction > self.threshold) == (target > 0)
+            return right & (prediction == prediction)
+        return predicted_classes(prediction, self.threshold) == target
 
     def add(self, correct: Any, count: Any) -> None:
         """Take in `count` samples of which `correct` were right: numbers or arrays."""
@@ -85,12 +88,12 @@ class TopKAccuracy(Accuracy):
         if prediction.ndim != 2:
             raise ValueError(f"{self.name}: needs scores of shape (samples, classes)")
         xp = array_module(device_of(prediction))
-        if self.ignore_index is not None:  # it may be no class at all
-            target = xp.where(target == self.ignore_index, 0, target)
+        known = (target >= 0) & (target < prediction.shape[1])  # `ignore_index` may be no class
+        target = xp.where(known, target, 0)
         own = xp.take_along_axis(prediction, target[:, None], axis=1)
         earlier = xp.arange(prediction.shape[1])[None, :] < target[:, None]
         ahead = (prediction > own) | ((prediction == own) & earlier)
-        return (ahead.sum(axis=1) < self.k) & (own[:, 0] == own[:, 0])
+        return (ahead.sum(axis=1) < self.k) & (own[:, 0] == own[:, 0]) & known
 
 
 class MultilabelAccuracy(Metric):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -127,9 +126,11 @@ def _flattened(
 ) -> tuple[Any, Any]:
     shape = prediction.shape
     fits = [axis for axis in (1, len(shape) - 1) if target.shape == _without(shape, axis)]
-    if 1 in shape[1:2] and target.shape == shape:  # one score a pixel
-        fits = [1]
+    if target.shape == shape:  # one score a pixel, or a place of a sequence
+        fits = [axis for axis in (1, len(shape) - 1) if shape[axis] == 1][:1]
     if class_axis is not None:
+        if not -len(shape) <= class_axis < len(shape):
+            raise ValueError(f"{name}: {shapes}; there is no axis class_axis={class_axis}")
         fits = [class_axis % len(shape)]
     if len(fits) != 1:
         raise ValueError(
@@ -142,8 +143,11 @@ def _flattened(
             )
         )
     axis = fits[0]
-    if target.size != math.prod(_without(shape, axis)):
-        raise ValueError(f"{name}: {shapes}; the target lacks more than axis {axis}")
+    if target.shape != _without(shape, axis) and not (target.shape == shape and shape[axis] == 1):
+        raise ValueError(
+            f"{name}: {shapes}; with the classes on axis {axis} the target must be "
+            f"{_without(shape, axis)}"
+        )
     xp = array_module(device_of(prediction))
     rows = xp.moveaxis(prediction, axis, -1).reshape(-1, shape[axis])
     return rows, target.reshape(-1)
@@ -159,7 +163,8 @@ def predicted_classes(scores: Any, threshold: float) -> Any:
     if scores.ndim == 1:
         found, best = (scores > threshold).astype(np.int64), scores
     else:
-        found, best = scores.argmax(axis=1), scores.max(axis=1)
+        found = scores.argmax(axis=1)  # of the first NaN, if there is one
+        best = xp.take_along_axis(scores, found[:, None], axis=1)[:, 0]
     return xp.where(best == best, found, -1)
 
 

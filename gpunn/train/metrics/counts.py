@@ -25,8 +25,8 @@ class ConfusionMatrix(Metric):
     """Counts ``matrix[true, predicted]`` as an int64 array (classes, classes).
 
     `classes` may be left out: then it is the number of columns of the first prediction. Prediction,
-    target, `ignore_index` and `class_axis` as in `Accuracy`; ValueError in `compute` for labels
-    outside 0 … classes - 1.
+    target, `ignore_index` and `class_axis` as in `Accuracy`. A row that holds NaN predicts no class
+    and is left out. ValueError in `compute` for labels outside 0 … classes - 1.
     """
 
     name = "confusion_matrix"
@@ -52,17 +52,16 @@ class ConfusionMatrix(Metric):
         xp = array_module(device_of(prediction))
         if self._size is None:
             self._size = prediction.shape[1] if prediction.ndim == 2 else 2
-        if prediction.ndim == 2:
-            predicted = prediction.argmax(axis=1)
-        else:
-            predicted = prediction > self.threshold
+        predicted = predicted_classes(prediction, self.threshold)
         size = self._size
-        # Cells outside the matrix are counted in one more bin, so nothing waits for the device;
-        # what is ignored goes into a bin behind that.
+        # Cells outside the matrix are counted in one more bin, as raising an error would wait for
+        # the device; what does not count goes into a bin behind that.
         inside = (target >= 0) & (target < size) & (predicted < size)
         cell = xp.where(inside, target.astype(np.int64) * size + predicted, size * size)
+        left_out = predicted < 0
         if self.ignore_index is not None:
-            cell = xp.where(target == self.ignore_index, size * size + 1, cell)
+            left_out = left_out | (target == self.ignore_index)
+        cell = xp.where(left_out, size * size + 1, cell)
         counts = xp.bincount(cell, minlength=size * size + 2)
         self._counts = counts if self._counts is None else self._counts + counts
 
@@ -103,18 +102,19 @@ class ClassCounts(Metric):
         self._predicted: Any = 0
         self._true: Any = 0
         self._outside: Any = 0
-        self._count = 0
+        self._count: Any = 0
 
     def update(self, prediction: Any, target: Any) -> None:
         if self.multilabel:
             scores, labels = columns(self.name, prediction, target)
             predicted, true, outside = scores > self.threshold, labels > 0, 0
-            if self.ignore_index is not None:
-                valid = labels != self.ignore_index
+            valid = None if self.ignore_index is None else labels != self.ignore_index
+            if valid is not None:
                 predicted, true = predicted & valid, true & valid
         else:
             scores, labels = classified(self.name, prediction, target, self.class_axis)
-            predicted, true, outside = self._compared(scores, labels)
+            labels, valid = counted_labels(scores, labels, self.ignore_index)
+            predicted, true, outside = self._compared(scores, labels, valid)
         if np.ndim(self._true) and len(self._true) != true.shape[1]:
             raise ValueError(
                 f"{self.name}: {true.shape[1]} classes in this batch, {len(self._true)} before"
@@ -123,13 +123,12 @@ class ClassCounts(Metric):
         self._predicted = self._predicted + predicted.sum(axis=0)
         self._true = self._true + true.sum(axis=0)
         self._outside = self._outside + outside
-        self._count += len(scores)
+        self._count = self._count + (len(scores) if valid is None else valid.sum())
 
-    def _compared(self, scores: Any, labels: Any) -> tuple[Any, Any, Any]:
+    def _compared(self, scores: Any, labels: Any, valid: Any) -> tuple[Any, Any, Any]:
         """(predicted, true) as (rows, classes) truths, and how many labels are no class."""
         size = 2 if scores.ndim == 1 else scores.shape[1]
         xp = array_module(device_of(scores))
-        labels, valid = counted_labels(scores, labels, self.ignore_index)
         predicted = predicted_classes(scores, self.threshold)
         outside = (labels < 0) | (labels >= size)
         if valid is not None:
@@ -140,7 +139,8 @@ class ClassCounts(Metric):
 
     def counts(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(hits, predicted, true), each float64 (classes,). ValueError for labels of no class."""
-        self._require_samples(self._count)
+        if isinstance(self._count, int):  # an array, if only zero, of samples that do not count
+            self._require_samples(self._count)
         outside = int(self._outside)
         if outside:
             raise ValueError(
@@ -208,10 +208,10 @@ class FBeta(ClassCounts):
         average = self.average
         if average == "auto":
             average = "binary" if len(true) == 2 and not self.multilabel else "macro"
+        if not int(self._count):
+            return math.nan if average is not None else np.full(len(true), np.nan)
         if average is None:
             return self._ratio(hits, predicted, true)
-        if not (true.sum() or predicted.sum()) and not self.multilabel:
-            return math.nan
         if average == "binary":
             if len(true) != 2 or self.multilabel:
                 raise ValueError(

@@ -20,6 +20,7 @@ from gpunn.train.metrics.base import (
 )
 
 _NO_LABEL = -(2**31)
+_LOOKED_AT = 64  # rows of a batch: telling logits from probabilities shall cost next to nothing
 
 
 class ProbabilityMetric(Metric):
@@ -31,6 +32,9 @@ class ProbabilityMetric(Metric):
         sample), as the losses take them; False: it gives probabilities
     ignore_index : samples, or tokens, with this target do not count
     class_axis : see `Accuracy`, also for the forms of prediction and target
+
+    A label that is no class makes the value NaN. ValueError in `compute` where probabilities come
+    although `from_logits` is set.
     """
 
     in_step = True
@@ -48,15 +52,16 @@ class ProbabilityMetric(Metric):
     def reset(self) -> None:
         self._sum: Any = 0.0
         self._count: Any = 0
-        self._first: Any = None  # rows of the first batch that look like probabilities
-        self._first_rows = 0
+        self._looked = 0  # rows that were looked at, and how many of them look like probabilities
+        self._alike: Any = 0
 
     def update(self, prediction: Any, target: Any) -> None:
         scores, target = classified(self.name, prediction, target, self.class_axis)
         scores = scores.astype(np.float64) if scores.dtype.kind in "iub" else scores
-        if scores.ndim == 2 and self.from_logits and self._first is None:
-            self._first_rows = len(scores)
-            self._first = looks_like_probabilities(scores).sum()
+        if scores.ndim == 2 and self.from_logits:
+            some = scores[:_LOOKED_AT]
+            self._looked += len(some)
+            self._alike = self._alike + looks_like_probabilities(some).sum()
         labels, valid = counted_labels(scores, target, self.ignore_index)
         with quietly():
             self.take(scores, labels, valid)
@@ -76,7 +81,7 @@ class ProbabilityMetric(Metric):
     def compute(self) -> Any:
         if isinstance(self._count, int):
             self._require_samples(self._count)
-        if self._first is not None and self._first_rows and int(self._first) == self._first_rows:
+        if self._looked and int(self._alike) == self._looked:
             raise ValueError(
                 f"{self.name}: the scores are not negative and add up to 1 in every row, as "
                 f"probabilities do; use {type(self).__name__}(from_logits=False)"
@@ -93,7 +98,7 @@ class LogLoss(ProbabilityMetric):
     """The mean of -log(probability of the true class), in nats; arguments as its base says.
 
     Probabilities below the resolution of their dtype (1.2e-7 for float32) count as that, as in
-    scikit-learn. ValueError for a label that is no class, on the CPU; on a GPU it makes NaN.
+    scikit-learn. From logits on the CPU a label that is no class is a ValueError at once.
     """
 
     name = "log_loss"
@@ -156,6 +161,7 @@ class BrierScore(ProbabilityMetric):
         if p.ndim == 1:
             return (p - labels) ** 2
         xp = array_module(device_of(p))
+        p = xp.where(_is_class(labels, p)[:, None], p, np.nan)
         wrong = p - (labels[:, None] == xp.arange(p.shape[1])[None, :])
         return (wrong * wrong).sum(axis=1) * (0.5 if p.shape[1] == 2 else 1.0)
 
@@ -197,7 +203,8 @@ class CalibrationError(ProbabilityMetric):
         if p.ndim == 1:
             true = labels > 0
         else:
-            true, p = predicted_classes(p, 0.0) == labels, p.max(axis=1)
+            known = _is_class(labels, p)
+            true, p = predicted_classes(p, 0.0) == labels, xp.where(known, p.max(axis=1), np.nan)
         if valid is not None:
             p, true = xp.where(valid, p, 0.0), true & valid
         edges = xp.arange(1, self.bins) * (1.0 / self.bins)
@@ -232,9 +239,13 @@ class CalibrationError(ProbabilityMetric):
 
 def _of_label(xp: Any, p: Any, labels: Any) -> Any:
     """The entry of each row at its label; NaN where the label is no class."""
-    outside = (labels < 0) | (labels >= p.shape[1])
-    own = xp.take_along_axis(p, xp.where(outside, 0, labels)[:, None], axis=1)[:, 0]
-    return xp.where(outside, np.nan, own)
+    known = _is_class(labels, p)
+    own = xp.take_along_axis(p, xp.where(known, labels, 0)[:, None], axis=1)[:, 0]
+    return xp.where(known, own, np.nan)
+
+
+def _is_class(labels: Any, p: Any) -> Any:
+    return (labels >= 0) & (labels < p.shape[1])
 
 
 def probabilities(scores: Any, from_logits: bool = True) -> Any:

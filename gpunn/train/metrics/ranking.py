@@ -106,9 +106,11 @@ class ROCAUC(Collected):
                 f"{self.name}: {outside} samples have a class outside 0 … {classes - 1}; correct "
                 "the labels, or give ignore_index if they should not count"
             )
-        if classes == 2:  # for logits and for probabilities alike
+        if classes == 2:
+            # For logits; of probabilities it keeps the order, but for very small ones.
             with quietly():
-                return scores[:, 1:] - scores[:, :1], (target == 1)[:, None]
+                margin = scores[:, 1:] - scores[:, :1] if self.from_logits else scores[:, 1:]
+            return margin, (target == 1)[:, None]
         if self.from_logits:
             if len(scores) and looks_like_probabilities(scores).all():
                 raise ValueError(
@@ -152,7 +154,7 @@ def _by_threshold(
     """(thresholds from the largest, positives at or above each, samples at or above each)"""
     order = np.argsort(-scores, kind="stable")
     scores, true = scores[order], true[order]
-    last = np.flatnonzero(np.append(np.diff(scores) != 0, True))  # of each run of equal scores
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # of runs of equal scores
     return scores[last], np.cumsum(true)[last].astype(np.float64), last + 1.0
 
 
@@ -162,7 +164,8 @@ def _binary(name: str, scores: Any, labels: Any) -> tuple[np.ndarray, np.ndarray
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim == 2 and values.shape[1] == 2:
-        values = values[:, 1] - values[:, 0]
+        with quietly():
+            values = values[:, 1] - values[:, 0]
     true = true.reshape(-1) if true.ndim == 2 and true.shape[1] == 1 else true
     if values.ndim != 1 or values.shape != true.shape or not len(values):
         raise ValueError(

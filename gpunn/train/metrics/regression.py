@@ -10,6 +10,7 @@ import numpy as np
 
 from gpunn.autograd.tensor import raw_array
 from gpunn.device import to_numpy
+from gpunn.device.quiet import quietly
 from gpunn.train.metrics.base import Metric, at_once, paired
 
 
@@ -28,7 +29,8 @@ class MeanSquaredError(Metric):
 
     def update(self, prediction: Any, target: Any) -> None:
         prediction, target = paired(self.name, prediction, target)
-        self._sum = self._sum + self._error(prediction, target).sum()
+        with quietly():
+            self._sum = self._sum + self._error(prediction, target).sum()
         self._count += target.size
 
     def _error(self, prediction: Any, target: Any) -> Any:
@@ -99,8 +101,9 @@ class PinballLoss(Metric):
             if len(self.quantiles) > 1:
                 column = _column(self.name, prediction, number, len(self.quantiles))
             column, wanted = paired(self.name, column, target)
-            over = wanted - column
-            self._sum = self._sum + (quantile * over - (over < 0) * over).sum()
+            with quietly():
+                over = wanted - column
+                self._sum = self._sum + (quantile * over - over.clip(None, 0)).sum()
             self._count += wanted.size
 
     def compute(self) -> float:
@@ -129,7 +132,8 @@ class IntervalCoverage(Metric):
     def update(self, prediction: Any, target: Any) -> None:
         low, wanted = paired(self.name, _column(self.name, prediction, self.lower), target)
         high, wanted = paired(self.name, _column(self.name, prediction, self.upper), target)
-        self._sum = self._sum + self._measure(low, high, wanted).sum()
+        with quietly():
+            self._sum = self._sum + self._measure(low, high, wanted).sum()
         self._count += wanted.size
 
     def _measure(self, low: Any, high: Any, wanted: Any) -> Any:
@@ -187,22 +191,26 @@ class R2Score(Metric):
             return
         target = target.reshape(len(target), -1)
         prediction = prediction.reshape(target.shape)
-        count, mean = len(target), target.mean(axis=0)
-        total, shift = self._count + count, mean - self._mean
-        spread = ((target - mean) ** 2).sum(axis=0)
-        self._spread = self._spread + spread + shift**2 * (self._count * count / total)
-        self._mean = self._mean + shift * (count / total)
-        self._residual = self._residual + ((target - prediction) ** 2).sum(axis=0)
+        count, total = len(target), self._count + len(target)
+        with quietly():
+            mean = target.mean(axis=0)
+            shift = mean - self._mean
+            spread = ((target - mean) ** 2).sum(axis=0)
+            self._spread = self._spread + spread + shift**2 * (self._count * count / total)
+            self._mean = self._mean + shift * (count / total)
+            self._residual = self._residual + ((target - prediction) ** 2).sum(axis=0)
         self._count = total
 
     def compute(self) -> float:
         self._require_samples(self._count)
         if self._count < 2:
             raise ValueError("r2: is not defined for a single sample; give two or more")
-        residual, spread = to_numpy(self._residual), to_numpy(self._spread)
-        constant = spread == 0
-        ratio = residual / np.where(constant, 1.0, spread)
-        return float(np.mean(np.where(constant, residual == 0, 1.0 - ratio)))
+        mean, residual, spread = map(to_numpy, (self._mean, self._residual, self._spread))
+        with quietly():
+            # The mean of equal numbers is not always that number.
+            constant = np.sqrt(spread / self._count) <= 4 * np.finfo(np.float64).eps * abs(mean)
+            ratio = residual / np.where(constant, 1.0, spread)
+            return float(np.mean(np.where(constant, residual == 0, 1.0 - ratio)))
 
 
 def mean_absolute_error(prediction: Any, target: Any) -> float:
