@@ -21,7 +21,7 @@ comma := ,
 TRAIN_EXTRAS := examples$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA))
 TEST_EXTRAS := test,$(TEST_EXTRA)
 
-.PHONY: help train test test-oracle gpu bench bench-emulator lint docs-tables clean
+.PHONY: help train test test-oracle test-browser gpu bench bench-emulator lint typecheck docs docs-tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -31,11 +31,14 @@ train: $(VENV)/.train  ## set up, then train a network on real handwritten digit
 
 # A process for each core: BLAS threads of their own would only get into each other's way.
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
-	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle \
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle --ignore tests/browser \
 	  --emulator-coverage-minimum 95
 
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
 	$(BIN)/python -m pytest tests/oracle
+
+test-browser: $(VENV)/.browser  ## set up a browser, then look at the reports in it
+	$(BIN)/python -m pytest tests/browser
 
 gpu:  ## with a GPU: all GPU tests and benchmarks, one result file; installs nothing (PYTHON=...)
 	$(PYTHON) benchmarks/gpu.py
@@ -50,11 +53,21 @@ lint: $(VENV)/.test  ## style and errors that a reader of the code would see
 	$(BIN)/python -m pip install --quiet "ruff>=0.8"
 	$(BIN)/ruff check gpunn kernels tests benchmarks
 
+typecheck: $(VENV)/.test  ## mypy: strict on what users call, see pyproject.toml
+	$(BIN)/python -m pip install --quiet "mypy>=2.0"
+	$(BIN)/python -m mypy
+
+# A warning is an error: a link into nothing, a page in no list, a docstring that cannot be read.
+docs: $(VENV)/.docs  ## build the documentation: docs/_build/html/index.html
+	$(BIN)/python -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 docs-tables: $(VENV)/.test  ## rewrite the tables in docs from the committed result files
 	$(BIN)/python -m gpunn.bench.report
+	$(BIN)/python -m gpunn.cli.page docs/cli.md
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache build dist
+	rm -rf $(VENV) .pytest_cache .hypothesis .ruff_cache build dist docs/_build
 
 # ---- virtual environment: one, filled step by step; a stamp file marks each step done --------------
 
@@ -76,6 +89,10 @@ $(VENV)/.train: pyproject.toml | $(BIN)/python
 	$(call install,$(TRAIN_EXTRAS))
 	@touch $@
 
+$(VENV)/.docs: pyproject.toml | $(BIN)/python
+	$(call install,docs)
+	@touch $@
+
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(call install,$(TEST_EXTRAS))
 	@touch $@
@@ -83,4 +100,14 @@ $(VENV)/.test: pyproject.toml | $(BIN)/python
 # pip, not uv: only pip looks where the CPU build of PyTorch may lie on a test machine.
 $(VENV)/.oracle: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[oracle]"
+	@touch $@
+
+# Chromium and its driver are packages of the system; only root may install them.
+$(VENV)/.browser: $(VENV)/.test
+	$(call install,browser)
+	@command -v chromedriver >/dev/null && command -v chromium >/dev/null \
+	  || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+	    && apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; } \
+	  || { echo "the tests of pages need chromium and chromedriver; as root: apt-get install chromium chromium-driver"; \
+	    exit 1; }
 	@touch $@
