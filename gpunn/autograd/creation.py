@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.aliases import DeviceLike, DTypeLike, Size
-from gpunn.autograd.dlpack import import_array
+from gpunn.autograd.dlpack import import_array, is_known
 from gpunn.autograd.dtypes import as_dtype, float32
 from gpunn.autograd.functions.common import sizes
 from gpunn.autograd.tensor import Tensor, raw_array, wrap
@@ -40,7 +40,7 @@ def tensor(
 
     Raises ValueError for ragged lists, TypeError for what holds no numbers.
     """
-    array = raw_array(data, None if dtype is None else as_dtype(dtype))
+    array = _of_numbers(raw_array(data, None if dtype is None else as_dtype(dtype)), "tensor")
     moved = to_device(array, as_device(device))
     if isinstance(data, (np.ndarray, Tensor)) or hasattr(data, "__dlpack_device__"):
         if moved is array:
@@ -58,10 +58,19 @@ def as_tensor(data: Any, dtype: DTypeLike = None, device: DeviceLike = None) -> 
 
 
 def from_numpy(ndarray: np.ndarray) -> Tensor:
-    """A Tensor on the memory of a NumPy array; copied to the default device if that is a GPU."""
+    """A Tensor on the memory of a NumPy array; copied to the default device if that is a GPU.
+
+    TypeError for what holds no numbers, or has another machine's byte order: `tensor` copies that.
+    """
     if not isinstance(ndarray, np.ndarray):
         raise TypeError(f"from_numpy: expected a NumPy array, got {type(ndarray).__name__}")
-    return wrap(to_device(raw_array(ndarray), as_device(None)))
+    return wrap(to_device(_of_numbers(ndarray, "from_numpy"), as_device(None)))
+
+
+def _of_numbers(array: Any, who: str) -> Any:
+    if not is_known(array.dtype):
+        raise TypeError(f"{who}: gpunn has no dtype {array.dtype.str}; convert the array first")
+    return array
 
 
 def from_dlpack(source: Any, *, device: DeviceLike = None, copy: bool | None = None) -> Tensor:

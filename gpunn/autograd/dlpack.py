@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.autograd.dtypes import bfloat16
+from gpunn.autograd.dtypes import bfloat16, is_float
 from gpunn.device import Device, array_module, as_array, device_of, to_device
 from gpunn.device.arrays import is_native
 
@@ -60,11 +60,21 @@ def _type_in(capsule: Any) -> _Type:
     """The dtype in a capsule, to be read and changed; it lives as long as the capsule."""
     if _is_valid(capsule, b"dltensor_versioned"):
         return _Versioned.from_address(_pointer(capsule, b"dltensor_versioned")).array.dtype
+    if not _is_valid(capsule, b"dltensor"):
+        raise BufferError(
+            f"from_dlpack: __dlpack__ gave {capsule!r}, not a capsule that nobody took before"
+        )
     return _Array.from_address(_pointer(capsule, b"dltensor")).dtype
 
 
 def export(array: Any, **options: Any) -> Any:
     """The capsule of an array; `options` of ``__dlpack__``, those that are None left out."""
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        if stride < 0 and size > 1 and array.size:
+            raise BufferError(
+                f"__dlpack__: this tensor runs backwards in memory (strides {array.strides} in "
+                "bytes), over which PyTorch ends the process. Use .contiguous(), or .numpy()."
+            )
     given = {name: value for name, value in options.items() if value is not None}
     if array.dtype != bfloat16:
         return array.__dlpack__(**given)
@@ -109,6 +119,11 @@ def import_array(value: Any, device: Any = None, copy: bool | None = None) -> An
             f"from_dlpack: expected an array with __dlpack__, got {type(value).__name__}; "
             "gpunn.tensor takes numbers and lists"
         )
+    if not is_known(array.dtype):
+        raise BufferError(
+            f"from_dlpack: the {type(value).__name__} has dtype {array.dtype.str}, which gpunn "
+            "does not have; convert it first"
+        )
     moved = array if device is None else to_device(array, device)
     if copy is False and moved is not array:
         raise BufferError(
@@ -128,7 +143,7 @@ def _imported(value: Any) -> Any:
     source, module = _Source(value), array_module("cuda" if kind in _CUDA else "cpu")
     try:
         array = module.from_dlpack(source)
-        known = array.dtype.kind in "fiub"
+        known = is_known(array.dtype)
     except (BufferError, RuntimeError):  # NumPy raises either
         if source.dtype is None:  # the other library refused, in its own words
             raise
@@ -142,9 +157,15 @@ def _imported(value: Any) -> Any:
     return array.view(bfloat16) if source.was_bfloat16 else array
 
 
+def is_known(dtype: np.dtype) -> bool:
+    """Whether it is a dtype of numbers that gpunn has, in this machine's byte order."""
+    return dtype.isnative and (dtype.kind in "iub" or is_float(dtype))
+
+
 def foreign_array(value: Any) -> Any:
-    """`as_array`, which a tensor of bfloat16 on the CPU passes, too."""
+    """`as_array`, which a tensor of bfloat16 on the CPU passes, too; other byte orders turned."""
     if not is_native(value) and str(getattr(value, "dtype", "")).endswith("bfloat16"):
         if hasattr(value, "__dlpack__") and not hasattr(value, "__emulator_array__"):
             return _imported(value.detach() if hasattr(value, "detach") else value)
-    return as_array(value)
+    array = as_array(value)
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

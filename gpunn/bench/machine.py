@@ -199,13 +199,12 @@ def digests_of(made: Primitive) -> dict[str, str]:
     else:  # an extension typed into an interpreter or a notebook
         code = made._specification.__code__
         specification = _combine(code.co_code.hex(), repr(code.co_names))
-    folder = sources.kernels_folder()
     found = {"numpy": specification}
     if "cuda" in made.implementations:
-        sources_ = (_cuda_digest(folder / "cuda", source) for source in made.cuda_sources)
+        sources_ = map(_cuda_digest, made.cuda_sources)
         found["cuda"] = _combine(specification, *sources_)
     if "numba" in made.implementations:
-        path = folder / "numba" / made.numba_source
+        path = sources.numba_path(made.numba_source)
         text = path.read_text("utf-8") if path.is_file() else ""  # beside its specification
         found["numba"] = _combine(specification, _python_digest(text))
     return found
@@ -268,17 +267,10 @@ _COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"|//[^\n]*|/\*.*?\*/', re.DOTALL)
 
 
 @functools.cache
-def _cuda_digest(folder: Path, name: str) -> str:
+def _cuda_digest(name: str) -> str:
     """A digest of a CUDA source and of every file of ours that it includes, without comments."""
-    parts, seen, todo = [], set(), [name]
-    while todo:
-        file = todo.pop()
-        if file in seen:
-            continue
-        seen.add(file)
-        path = folder / file
-        text = (path if path.is_file() else sources.cuda_path(file)).read_text("utf-8")
-        todo += sorted(re.findall(r'^\s*#\s*include\s+"([^"]+)"', text, re.MULTILINE))
+    parts = []
+    for file, text in sources.texts(name):
         code = _COMMENT.sub(lambda m: m[0] if m[0].startswith('"') else " ", text)
         parts += [file, *(" ".join(line.split()) for line in code.splitlines() if line.strip())]
     return _combine(*parts)

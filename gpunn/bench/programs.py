@@ -51,10 +51,16 @@ def tests(run: Run, seconds: float) -> str:
 
 
 def gpu_test_files() -> list[str]:
-    """The test files with tests that need a GPU, but for those that stages of their own go through:
-    only to collect all of the tests takes half a minute."""
+    """The test files with tests that need a GPU: only to collect all tests takes half a minute.
+
+    Left out are those that stages of their own go through, and ONNX's thousands of node tests.
+    """
     root = checkout()
-    others = {root / "tests/primitives/test_parity.py", root / "tests/emulator/test_conformance.py"}
+    others = {
+        root / "tests" / name
+        for name in ("primitives/test_parity.py", "emulator/test_conformance.py",
+                     "onnx/test_backend.py")
+    }  # fmt: skip
     return sorted(
         str(path.relative_to(root))
         for path in root.glob("tests/**/test_*.py")

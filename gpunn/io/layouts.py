@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpunn.autograd.tensor import Tensor, raw_array, wrap
-from gpunn.device import array_module, device_of
+from gpunn.device import array_module, device_of, to_numpy
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,13 @@ def from_layout(state: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
         "huggingface-gpt2"; torchvision's ResNet has gpunn's names
 
     Names that the layout does not have stay as they are, so that `load_state_dict` tells of them.
-    ValueError for an unknown layout.
+    ValueError for an unknown layout, for two names of the same array, and where two names differ
+    that are one array here.
     """
     found = find_layout(layout)
-    given = {_full(name, found): value for name, value in state.items()}
+    given: dict[str, Any] = {}
+    for name, value in state.items():
+        _put(given, _full(name, found), value)
     result: dict[str, Tensor] = {}
     used: set[str] = set()
     for name in given:
@@ -182,25 +185,43 @@ def from_layout(state: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
         rule, numbers = _match(name, found.rules, theirs=True)
         if rule is None:
             if not _is_ignored(name, found) and name not in dict(found.tied):
-                result[name] = wrap(raw_array(given[name]))
+                _put(result, name, wrap(raw_array(given[name])))
             continue
         parts = [_fill(pattern, numbers) for pattern in rule.theirs]
         if not all(part in given for part in parts):
-            result[name] = wrap(raw_array(given[name]))
+            _put(result, name, wrap(raw_array(given[name])))
             continue
         used.update(parts)
-        result[_fill(rule.ours, numbers)] = wrap(_joined(rule, [given[part] for part in parts]))
+        array = _joined(rule, [given[part] for part in parts])
+        _put(result, _fill(rule.ours, numbers), wrap(array))
     for name, other in found.tied:
-        own = given.get(name, result.get(other))
+        own, shared = given.get(name), result.get(other)
+        if own is not None and shared is not None and not _equal(own, shared):
+            raise ValueError(
+                f"{name!r} and {other!r} differ; a model with two arrays in the place of one that "
+                "is shared cannot be taken over"
+            )
+        own = shared if own is None else own
         if own is not None:
             result[name] = wrap(raw_array(own))
     return result
 
 
+def _put(into: dict[str, Any], name: str, value: Any) -> None:
+    if name in into:
+        raise ValueError(f"two names of the state stand for {name!r}; leave one of them out")
+    into[name] = value
+
+
+def _equal(one: Any, other: Any) -> bool:
+    a, b = (to_numpy(raw_array(value)) for value in (one, other))
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
 def to_layout(state: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
     """A state of gpunn's model under the names of another library; as `from_layout`, backwards.
 
-    ValueError for a name that the layout does not have.
+    ValueError for a name that the layout does not have, and for an array that cannot be divided.
     """
     found = find_layout(layout)
     result: dict[str, Tensor] = {}
@@ -214,6 +235,11 @@ def to_layout(state: Mapping[str, Any], layout: str) -> dict[str, Tensor]:
         if rule.transposed:
             array = array.T
         size = array.shape[0] // len(rule.theirs) if array.ndim else 0
+        if array.ndim and size * len(rule.theirs) != array.shape[0]:
+            raise ValueError(
+                f"{name!r} has shape {array.shape}; {len(rule.theirs)} arrays of equal size shall "
+                "be made of it"
+            )
         for number, pattern in enumerate(rule.theirs):
             part = array[number * size : (number + 1) * size] if len(rule.theirs) > 1 else array
             result[_fill(pattern, numbers)] = wrap(part)

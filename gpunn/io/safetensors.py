@@ -61,8 +61,8 @@ def save(
 
     Raises
     ------
-    TypeError for what is not such a mapping or an array; ValueError for a dtype that the format
-    does not have, or a name that the layout does not have; OSError if the file cannot be written.
+    TypeError for what is not such a mapping or an array; ValueError for a dtype or a name
+    that the format or the layout does not have; OSError if the file cannot be written.
     """
     state, path = _state_of(model), Path(path)
     texts = {str(key): str(value) for key, value in (metadata or {}).items()}
@@ -104,6 +104,10 @@ def _state_of(model: Any) -> Mapping[str, Any]:
     for name in state:
         if not isinstance(name, str):
             raise TypeError(f"save: names must be strings, got {name!r}")
+    if "__metadata__" in state:
+        raise ValueError(
+            "save: '__metadata__' is the format's own name, for the texts; rename the array"
+        )
     return state
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,9 @@ def find_files(path: Path) -> Shards:
     """
     if path.is_dir():
         found = [path / name for name in ("model.safetensors", "model.safetensors" + INDEX)]
-        found = [file for file in found if file.is_file()] or sorted(path.glob("*.safetensors"))
+        found = [file for file in found if file.is_file()] or [
+            file for file in sorted(path.glob("*.safetensors")) if file.name[0] != "."
+        ]  # with a dot: what an interrupted `atomic_path` left
         if len(found) != 1 and not (found and found[0].name.startswith("model.safetensors")):
             raise IsADirectoryError(
                 f"{path} is a folder; give the name of a .safetensors file, or a folder that holds "
@@ -60,22 +63,9 @@ def index_of(path: Path) -> Path:
 
 
 def _read_index(path: Path) -> Shards:
-    try:
-        index = json.loads(path.read_text("utf-8"))
-        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
-        places = {str(name): str(file) for name, file in weight_map.items()}
-        texts = {str(key): str(value) for key, value in metadata.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(
-            f"{path} is damaged, or no index of a safetensors model ({type(error).__name__}: "
-            f"{error})"
-        ) from None
+    places, texts = _parse_index(path)
     files: dict[Path, list[str] | None] = {}
     for name, file in places.items():
-        if file != os.path.basename(file) or file in ("", ".", "..") or "\\" in file:
-            raise FileFormatError(
-                f"{path}: {name!r} is said to be in {file!r}; only files beside the index are read"
-            )
         names = files.setdefault(path.parent / file, [])
         assert names is not None
         names.append(name)
@@ -86,6 +76,39 @@ def _read_index(path: Path) -> Shards:
             f"{'is' if len(missing) == 1 else 'are'} not there"
         )
     return Shards(files, texts)
+
+
+def _parse_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The file of each name, and the texts; FileFormatError for what is not to be followed."""
+    try:
+        index = json.loads(path.read_text("utf-8"), object_pairs_hook=_once)
+        weight_map, metadata = index["weight_map"], index.get("metadata") or {}
+        places = {str(name): str(file) for name, file in weight_map.items()}
+        texts = {str(key): str(value) for key, value in metadata.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path} is damaged, or no index of a safetensors model ({type(error).__name__}: "
+            f"{error})"
+        ) from None
+    if not places:
+        raise FileFormatError(f"{path} is damaged: its weight_map names no file")
+    for name, file in places.items():
+        if file != os.path.basename(file) or file in ("", ".", "..") or "\\" in file:
+            raise FileFormatError(
+                f"{path}: {name!r} is said to be in {file!r}; only files beside the index are read"
+            )
+        if len(file) > 255:
+            raise FileFormatError(f"{path}: {name!r} is said to be in a file of a longer name "
+                                  "than there can be")  # fmt: skip
+    return places, texts
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((name, count),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ValueError(f"{name!r} is there {count} times")
+    return found
 
 
 def bytes_of(size: int | str) -> int:
@@ -110,20 +133,25 @@ def save_shards(
     """Write files of at most `limit` bytes (a larger array has one to itself) and their index.
 
     The index takes its name last, and what was there before is removed after that: a crash leaves
-    the old model, or the new one.
+    the old model, or the new one; after an error nothing of the new one stays.
     """
     check_target(path)
     index, groups = index_of(path), _groups(arrays, limit)
     old = _old_files(path, index)
-    token = f"-{secrets.token_hex(4)}" if old else ""
-    weight_map = {}
-    for number, names in enumerate(groups, start=1):
-        shard = f"{path.stem}{token}-{number:05}-of-{len(groups):05}{path.suffix}"
-        write({name: arrays[name] for name in names}, path.with_name(shard))
-        weight_map.update(dict.fromkeys(names, shard))
+    token = f"-{secrets.token_hex(4)}" if old or index.is_file() else ""
+    weight_map: dict[str, str] = {}
     total = sum(array.nbytes for array in arrays.values())
     content: dict[str, Any] = {"metadata": {"total_size": total, **texts}, "weight_map": weight_map}
-    write_text(index, json.dumps(content, indent=2) + "\n")
+    try:
+        for number, names in enumerate(groups, start=1):
+            shard = f"{path.stem}{token}-{number:05}-of-{len(groups):05}{path.suffix}"
+            write({name: arrays[name] for name in names}, path.with_name(shard))
+            weight_map.update(dict.fromkeys(names, shard))
+        write_text(index, json.dumps(content, indent=2) + "\n")
+    except BaseException:
+        for shard in set(weight_map.values()):
+            path.with_name(shard).unlink(missing_ok=True)
+        raise
     for file in old:
         file.unlink(missing_ok=True)
 
@@ -151,9 +179,12 @@ def _groups(arrays: Mapping[str, np.ndarray], limit: int) -> list[list[str]]:
 
 
 def _old_files(path: Path, index: Path) -> list[Path]:
-    """What the new model replaces."""
+    """What the new model replaces; of what an index names only files that are called like shards"""
     old = [path] if path.is_file() else []
     if index.is_file():
-        with contextlib.suppress(FileFormatError, FileNotFoundError):
-            old += [file for file in _read_index(index).files if file != path]
+        stem, suffix = re.escape(path.stem), re.escape(path.suffix)
+        shard = re.compile(rf"{stem}(-[0-9a-f]{{8}})?-\d{{5}}-of-\d{{5}}{suffix}")
+        with contextlib.suppress(FileFormatError):
+            names = sorted(set(_parse_index(index)[0].values()))
+            old += [path.with_name(name) for name in names if shard.fullmatch(name)]
     return old

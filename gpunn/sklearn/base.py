@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,10 +23,18 @@ from gpunn.autograd.tensor import wrap
 from gpunn.device import Device, as_device, to_device, to_numpy
 from gpunn.sklearn.files import load_estimator, save_estimator
 from gpunn.sklearn.sparse import SparseRows, dense, is_sparse
-from gpunn.sklearn.weights import WeightedLoss, by_row, check_sample_weight, merged, with_weights
+from gpunn.sklearn.weights import (
+    WeightedLoss,
+    WithoutWeights,
+    by_row,
+    check_sample_weight,
+    merged,
+    with_weights,
+)
 from gpunn.train import Callback, Trainer
 
 _VALUES = 1 << 22  # input values that are predicted from at once
+_GENERATOR = threading.RLock()  # its random numbers are one thread's at a time
 
 
 class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no annotations
@@ -95,6 +104,8 @@ class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no anno
     ) -> Any:
         self._check_parameters()
         fresh = not hasattr(self, "module_") or not (partial or self.warm_start)
+        if fresh:  # whatever goes wrong from here on, nothing stays fitted by half
+            self.__dict__.pop("module_", None)
         X, y = self._validated(X, y, reset=fresh)
         weights = check_sample_weight(sample_weight, X)
         target, weights = self._read_target(y, weights, fresh, classes, partial)
@@ -107,7 +118,7 @@ class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no anno
         try:
             with _own_random_state(self._seed):
                 if fresh:
-                    self._input_shape = X.shape[1:]
+                    self._input_shape, self._then = X.shape[1:], {"module": self._arguments()}
                     self.module_ = self._placed_module()
                     self.loss_curve_: list[float] = []
                 self._train(X, target, weights, partial)
@@ -184,10 +195,15 @@ class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no anno
         old = self._trainer
         if old is not None and isinstance(old.loss, WeightedLoss) == isinstance(loss, WeightedLoss):
             return old
-        optimizer = self._make_optimizer if self._optimizer is None else self._optimizer
+        optimizer = self._optimizer
+        if optimizer is None:
+            optimizer, self._then["optimizer"] = self._make_optimizer, self._arguments()
+        options = self._trainer_options()
+        if isinstance(loss, WeightedLoss):
+            options["metrics"] = [WithoutWeights(m, loss) for m in options.get("metrics", ())]
         made = Trainer(
             self.module_, loss, optimizer, callbacks=callbacks, device=as_device(self.device),
-            seed=self._seed, precision=self.precision, **self._trainer_options(),
+            seed=self._seed, precision=self.precision, **options,
         )  # fmt: skip
         made.epoch = len(self.loss_curve_)  # the shuffling goes on where it stood
         return made
@@ -260,7 +276,22 @@ class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no anno
                 name: np.array(to_numpy(value.array)) for name, value in module.state_dict().items()
             }
             state["_optimizer_state"] = None if optimizer is None else optimizer.state_dict()
+            state["_then"] = {
+                part: {name: old for name, old in then.items() if old is not state.get(name)}
+                for part, then in self._then.items()
+            }
         return state
+
+    def _arguments(self) -> dict[str, Any]:
+        """What makes module and optimizer, wherever they are: `set_params` may change it later."""
+        names = {*self._get_param_names(), "_parts"} - {"device"}
+        return {name: value for name, value in vars(self).items() if name in names}
+
+    def _as_then(self, part: str) -> Any:
+        """This estimator with the arguments that it had when the part was made."""
+        made = object.__new__(type(self))
+        made.__dict__.update({**vars(self), **self._then[part]})
+        return made
 
     def _restore(self, state: dict[str, Any]) -> None:
         weights = state.pop("_weights", None)
@@ -268,12 +299,15 @@ class NeuralEstimator(BaseEstimator):  # type: ignore[misc]  # which has no anno
         self.__dict__.update(state)
         if weights is None:
             return
+        arguments, then = self._arguments(), state.get("_then", {})
+        self._then = {p: {**arguments, **then.get(p, {})} for p in ("module", "optimizer")}
         with _own_random_state(0):
-            self.module_ = self._placed_module().eval()
+            self.module_ = self._as_then("module")._placed_module().eval()
         self.module_.load_state_dict(weights)
         self._optimizer = self._trainer = None
         if optimizer is not None:
-            self._optimizer = self._make_optimizer(self.module_.parameters())
+            maker = self._as_then("optimizer")
+            self._optimizer = maker._make_optimizer(self.module_.parameters())
             self._optimizer.load_state_dict(optimizer)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -303,9 +337,10 @@ def outputs_of(module: nn.Module, x: Any) -> np.ndarray:
 @contextlib.contextmanager
 def _own_random_state(seed: int) -> Iterator[None]:
     """Random numbers of `seed`, and afterwards gpunn's generator as it was."""
-    before = get_rng_state()
-    manual_seed(seed)
-    try:
-        yield
-    finally:
-        set_rng_state(before)
+    with _GENERATOR:
+        before = get_rng_state()
+        manual_seed(seed)
+        try:
+            yield
+        finally:
+            set_rng_state(before)

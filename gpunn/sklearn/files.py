@@ -29,11 +29,18 @@ def save_estimator(estimator: Any, path: str | os.PathLike[str]) -> None:
             parameters[name] = _plain(value)
         except TypeError:
             left_out.append(name)
+    try:
+        attributes = {name: _plain(value) for name, value in state.items()}
+    except TypeError as error:
+        raise ValueError(
+            f"{type(estimator).__name__} cannot be written to a file: {error} (among its "
+            "attributes, or the arguments as they were at `fit`)"
+        ) from None
     about = {
         "estimator": type(estimator).__name__,
         "parameters": parameters,
         "left_out": left_out,
-        "attributes": {name: _plain(value) for name, value in state.items()},
+        "attributes": attributes,
         "optimizer": _plain(optimizer),
     }
     io.save(arrays, path, metadata={_ABOUT: json.dumps(about)})
@@ -70,20 +77,23 @@ def load_estimator(kind: type, path: str | os.PathLike[str], parameters: dict[st
             f"{path} could not keep {', '.join(missing)}; give {kind.__name__}.load("
             f"…, {missing[0]}=…) what the saved estimator had"
         )
-    estimator = kind(**{**_read(kept), **parameters})
     arrays = io.load_arrays(path)
-    if optimizer is not None:
+    try:
+        estimator = kind(**_read(kept))
         optimizer = _read(optimizer)
-        for entries in optimizer["state"].values():
+        for entries in (optimizer or {"state": {}})["state"].values():
             for entry, value in entries.items():
                 if isinstance(value, dict):
                     entries[entry] = arrays[value["stored"]]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not fit its description: {error}") from None
+    estimator.set_params(**parameters)
     weights = {
         key.removeprefix(_WEIGHT): array for key, array in arrays.items() if key.startswith(_WEIGHT)
     }
     try:
         estimator._restore({**attributes, "_weights": weights, "_optimizer_state": optimizer})
-    except RuntimeError as error:
+    except (AttributeError, KeyError, RuntimeError) as error:
         raise ValueError(f"{path} does not fit its description: {error}") from None
     return estimator
 
@@ -101,7 +111,7 @@ def _plain(value: Any) -> Any:
         return items if isinstance(value, list) else {"tuple": items}
     if isinstance(value, dict):
         return {"pairs": [[_plain(key), _plain(item)] for key, item in value.items()]}
-    if isinstance(value, type) and issubclass(value, np.generic):
+    if isinstance(value, np.dtype) or (isinstance(value, type) and issubclass(value, np.generic)):
         return np.dtype(value).str
     raise TypeError(f"{type(value).__name__} is no plain value")
 

@@ -56,7 +56,8 @@ class _Neural(NeuralEstimator):
         """Set arguments, also those with prefixes; returns itself."""
         own = {k: v for k, v in params.items() if k in self._parts or k.startswith(PREFIXES)}
         super().set_params(**{name: value for name, value in params.items() if name not in own})
-        self._parts = {**self._parts, **own}
+        if own:
+            self._parts = {**self._parts, **own}
         return self
 
     def _check_parameters(self) -> None:
@@ -74,6 +75,10 @@ class _Neural(NeuralEstimator):
             raise ValueError(
                 f"optimizer is {self.optimizer!r}; expected one of {', '.join(OPTIMIZERS)}, or a "
                 "class of gpunn.optim"
+            )
+        if not isinstance(self.optimizer, str) and not callable(self.optimizer):
+            raise TypeError(
+                f"optimizer is {self.optimizer!r}; expected a name or a class of gpunn.optim"
             )
 
     def _make_module(self) -> nn.Module:

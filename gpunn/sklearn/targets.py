@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from sklearn.base import ClassifierMixin, RegressorMixin
 from sklearn.metrics import accuracy_score, r2_score
-from sklearn.utils.class_weight import compute_sample_weight
+from sklearn.utils.class_weight import compute_class_weight, compute_sample_weight
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import column_or_1d
 
@@ -45,8 +46,8 @@ class Classifies(ClassifierMixin):  # type: ignore[misc]  # which has no annotat
                 y if classes is None else classes
             )  # fmt: skip
             self.n_outputs_ = len(self.classes_)
-        weights = self._with_class_weight(y, weights, partial)
-        return self._codes(y, several, classes if partial else None), weights
+        target = self._codes(y, several, classes if partial else None)
+        return target, self._with_class_weight(y, target, weights, partial)
 
     def _codes(self, y: np.ndarray, several: bool, classes: Any) -> np.ndarray:
         """Numbers of classes, or rows of 0 and 1; ValueError for what the first fit did not have"""
@@ -70,7 +71,9 @@ class Classifies(ClassifierMixin):  # type: ignore[misc]  # which has no annotat
             )
         return np.searchsorted(self.classes_, y).astype(np.int64)
 
-    def _with_class_weight(self, y: np.ndarray, weights: Any, partial: bool) -> Any:
+    def _with_class_weight(
+        self, y: np.ndarray, target: np.ndarray, weights: Any, partial: bool
+    ) -> Any:
         if self.class_weight is None:
             return weights
         if partial and self.class_weight == "balanced":
@@ -78,7 +81,12 @@ class Classifies(ClassifierMixin):  # type: ignore[misc]  # which has no annotat
                 "class_weight 'balanced' is not supported for partial_fit, which does not see all "
                 "samples; give a dictionary of weights"
             )
-        factors = compute_sample_weight(self.class_weight, y)
+        if isinstance(self.class_weight, Mapping) and not self._several:
+            # By all classes, for samples of `partial_fit` that have not every one of them.
+            given = dict(self.class_weight)
+            factors = compute_class_weight(given, classes=self.classes_, y=y)[target]
+        else:
+            factors = compute_sample_weight(self.class_weight, y)
         weights = factors if weights is None else weights * factors
         if not weights.any():
             raise ValueError("With class_weight all weights of samples are zero.")
@@ -125,7 +133,13 @@ class Regresses(RegressorMixin):  # type: ignore[misc]
         y = dense(y)
         if y.ndim == 2 and y.shape[1] == 1:
             y = column_or_1d(y, warn=True)
-        target = y.astype(np.float32).reshape(len(y), -1)
+        with np.errstate(over="ignore"):
+            target = y.astype(np.float32).reshape(len(y), -1)
+        if not np.isfinite(target).all():
+            raise ValueError(
+                "Input y contains a value too large for dtype('float32'), in which networks are "
+                "trained; scale y, as sklearn.compose.TransformedTargetRegressor does."
+            )
         if fresh:
             self.n_outputs_, self._flat = target.shape[1], y.ndim == 1
             self._dtype = y.dtype.str if y.dtype.kind == "f" else "float32"

@@ -10,9 +10,10 @@ import numpy as np
 from sklearn.utils.validation import check_array, check_consistent_length
 
 from gpunn import nn
-from gpunn.autograd.tensor import Tensor
+from gpunn.autograd.tensor import Tensor, raw_array, wrap
 from gpunn.models.mlp import MLP
 from gpunn.nn.activation import FUSABLE
+from gpunn.train.metrics import Metric, as_metric
 
 # Of these no sample's output depends on the other samples of its batch, nor on chance.
 _BY_ROW = frozenset({
@@ -94,11 +95,32 @@ class WeightedLoss(nn.Module):
         self.loss.reduction = "none"
         self.labels, self.flat = labels, flat
 
+    def wanted(self, target: Any) -> Any:
+        """The targets without their weights."""
+        wanted = target[:, 0] if self.flat else target[:, :-1]
+        return wanted.long() if self.labels else wanted
+
     def forward(self, prediction: Tensor, target: Any) -> Tensor:
-        wanted, weight = target[:, :-1], target[:, -1]
-        if self.flat:
-            wanted = wanted[:, 0]
-        each = self.loss(prediction, wanted.long() if self.labels else wanted)
+        weight = target[:, -1]
+        each = self.loss(prediction, self.wanted(target))
         if each.ndim > 1:
             each = each.flatten(1).mean(1)
         return (each * weight).mean()
+
+
+class WithoutWeights(Metric):
+    """A metric that sees the targets without their weights: every sample counts once."""
+
+    def __init__(self, metric: Any, loss: WeightedLoss):
+        self.metric, self.loss = as_metric(metric), loss
+        self.name, self.scalar = self.metric.name, self.metric.scalar
+        self.collects = self.metric.collects
+
+    def reset(self) -> None:
+        self.metric.reset()
+
+    def update(self, prediction: Any, target: Any) -> None:
+        self.metric.update(prediction, self.loss.wanted(wrap(raw_array(target))))
+
+    def compute(self) -> Any:
+        return self.metric.compute()

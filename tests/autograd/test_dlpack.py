@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -94,3 +96,57 @@ def test_what_is_no_array():
     leaf = cpu([1.0]).requires_grad_()
     with pytest.raises(BufferError, match="detach"):
         (leaf * 2).__dlpack__()
+
+
+@pytest.mark.parametrize("dtype", [">f4", "c8", "U1", "O", "M8[s]", "g"])
+def test_dtypes_that_gpunn_does_not_have(dtype):
+    array = np.zeros(2, dtype)
+    with pytest.raises(BufferError, match="which gpunn does not have"):
+        gpunn.from_dlpack(array)
+    with pytest.raises(TypeError, match="from_numpy: gpunn has no dtype"):
+        gpunn.from_numpy(array)
+    if dtype == ">f4":
+        turned = gpunn.tensor(np.array([1, 2], dtype), device="cpu")
+        assert turned.dtype == gpunn.float32 and turned.tolist() == [1, 2]
+    else:
+        with pytest.raises(TypeError, match="tensor: gpunn has no dtype"):
+            gpunn.tensor(array, device="cpu")
+
+
+def test_a_capsule_serves_once():
+    class Producer:
+        capsule = cpu([1.0, 2]).__dlpack__()
+
+        def __dlpack__(self, **_):
+            return self.capsule
+
+        def __dlpack_device__(self):
+            return (1, 0)
+
+    assert gpunn.from_dlpack(Producer()).tolist() == [1, 2]
+    with pytest.raises(BufferError, match="not a capsule that nobody took before"):
+        gpunn.from_dlpack(Producer())
+    Producer.capsule = 3
+    with pytest.raises(BufferError, match="gave 3, not a capsule"):
+        gpunn.from_dlpack(Producer())
+
+
+def test_capsules_leak_nothing():
+    """Unused, used, and refused ones: the array has as many owners afterwards as before."""
+    for dtype in (gpunn.float32, gpunn.bfloat16):
+        tensor = cpu(np.ones(100), dtype)
+        before = sys.getrefcount(tensor.array)
+        for version in (None, (1, 0)):
+            tensor.__dlpack__(max_version=version)
+        gpunn.from_dlpack(tensor)
+        after = sys.getrefcount(tensor.array)  # not within `assert`, which keeps what it compares
+        assert after == before
+
+
+def test_memory_that_runs_backwards():
+    """PyTorch does not refuse it, it ends the process."""
+    backwards = gpunn.from_numpy(np.arange(6.0).reshape(2, 3)[:, ::-1])
+    with pytest.raises(BufferError, match="runs backwards"):
+        backwards.__dlpack__()
+    assert np.from_dlpack(backwards.contiguous()).tolist() == [[2, 1, 0], [5, 4, 3]]
+    np.from_dlpack(gpunn.from_numpy(np.arange(3.0).reshape(3, 1)[:, ::-1]))  # only by name

@@ -76,6 +76,9 @@ def test_names_that_do_not_fit():
         io.load_into(model, state, "hf")
     with pytest.raises(ValueError, match="no name for 'fc.weight'"):
         io.to_layout({"fc.weight": np.zeros(2)}, "timm-vit")
+    with pytest.raises(ValueError, match=r"\(7, 2\); 3 arrays of equal size"):
+        packed = {"encoder.layers.0.self_attn.in_proj_weight": np.zeros((7, 2))}
+        io.to_layout(packed, "huggingface-vit")
     small = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     parallel = {f"module.{name}": value for name, value in small.state_dict().items()}
     with pytest.raises(RuntimeError, match="names of the state begin with 'module.'"):
@@ -89,6 +92,31 @@ def test_names_that_do_not_fit():
     turned = {**small.state_dict(), "0.weight": np.zeros((2, 3))}
     with pytest.raises(RuntimeError, match=r"has \(2, 3\), not \(3, 2\) \(it lies transposed\)"):
         small.load_state_dict(turned)
+
+
+def test_names_that_collide():
+    ones, zeros = np.ones((11, 6)), np.zeros((11, 6))
+    for state in (
+        {"transformer.wte.weight": ones, "wte.weight": zeros},
+        {"wte.weight": ones, "lm_head.weight": zeros},
+    ):
+        with pytest.raises(ValueError, match="transformer.wte.weight"):
+            io.from_layout(state, "huggingface-gpt2")
+    tied = {"wte.weight": ones, "lm_head.weight": ones}
+    assert len(io.from_layout(tied, "huggingface-gpt2")) == 2
+    with pytest.raises(ValueError, match="two names of the state stand for 'encoder.norm.weight'"):
+        io.from_layout(
+            {"encoder.norm.weight": ones, "vit.layernorm.weight": ones}, "huggingface-vit"
+        )
+
+
+def test_a_gpt_of_another_size_is_not_taken_for_hugging_faces():
+    state = GPT(GPTConfig(11, 4, 1, 2, 8)).state_dict()
+    with pytest.raises(RuntimeError, match=r"c_attn.weight: the state has \(24, 8\), not"):
+        io.load_into(GPT(GPTConfig(11, 4, 1, 2, 6)), state)
+    one, other = nn.Linear(2, 3), nn.Linear(2, 3)
+    io.load_into(one, other)
+    assert same(one, other)
 
 
 # ---- several files -------------------------------------------------------------------------------
@@ -131,10 +159,31 @@ def test_a_crash_while_shards_are_written_leaves_the_old_model(tmp_path, monkeyp
     def full(*_):
         raise OSError(28, "No space left on device")
 
+    before = sorted(tmp_path.iterdir())
     monkeypatch.setattr(sharded, "write_text", full)
     with pytest.raises(OSError, match="No space"):
         io.save(arrays(2), path, shard_size=600)
     assert io.load_arrays(path)["b"][0] == 1
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_only_shards_are_replaced(tmp_path):
+    """An index may name any file beside it; of a broken model what is left goes."""
+    path, index = tmp_path / "model.safetensors", tmp_path / "model.safetensors.index.json"
+    (tmp_path / "thesis.pdf").write_text("")
+    index.write_text('{"weight_map": {"a": "thesis.pdf"}}')
+    io.save(arrays(), path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.safetensors", "thesis.pdf"]
+    io.save(arrays(), path, shard_size=600)
+    next(tmp_path.glob("*-00002-of-*")).unlink()
+    io.save(arrays(), path, shard_size=300)
+    assert len(list(tmp_path.iterdir())) == 5 + 1 + 1 and len(io.load_arrays(path)) == 5
+
+
+def test_what_a_killed_process_left_is_no_second_model(tmp_path):
+    io.save(arrays(), tmp_path / "net.safetensors")
+    (tmp_path / ".net-0123456789ab.safetensors").write_bytes(b"half")
+    assert list(io.load_arrays(tmp_path)) == list("abcde")
 
 
 def test_wrong_shards(tmp_path):
@@ -151,6 +200,10 @@ def test_wrong_shards(tmp_path):
         ('{"weight_map": [1]}', "is damaged"),
         ('{"weight_map": {"a": "../secret.safetensors"}}', "only files beside the index are read"),
         ('{"weight_map": {"z": "model-00001-of-00003.safetensors"}}', "lacks z"),
+        ('{"weight_map": {}}', "names no file"),
+        ('{"weight_map": {"a": "b", "a": "c"}}', "'a' is there 2 times"),
+        ('{"weight_map": {"a": "' + "x" * 999 + '"}}', "longer name"),
+        ("[" * 100_000, "RecursionError"),
     ]:
         index.write_text(text)
         with pytest.raises(io.FileFormatError, match=error):

@@ -69,6 +69,8 @@ def test_save_refuses(tmp_path):
         io.save({"lr": 0.1}, path)
     with pytest.raises(TypeError, match="names must be strings"):
         io.save({1: np.zeros(2)}, path)
+    with pytest.raises(ValueError, match="'__metadata__' is the format's own"):
+        io.save({"__metadata__": np.zeros(2)}, path)
     with pytest.raises(ValueError, match="'z' has dtype complex128"):
         io.save({"z": np.zeros(2, complex)}, path)
     with pytest.raises(FileNotFoundError, match="does not exist"):

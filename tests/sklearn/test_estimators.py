@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import warnings
 
@@ -9,11 +10,17 @@ import numpy as np
 import pytest
 import scipy.sparse
 import sklearn.neural_network as peers
+from joblib import parallel_config
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_digits
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import r2_score
-from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.model_selection import (
+    GridSearchCV,
+    cross_val_predict,
+    cross_val_score,
+    train_test_split,
+)
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -215,6 +222,40 @@ def test_stopping_and_rates(small):
     np.testing.assert_allclose(early.coefs_[0], before, atol=1e-7)
 
 
+def test_class_weights_of_a_part_of_the_classes(small):
+    """`partial_fit` need not see every class that has a weight."""
+    x, y = small
+    model = MLPClassifier((8,), class_weight={0: 2.0, 1: 1.0}, random_state=0, batch_size=90)
+    given = clone(model).partial_fit(x[y != 1], y[y != 1], classes=[0, 1, 2])
+    by_hand = clone(model).set_params(class_weight=None)
+    by_hand.partial_fit(x[y != 1], y[y != 1], 2.0 - (y[y != 1] == 2), classes=[0, 1, 2])
+    np.testing.assert_array_equal(given.coefs_[0], by_hand.coefs_[0])
+
+
+def test_threads_draw_their_own_numbers(small):
+    model = MLPClassifier((8,), max_iter=15, dropout=0.3, random_state=0)
+    with parallel_config(backend="threading", n_jobs=2):
+        found = cross_val_predict(model, *small, cv=4, n_jobs=2, method="predict_proba")
+    alone = cross_val_predict(model, *small, cv=4, method="predict_proba")
+    np.testing.assert_array_equal(found, alone)
+
+
+def test_arguments_that_change_after_fit(small, tmp_path):
+    """What is fitted stays what it is in copies, pickles and files, and so does its optimizer."""
+    x, y = small
+    model = MLPClassifier((8,), max_iter=3, random_state=0).fit(x, y)
+    p = model.predict_proba(x)
+    model.set_params(hidden_layer_sizes=(5,), activation="tanh", solver="sgd")
+    model.save(tmp_path / "m.safetensors")
+    twice = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(model))))
+    found = [model, copy.deepcopy(model), twice, MLPClassifier.load(tmp_path / "m.safetensors")]
+    for estimator in found:
+        np.testing.assert_array_equal(estimator.predict_proba(x), p)
+        estimator.partial_fit(x, y)
+        np.testing.assert_array_equal(estimator.coefs_[0], model.coefs_[0])
+    assert [c.shape[1] for c in found[-1].fit(x, y).coefs_] == [5, 3]
+
+
 # ---- any module ----------------------------------------------------------------------------------
 
 
@@ -234,7 +275,8 @@ def test_images_callbacks_and_a_module_of_ones_own(small):
         batch_size=20, validation_fraction=0.2, callbacks=[EarlyStopping(patience=3)],
         trainer__gradient_clip_norm=1.0, random_state=0,
     )  # fmt: skip
-    model.fit(x, y, np.ones(60) + y)
+    model.set_params(trainer__metrics=["accuracy"]).fit(x, y, np.ones(60) + y)
+    assert 0.5 < model.history_[-1]["validation_accuracy"] <= 1
     assert model.score(x, y) > 0.9 and model.module_[0].out_channels == 6
     np.testing.assert_allclose(model.predict_proba(x).sum(1), 1, rtol=1e-5)
     assert {"validation_loss", "loss"} <= set(model.history_[0])
@@ -318,6 +360,10 @@ def test_wrong_parts_and_data(small):
         NeuralClassifier(epoch=3).fit(x, y)
     with pytest.raises(ValueError, match=r"\(2, 3\): a logit for each class"):
         NeuralClassifier(lambda n_features: nn.Linear(n_features, 5)).fit(x, y)
+    with pytest.raises(TypeError, match="optimizer is 3; expected a name or a class"):
+        NeuralClassifier(optimizer=3).fit(x, y)
+    with pytest.raises(ValueError, match="too large for dtype.'float32'"):
+        MLPRegressor().fit(x, y * 1e39)
     with pytest.raises(TypeError, match="module made a int"):
         NeuralClassifier(lambda: 3).fit(x, y)
     broken = NeuralRegressor(loss=lambda p, t: ((p - t) ** 2).mean())
