@@ -45,7 +45,9 @@ import hashlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,7 @@ __all__ = [
     "FLOATING",
     "Accumulator",
     "Cost",
+    "ExtensionError",
     "Fixed",
     "ParityError",
     "Primitive",
@@ -87,6 +90,10 @@ __all__ = [
 ]
 
 VARIABLE = "GPUNN_EXTENSIONS"
+
+
+class ExtensionError(GpunnError, ValueError):
+    """A file that ``GPUNN_EXTENSIONS`` names could not be loaded."""
 
 
 class ParityError(GpunnError, AssertionError):
@@ -104,8 +111,9 @@ def primitive(
     Parameters
     ----------
     cuda : CUDA C++, as text or as the path of a ``.cu`` file. It may include ``common.cuh`` and
-        our other headers, and files beside it. Messages of the compilers and of the emulator name
-        the file and line where the text stands.
+        our other headers, and files beside it or beside the Python file. Messages of the compilers
+        and of the emulator name the file and line where the text stands (if it stands there as it
+        is, not put together from parts). A path is looked for beside the Python file first.
     numba : a Python module with Numba kernels, as text or as the path of a ``.py`` file, imported
         when they are first needed. They stand in a module of their own because Numba's simulator
         wants ``cuda`` to be a global name there
@@ -113,29 +121,24 @@ def primitive(
 
     Raises
     ------
-    ValueError if another primitive has the name; FileNotFoundError if there is no such file
+    ValueError if a primitive of another file has the name; what the same file, an interpreter or a
+    notebook declared before is replaced. FileNotFoundError if there is no such file
     """
 
     def declare(specification: Callable[..., Any]) -> Primitive:
-        name, home = specification.__name__, Path(inspect.getfile(specification))
+        name, home = specification.__name__, _home(specification)
         other = TABLE.get(name)
-        if other is not None and _home_of(other) != home:
+        if other is not None and _home_of(other) != home and not _is_typed(_home_of(other)):
             raise ValueError(
                 f"extend.primitive: there is a primitive {name} already, of {_home_of(other)}; "
                 "choose another name"
             )
-        files: list[Any] = [
-            _file(name, given, home, suffix) for given, suffix in ((cuda, ".cu"), (numba, ".py"))
-        ]
-        for file in filter(None, files):
-            if not file.is_file():
-                raise FileNotFoundError(f"extend.primitive: {name}: there is no file {file}")
-        # Under its content, so that what was compiled of an earlier version is not taken for it.
-        digest = hashlib.sha256(b"".join(f.read_bytes() for f in files if f)).hexdigest()[:8]
-        source = f"{name}-{digest}"
-        sources.bring(source, *files)
+        kernels = _file(name, cuda, home, ".cu")
+        module = None if numba is None else _file(name, numba, home, ".py")
+        source = sources.bring(name, kernels, module, home.parent)
         made = Primitive(specification, family or name, source, source)
         made.cost(_all_arrays)
+        made.inputs(functools.partial(_no_inputs, name))
         TABLE[name] = made
         return made
 
@@ -143,27 +146,40 @@ def primitive(
 
 
 def _home_of(made: Primitive) -> Path:
-    return Path(inspect.getfile(made._specification))
+    return _home(made._specification)
 
 
-def _file(name: str, given: Any, home: Path, suffix: str) -> Path | None:
+def _home(specification: Callable[..., Any]) -> Path:
+    """The file of a specification; something like ``<stdin>`` if it was typed."""
+    home = Path(inspect.getfile(specification))
+    return home.resolve() if home.is_file() else home
+
+
+def _is_typed(home: Path) -> bool:
+    """Whether it is no module, but a line or a cell, which is typed again when it is changed."""
+    return not home.is_file() or home.parent.name.startswith("ipykernel_")
+
+
+def _file(name: str, given: str | os.PathLike[str], home: Path, suffix: str) -> Path:
     """The file of a source that was given as a path or as text."""
-    if given is None:
-        return None
-    if not isinstance(given, str) or "\n" not in given:
-        return Path(given).resolve()
-    return _written(name, given, home, suffix)
+    if isinstance(given, str) and ("\n" in given or "__global__" in given):
+        return _written(name, given, home, suffix)
+    for file in (home.parent / given, Path(given)):
+        if file.is_file():
+            return file.resolve()
+    raise FileNotFoundError(f"extend.primitive: {name}: there is no file {given}")
 
 
 def _written(name: str, text: str, home: Path, suffix: str) -> Path:
     """Text as a file; CUDA with the place where it stands, for the compilers' messages."""
-    line = 1
-    with contextlib.suppress(OSError, UnicodeDecodeError):  # typed into an interpreter
-        whole = home.read_text(encoding="utf-8")
-        line = whole[: max(whole.find(text), 0)].count("\n") + 1
-    named = str(home).replace("\\", "/").replace('"', "")
     if suffix == ".cu":
-        text = f'#line {line} "{named}"\n{text}'
+        place, line = f"{home}, {name}", 1  # made up of parts, or typed into an interpreter
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            before, found, _ = home.read_text(encoding="utf-8").partition(text)
+            if found:
+                place, line = str(home), before.count("\n") + 1
+        place = place.replace("\\", "/").replace('"', "")
+        text = f'#line {line} "{place}"\n{_with_headers(text, home.parent)}'
     digest = hashlib.sha256(text.encode()).hexdigest()[:16]
     path = compiler.cache_folder() / "extensions" / f"{name}-{digest}{suffix}"
     if not path.is_file():
@@ -174,10 +190,27 @@ def _written(name: str, text: str, home: Path, suffix: str) -> Path:
     return path
 
 
+def _with_headers(text: str, folder: Path) -> str:
+    """CUDA text that includes headers of `folder` by their whole paths: it is compiled elsewhere"""
+
+    def whole(found: re.Match[str]) -> str:
+        header = folder / found[2]
+        return f'{found[1]}"{header.as_posix()}"' if header.is_file() else found[0]
+
+    return re.sub(r'^(\s*#\s*include\s+)"([^"]+)"', whole, text, flags=re.MULTILINE)
+
+
 def _all_arrays(*args: Any) -> Cost:
     """The cost until one is registered: every array once, the last one written."""
     arrays = [value.nbytes for value in args if hasattr(value, "nbytes")] or [0]
     return Cost(flops=0, read=sum(arrays[:-1]), written=arrays[-1])
+
+
+def _no_inputs(name: str, *arguments: Any) -> Any:
+    raise GpunnError(
+        f"{name} has no benchmark inputs: declare @{name}.inputs, a function of (rng, shape) that "
+        "gives (args, kwargs)"
+    )
 
 
 # ---- checking ------------------------------------------------------------------------------------
@@ -202,9 +235,13 @@ def check(made: Primitive, *, seeds: Iterable[int] = (0,), verbose: bool = False
 
     Raises
     ------
-    ParityError, naming the samples and what differs; GpunnError if the primitive is not complete
+    ParityError, naming the samples and what differs; GpunnError if the primitive is not complete;
+    CompileError, and what the emulator finds, such as an access out of bounds, at once
     """
     _require_whole(made)
+    seeds = tuple(seeds)  # each way goes through them
+    if not seeds:
+        raise ValueError(f"extend.check: {made.name}: seeds are none; give at least one")
     lines, failures = [], []
     for label, implementation, device, context, why_not in _ways(made):
         if why_not:
@@ -236,13 +273,16 @@ def _require_whole(made: Primitive) -> None:
     ]  # fmt: skip
     if missing:
         raise GpunnError(f"{made.name} is not complete: declare {' and '.join(missing)}")
+    if made._numba is not None and not sources.numba_path(made.numba_source).is_file():
+        raise GpunnError(
+            f"{made.name} launches Numba kernels and has none: give them as "
+            "extend.primitive(numba=…)"
+        )
     if not made.sample_list():
         raise GpunnError(f"{made.name}: its samples are none; yield some extend.Sample(…)")
 
 
-def _cases(
-    made: Primitive, implementation: str, seeds: Iterable[int]
-) -> Iterator[tuple[Any, Any]]:
+def _cases(made: Primitive, implementation: str, seeds: Iterable[int]) -> Iterator[tuple[Any, Any]]:
     for seed in seeds:
         for sample in made.sample_list(seed):
             for dtype in sample.dtypes:
@@ -290,15 +330,20 @@ def kernels_of(made: Primitive) -> list[str]:
 
 
 def load(path: str | os.PathLike[str]) -> list[Primitive]:
-    """Import a Python file for the primitives that it declares.
+    """Import a Python file for the primitives that it declares; again if it has been changed.
 
-    FileNotFoundError; ValueError if it declares none, or what it declares is not whole.
+    FileNotFoundError; ValueError if it declares none; GpunnError if one is not complete; what the
+    file itself raises.
     """
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"there is no extension {file}")
-    name = f"gpunn_extension_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+    digest = hashlib.sha256(str(file).encode() + b"\0" + file.read_bytes()).hexdigest()
+    name = f"gpunn_extension_{digest[:12]}"
     if name not in sys.modules:
+        before = dict(TABLE)
+        for made in [made for made in TABLE.values() if _home_of(made) == file]:
+            del TABLE[made.name]
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise ValueError(f"{file} is not a Python file")
@@ -308,6 +353,8 @@ def load(path: str | os.PathLike[str]) -> list[Primitive]:
             spec.loader.exec_module(module)
         except BaseException:
             del sys.modules[name]
+            TABLE.clear()
+            TABLE.update(before)
             raise
     found = [made for made in TABLE.values() if _home_of(made) == file]
     if not found:
@@ -321,12 +368,29 @@ _loaded: set[str] = set()
 
 
 def load_from_environment() -> None:
-    """Load the files that ``GPUNN_EXTENSIONS`` names, each once."""
+    """Load the files that ``GPUNN_EXTENSIONS`` names, each once.
+
+    GpunnError, which names the file and the line, for one that cannot be loaded.
+    """
     for name in os.environ.get(VARIABLE, "").split(os.pathsep):
         if name and name not in _loaded:
             _loaded.add(name)
             try:
                 load(name)
-            except (OSError, ValueError, GpunnError) as error:
+            except Exception as error:
                 _loaded.discard(name)
-                raise type(error)(f"{VARIABLE}: {error}") from error
+                raise ExtensionError(f"{VARIABLE}: {_told(name, error)}") from error
+
+
+def _told(name: str, error: Exception) -> str:
+    """What went wrong in a file, and where."""
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == str(Path(name).resolve())
+    ]
+    if lines:
+        return f"{name}, line {lines[-1]}: {type(error).__name__}: {error}"
+    if isinstance(error, SyntaxError):
+        return f"{name}: {error}"
+    return str(error) if Path(name).name in str(error) else f"{name}: {error}"

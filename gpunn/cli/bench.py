@@ -125,6 +125,11 @@ def run_primitives(arguments: argparse.Namespace) -> tuple[Any, int]:
     todo = [
         case for made in chosen for case in cases.cases_of(made, shapes, arguments.dtype, device)
     ]
+    if not todo:
+        raise ValueError(
+            f"{', '.join(made.name for made in chosen)}: there are no bench_shapes; set them, or "
+            "give --shape"
+        )
     found = results.new(device)
     found.ceilings.append(measure_ceilings(device))
     say(arguments, tables.ceilings_text(found.ceilings[0]) + "\n")

@@ -14,6 +14,7 @@ import numpy as np
 from gpunn.autograd.tensor import wrap
 from gpunn.train.checkpoint import random_state, restore_random
 from gpunn.train.inputs import as_loader, model_dtype, split_batch
+from gpunn.train.resume import other_parameters
 from gpunn.train.running import NonFiniteLoss
 from gpunn.train.step import TrainStep
 
@@ -90,8 +91,9 @@ def find_learning_rate(
 ) -> LearningRates:
     """Train a little with rates that grow exponentially, and see where the loss falls fastest.
 
-    L. Smith, "Cyclical learning rates for training neural networks", 2017. Afterwards the model,
-    its mode, the optimizer, the loss scale and the random state are, bit for bit, what they were.
+    L. Smith, "Cyclical learning rates for training neural networks", 2017. Afterwards the model and
+    the loss, their modes, the optimizer with all that it trains, the loss scale and the random
+    state are, bit for bit, what they were.
 
     Parameters
     ----------
@@ -228,10 +230,12 @@ def _loader_kept(loader: Any, data: Any) -> Iterator[None]:
 def _untouched(trainer: Any) -> Iterator[None]:
     """All that a step changes is put back; arrays in place, so that compiled steps still hold."""
     model, optimizer = trainer.model, trainer.optimizer
-    tensors = [*model.parameters(), *model.buffers()]
+    owners = [model, *([trainer.loss] if hasattr(trainer.loss, "parameters") else [])]
+    parameters = [p for owner in owners for p in owner.parameters()] + other_parameters(trainer)
+    tensors = [*parameters, *(buffer for owner in owners for buffer in owner.buffers())]
     arrays = [tensor.array.copy() for tensor in tensors]
-    gradients = [None if p.grad is None else p.grad.array.copy() for p in model.parameters()]
-    modes = [(module, module.training) for module in model.modules()]
+    gradients = [None if p.grad is None else p.grad.array.copy() for p in parameters]
+    modes = [(module, module.training) for owner in owners for module in owner.modules()]
     state, made = optimizer.state_dict(), getattr(optimizer, "_steps_made", None)
     precision, random = trainer.precision.state_dict(), random_state(model)
     try:
@@ -243,7 +247,7 @@ def _untouched(trainer: Any) -> Iterator[None]:
         if made is not None:
             optimizer._steps_made = made  # schedules ask whether a step was made
         trainer.precision.load_state_dict(precision)
-        for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = None if gradient is None else wrap(gradient)
         for module, training in modes:
             module.training = training

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from gpunn.autograd.dtypes import wide
 from gpunn.device import device_of, to_device
 from gpunn.train.callbacks import Callback, Monitor, copy_weights, restore_weights
 
@@ -120,8 +121,8 @@ class WeightAverage(Callback):
 
     After each step ``average += (1 - decay)·(weights - average)``, on the device, with the decay
     min(decay, (1 + t) / (10 + t)) in step t, so that the first steps do not linger. Parameters are
-    averaged; buffers, such as running means, are taken as they are. Validation while training
-    measures the weights themselves.
+    averaged (those of 16 bits in float32, where small steps still count); buffers, such as running
+    means, are taken as they are. Validation while training measures the weights themselves.
 
     Parameters
     ----------
@@ -140,12 +141,12 @@ class WeightAverage(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         if not getattr(trainer, "resumed", False):
-            self.average, self._step = copy_weights(trainer.model), 0
+            self.average, self._step = _wide_weights(trainer.model), 0
 
     def on_batch_end(self, trainer: Any, epoch: int, step: int) -> None:
         self._step += 1
         if self.average is None:  # it goes on from a checkpoint of a run without it
-            self.average = copy_weights(trainer.model)
+            self.average = _wide_weights(trainer.model)
         decay = min(self.decay, (1 + self._step) / (10 + self._step))
         for name, parameter in trainer.model.named_parameters():
             average = self.average[name]
@@ -158,9 +159,11 @@ class WeightAverage(Callback):
         if self.average is None:
             raise ValueError("WeightAverage: no training has begun yet")
         state = copy_weights(model)
-        names = {name for name, _ in model.named_parameters()}
-        device = next(model.parameters()).device
-        state |= {n: to_device(a, device) for n, a in self.average.items() if n in names}
+        for name, parameter in model.named_parameters():
+            if name not in self.average:
+                raise ValueError(f"WeightAverage: there is no average of {name}: another model?")
+            average = to_device(self.average[name], parameter.device)
+            state[name] = average.astype(parameter.dtype)
         restore_weights(model, state)
 
     def on_train_end(self, trainer: Any) -> None:
@@ -171,4 +174,11 @@ class WeightAverage(Callback):
         return {"step": self._step, "average": self.average}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step, self.average = int(state["step"]), dict(state["average"])
+        average = state["average"]
+        self._step, self.average = int(state["step"]), None if average is None else dict(average)
+
+
+def _wide_weights(model: Any) -> dict[str, Any]:
+    """Copies of the parameters' arrays, where they are."""
+    copies = {name: parameter.array.copy() for name, parameter in model.named_parameters()}
+    return {name: wide(array) for name, array in copies.items()}

@@ -49,6 +49,8 @@ class StepLogger(Callback):
 
     def on_train_begin(self, trainer: Any) -> None:
         if getattr(trainer, "resumed", False):
+            self.step, self._epoch = trainer.steps_before, trainer.epoch
+            self._epoch_step = 0  # unless the checkpoint knows this logger
             return
         self._from = None
         if trainer.epoch == 0:

@@ -245,8 +245,8 @@ def _weights(module: Any) -> dict[str, Any]:
     """(2,) for each of a module's own parameters."""
     return {
         name: _extremes(parameter.array)
-        for name, parameter in module._parameters.items()
-        if parameter is not None and parameter.array.size
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.array.size
     }
 
 

@@ -257,8 +257,14 @@ class GradientWatch(Callback):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        counts = np.asarray(state["counts"])
+        bins = counts.shape[2] if counts.ndim == 3 else None
+        if len(state["when"]) and bins != self.bins:
+            raise ValueError(
+                f"GradientWatch: bins is {self.bins}, and {bins} in the checkpoint; use the same"
+            )
         self._step, self.names = int(state["step"]), list(state["names"])
         self._sizes = list(state["sizes"])
         self._when = [(int(step), int(epoch)) for step, epoch in state["when"]]
         self._values = list(np.asarray(state["values"]))
-        self._counts = list(np.asarray(state["counts"]))
+        self._counts = list(counts)

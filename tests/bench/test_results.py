@@ -120,16 +120,20 @@ def test_comments_do_not_change_a_digest_and_code_does():
     assert machine._python_digest(plain) != machine._python_digest(plain.replace("1", "2"))
 
 
-def test_a_cuda_digest_follows_includes(tmp_path):
-    (tmp_path / "a.cu").write_text('#include "b.cuh" // c\nint x; /* two\nlines */ int y;\n')
-    (tmp_path / "b.cuh").write_text("int z;\n")
-    first = machine._cuda_digest(tmp_path, "a.cu")
+def test_a_cuda_digest_follows_includes(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine.sources, "kernels_folder", lambda: tmp_path)
+    folder = tmp_path / "cuda"
+    folder.mkdir()
+    (folder / "a.cu").write_text('#include "b.cuh" // c\nint x; /* two\nlines */ int y;\n')
+    (folder / "b.cuh").write_text("int z;\n")
+    first = machine._cuda_digest("a.cu")
     machine._cuda_digest.cache_clear()
-    (tmp_path / "a.cu").write_text('#include "b.cuh"\n\nint x;  int y;\n')
-    assert machine._cuda_digest(tmp_path, "a.cu") == first
+    (folder / "a.cu").write_text('#include "b.cuh"\n\nint x;  int y;\n')
+    assert machine._cuda_digest("a.cu") == first
     machine._cuda_digest.cache_clear()
-    (tmp_path / "b.cuh").write_text("long z;\n")
-    assert machine._cuda_digest(tmp_path, "a.cu") != first
+    (folder / "b.cuh").write_text("long z;\n")
+    assert machine._cuda_digest("a.cu") != first
+    machine._cuda_digest.cache_clear()
 
 
 # ---- comparing -----------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import pytest
 
 import gpunn
 from gpunn import autograd, emulator, extend, kernels
+from gpunn.device import sources
 from gpunn.errors import CompileError, GpunnError
 from gpunn.primitives.registry import TABLE
 
@@ -180,6 +181,81 @@ def test_names_and_files_are_looked_at(only_ours, tmp_path, monkeypatch):
     monkeypatch.setenv("GPUNN_EXTENSIONS", str(empty))
     with pytest.raises(ValueError, match="GPUNN_EXTENSIONS: .*declares no primitive"):
         kernels.table()
+
+
+CELL = """
+from gpunn import extend
+@extend.primitive(cuda='extern "C" __global__ void cell(const float* x, float* y) { *y = 3 * *x; }')
+def cell(call, x):
+    out = call.empty(x.shape, x.dtype)
+    call.run(call.array("x", x), out)
+    return out
+@cell.reference
+def _(x, out):
+    out[...] = FACTOR * x
+@cell.cuda
+def _(launch, x, out):
+    launch("cell", (1,), (1,), (x, out))
+@cell.samples
+def _(rng):
+    yield extend.Sample("1", (rng.normal(size=1),))
+"""
+
+
+def test_cells_lines_and_changed_files_replace_what_they_declared(only_ours, tmp_path):
+    scope: dict = {}
+    for factor, name in (("2", "/tmp/ipykernel_1/1.py"), ("2", "<stdin>"), ("3", "<stdin>")):
+        exec(compile(CELL.replace("FACTOR", factor), name, "exec"), scope)
+    assert "emulator, every access checked: 1 samples agree" in extend.check(scope["cell"])
+    file = tmp_path / "a folder" / "cell.py"
+    file.parent.mkdir()
+    file.write_text(CELL.replace("FACTOR", "5"))
+    (first,) = extend.load(file)
+    assert extend.load(file) == [first] and first(np.ones(1, np.float32)).item() == 5.0
+    with pytest.raises(ValueError, match="there is a primitive cell already, of .*cell.py"):
+        exec(compile(CELL, "<stdin>", "exec"), scope)
+    file.write_text(CELL.replace("FACTOR", "7"))
+    (second,) = extend.load(file)
+    assert TABLE["cell"] is second and second(np.ones(1, np.float32)).item() == 7.0
+    file.write_text("1 / 0")
+    with pytest.raises(ZeroDivisionError):
+        extend.load(file)
+    assert TABLE["cell"] is second
+    second.numba(lambda launch, x, out: None)
+    with pytest.raises(GpunnError, match="launches Numba kernels and has none"):
+        extend.check(second)
+    with pytest.raises(GpunnError, match="cell has no benchmark inputs: declare @cell.inputs"):
+        second.benchmark_inputs((4,))
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("\n\n1 / 0", "line 3: ZeroDivisionError: division by zero"),
+        ("import nothing_like_it", "line 1: ModuleNotFoundError: No module"),
+        ("def (", r"invalid syntax \(broken.py, line 1"),
+    ],
+)
+def test_a_broken_extension_is_told_in_one_sentence(only_ours, tmp_path, monkeypatch, text, told):
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    monkeypatch.setenv("GPUNN_EXTENSIONS", str(file))
+    with pytest.raises(extend.ExtensionError, match=f"GPUNN_EXTENSIONS: .*broken.py.*{told}"):
+        kernels.table()
+
+
+def test_text_may_include_a_header_beside_its_python_file(only_ours, tmp_path):
+    (tmp_path / "three.cuh").write_text("#define FACTOR 3\n")
+    (tmp_path / "mine.py").write_text("")
+    text = '#include "three.cuh"\n' + TRIPLED
+    path = extend._written("tripled", text, tmp_path / "mine.py", ".cu")
+    x, y = np.ones(5, np.float32), np.zeros(5, np.float32)
+    emulator.RawKernel(path.read_text(), "tripled")((1,), (32,), (x, y, np.int32(5)))
+    assert y.tolist() == [3.0] * 5
+    assert path.read_text().startswith(f'#line 1 "{tmp_path}/mine.py, tripled"')
+    first = sources.bring("tripled", path, None, tmp_path)
+    (tmp_path / "three.cuh").write_text("#define FACTOR 4\n")
+    assert sources.bring("tripled", path, None, tmp_path) != first
 
 
 def test_a_file_may_include_a_header_beside_it(only_ours, tmp_path):

@@ -116,6 +116,22 @@ def test_groups_loaders_and_divergence():
     assert all(math.isfinite(float(p.detach().sum())) for p in model.parameters())
 
 
+def test_weights_of_the_loss_stay_too():
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(np.ones(1, np.float32))
+
+        def forward(self, prediction, target):
+            fit = nn.functional.cross_entropy(prediction, target)
+            return (fit * self.weight + self.weight**2).sum()
+
+    loss, model = Weighed(), nn.Linear(6, 3)
+    trainer = Trainer(model, loss, optim.SGD([*model.parameters(), loss.weight], lr=0.1))
+    find_learning_rate(trainer, (X, Y), steps=20)
+    assert loss.weight.item() == 1.0 and loss.weight.grad is None
+
+
 def test_what_is_refused():
     trainer = make()
     with pytest.raises(ValueError, match="0 < minimum < maximum, got 1 and 0.1"):

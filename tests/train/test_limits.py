@@ -115,7 +115,24 @@ def test_weight_average(device, tmp_path):
     trained(2, Note(), WeightAverage(0.6, apply=False), **keep)
     again = trained(3, Note(), WeightAverage(0.6), **keep)
     assert again.model.weight.item() == pytest.approx(mean, rel=1e-5)
+    with pytest.raises(ValueError, match="there is no average of 0.weight"):
+        kept.copy_to(nn.Sequential(nn.Linear(1, 1)))
     with pytest.raises(ValueError, match="decay must be"):
         WeightAverage(1.0)
     with pytest.raises(ValueError, match="no training has begun"):
         WeightAverage().copy_to(other)
+
+
+def test_small_steps_count_in_the_average_of_16_bit_weights():
+    average = WeightAverage(0.999)
+    model = nn.Linear(1, 1).to(gpunn.bfloat16)
+    model.weight.detach()[...] = 1.0
+    trainer = Trainer(model, nn.MSELoss(), optim.SGD(model.parameters(), lr=0.0), seed=1)
+    average.on_train_begin(trainer)
+    model.weight.detach()[...] = 2.0
+    for step in range(1, 200):
+        average.on_batch_end(trainer, 1, step)
+    # The decays (1 + t) / (10 + t) multiply to 9! 200! / 209! · …, as good as nothing is left of 1.
+    assert average.average["weight"].dtype == np.float32
+    average.copy_to(model)
+    assert model.weight.dtype == gpunn.bfloat16 and model.weight.item() == 2.0

@@ -136,6 +136,15 @@ def test_constant_target_as_in_scikit_learn():
     other = np.array([[1, 1], [1, 2], [1, 1], [1, 1.0]])
     for prediction in (constant, other):
         assert r2_score(prediction, constant) == oracle.r2_score(constant, prediction)
+    tenth = np.full(37, 0.1)  # whose mean is another number
+    assert in_batches(R2Score(), tenth + 1, tenth, [5, 20]) == 0.0
+    assert in_batches(R2Score(), tenth, tenth, [5, 20]) == 1.0
+
+
+def test_infinity_is_a_result_and_no_warning():
+    far, y = np.array([-np.inf, 1.0]), np.array([0.0, 1.0])
+    assert pinball_loss(far, y) == np.inf == mean_squared_error(far, y)
+    assert np.isnan(mean_squared_error(far, far)) and r2_score(far, y) == -np.inf
 
 
 def test_binary_forms():

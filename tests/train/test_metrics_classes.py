@@ -351,3 +351,64 @@ def test_tensors_and_modes():
         lower = name in down or name.startswith("pinball") or name == "accuracy_loss"
         if name != "confusion_matrix":
             assert resolve_mode(f"validation_{name}") == ("min" if lower else "max"), name
+
+
+def test_nan_infinity_and_labels_of_no_class():
+    scores = np.float64([[np.nan, 0, 0], [1, 0, 0], [0, 0, 1]])
+    assert metrics.accuracy(scores, [0, 0, 2]) == pytest.approx(2 / 3)
+    assert metrics.accuracy(np.full(2, np.nan), [0, 1]) == 0.0
+    assert metrics.confusion_matrix(scores, [0, 0, 2]).tolist() == [[1, 0, 0], [0] * 3, [0, 0, 1]]
+    # Equal infinities are one threshold.
+    ends, labels = np.array([np.inf, np.inf, 0, 1, -np.inf, -np.inf]), [1, 0, 0, 1, 0, 1]
+    finite = ends.clip(-9, 9)
+    expected = oracle.average_precision_score(labels, finite)
+    assert metrics.average_precision(ends, labels) == pytest.approx(expected)
+    for ours, theirs in zip(
+        metrics.roc_curve(ends, labels)[:2],
+        oracle.roc_curve(labels, finite, drop_intermediate=False),
+        strict=False,
+    ):
+        np.testing.assert_allclose(ours, theirs)
+    # Probabilities of class 1 too small for a difference from 1 to tell apart.
+    small = np.array([1e-20, 1e-25, 1e-30, 0.3])
+    both = np.stack([1 - small, small], axis=1)
+    assert metrics.roc_auc(both, [1, 0, 0, 1], from_logits=False) == 1.0
+    assert metrics.top_k_accuracy(np.zeros((3, 2)), [0, 1, 5], k=2) == pytest.approx(2 / 3)
+    for kind in (BrierScore, CalibrationError):
+        metric = kind()
+        metric.update(np.zeros((3, 2)), np.array([0, 1, 5]))
+        assert math.isnan(metric.compute())
+
+
+def test_empty_batches_and_nothing_but_ignored():
+    scores, labels = np.eye(4, 3), np.array([0, 1, 2, 0])
+    several = np.eye(4, 3)
+    for average in ("macro", "micro", None):
+        metric = FBeta(1, average, ignore_index=-1)
+        metric.update(scores, np.full(4, -1))
+        assert np.isnan(metric.compute()).all()
+        metric = FBeta(1, average, ignore_index=-1, multilabel=True)
+        metric.update(scores, np.full((4, 3), -1))
+        assert np.isnan(metric.compute()).all()
+    for metric in (FBeta(1, multilabel=True), MultilabelAccuracy(), MultilabelAccuracy("jaccard")):
+        metric.update(scores[:0], several[:0])
+        metric.update(scores, several)
+        assert metric.compute() == 1.0
+    places = np.array([[[-1.0], [2.0]]])  # one score at each place of a sequence
+    assert metrics.accuracy(places, places > 0) == 1.0
+    with pytest.raises(ValueError, match=r"on axis 1 the target must be \(2, 3, 4\)"):
+        Accuracy(class_axis=1).update(np.zeros((2, 5, 3, 4)), np.zeros((2, 4, 3), int))
+    with pytest.raises(ValueError, match="there is no axis class_axis=7"):
+        Accuracy(class_axis=7).update(np.zeros((2, 5, 3)), labels)
+
+
+def test_probabilities_taken_for_logits_are_told_in_compiled_steps():
+    x = np.random.default_rng(0).standard_normal((24, 4)).astype(np.float32)
+    y = np.arange(24) % 3
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1))
+    trainer = Trainer(
+        model, lambda p, t: (p * p).sum(), optim.SGD(model.parameters(), lr=0.1), ["log_loss"],
+        compile=True,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"use LogLoss\(from_logits=False\)"):
+        trainer.fit((x, y), epochs=2, batch_size=8, verbose=False)

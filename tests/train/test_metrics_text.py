@@ -109,6 +109,10 @@ def test_chrf_equals_sacrebleu():
         metric.update(said[5:], true[5:])
         assert metric.compute() == pytest.approx(expected.score, abs=1e-9)
     assert metrics.chrf(["abc"], ["xyz"]) == 0.0
+    said = ["a e b c d b d", "d e e b", "b c d d"]  # the second has two references as good
+    true = [["c a e d e e d c", "e c d", "d d a e b a b c"], ["d a d", "a e", "b e a d a b b a"]]
+    expected = sacrebleu.corpus_chrf(said, true).score
+    assert metrics.chrf(said, [list(r) for r in zip(*true, strict=True)]) == pytest.approx(expected)
 
 
 def plain_distance(a, b):

@@ -9,7 +9,16 @@ import gpunn
 from gpunn import nn, optim
 from gpunn.autograd.tensor import Tensor
 from gpunn.device import to_device
-from gpunn.train import Callback, GradientWatch, NaNWatch, Trainer, TrainingError
+from gpunn.train import (
+    Callback,
+    Checkpoints,
+    GradientWatch,
+    JSONLinesLogger,
+    NaNWatch,
+    Trainer,
+    TrainingError,
+    WeightAverage,
+)
 from gpunn.train.watch import statistics
 
 rng = np.random.default_rng(0)
@@ -32,6 +41,13 @@ def fit(trainer, epochs=2, x=X, y=Y, **options):
 
 
 # ---- histograms and norms ------------------------------------------------------------------------
+
+
+def test_histograms_of_numbers_that_are_almost_equal():
+    arrays = [np.array([1, np.nextafter(1, 2)]), np.full(3, 1e30), np.array([0, 5e-324])]
+    arrays += [np.nextafter(np.float32([1, 1]), np.float32([1, 2])), np.float32([0, 1e-45])]
+    counts = statistics(arrays, bins=64)[1]
+    assert counts.sum(axis=1).tolist() == [2, 3, 2, 2, 2]
 
 
 @pytest.mark.parametrize("device", ["cpu", "emulator"])
@@ -77,8 +93,11 @@ def test_gradient_watch(device, compiled):
     assert last.counts.tolist() == counts.tolist() and last.kind == "weights"
     np.testing.assert_allclose(last.edges, edges, rtol=1e-6)
     assert watch.values.shape == (4, 8, 6)
-    with pytest.raises(KeyError, match="no 'norm' of 'x'; it has minimum.* of 0.weight"):
+    with pytest.raises(KeyError, match="has not looked at 'x'; it has seen 0.weight, "):
         watch.series("x")
+    assert GradientWatch().latest() == {}
+    with pytest.raises(IndexError, match="look 9 of 4"):
+        watch.look(9, "0.weight")
     with pytest.raises(ValueError, match="watch weights, gradients or both"):
         GradientWatch(weights=False, gradients=False)
     with pytest.raises(ValueError, match="bins must be 1 or more"):
@@ -221,3 +240,23 @@ def test_it_changes_nothing(device):
     weights(NaNWatch(), precision="fp16")
     with pytest.raises(ValueError, match="every must be 1 or more"):
         NaNWatch(every=0)
+
+
+def test_it_counts_steps_of_a_run_that_goes_on(tmp_path):
+    class Stop(Callback):
+        def on_batch_end(self, trainer, epoch, step):
+            if step == 2 and not trainer.resumed:
+                raise KeyboardInterrupt
+
+    x = X.copy()
+    x[20] = np.nan  # in the third batch
+    keep = {"checkpoint": Checkpoints(tmp_path, steps=1), "resume": "auto", "shuffle": False}
+    fit(make(NaNWatch(), Stop()), 1, x=x, **keep)
+    with pytest.raises(TrainingError, match=r"in epoch 1, step 3 \(forward\)"):
+        fit(make(NaNWatch(), Stop()), 1, x=x, **keep)
+
+
+def test_another_callback_fails_first(tmp_path):
+    broken = JSONLinesLogger(tmp_path / "nowhere" / "run.jsonl")
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        fit(make(broken, NaNWatch(), WeightAverage()))

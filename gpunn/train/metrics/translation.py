@@ -163,7 +163,8 @@ class ChrF(TextMetric):
         if not precision + recall:
             return 0.0
         square = self.beta**2
-        return 100 * (1 + square) * precision * recall / (square * precision + recall)
+        # In sacrebleu's order, as rounding decides which of two equally good references is taken.
+        return 100 * ((1 + square) * precision * recall / (square * precision + recall))
 
     def result(self) -> float:
         return self._score(self._counts)
