@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         if args.debug:
             raise
         print(f"gpunn train: {error}", file=sys.stderr)
+        for note in getattr(error, "__notes__", ()):  # where the last checkpoint before is
+            print(note, file=sys.stderr)
         return 1
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)

@@ -49,7 +49,7 @@ class Checkpoints:
     extra : values that are kept in each file, as `save_checkpoint` takes them
     advice : what to do to go on, as the end of a sentence for messages; None: the call of `fit`
 
-    Raises ValueError for numbers below 1 (seconds: 0 or below).
+    Raises ValueError for numbers below 1 (seconds: 0 or below), TypeError for what is no folder.
     """
 
     folder: str | os.PathLike[str]
@@ -61,6 +61,10 @@ class Checkpoints:
     advice: str | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.folder, (str, os.PathLike)) or not os.fspath(self.folder):
+            raise TypeError(
+                f"Checkpoints: the folder is {self.folder!r}; give a path, such as 'runs/mine'"
+            )
         for name in ("epochs", "steps", "keep"):
             value = getattr(self, name)
             if name != "keep" and value is None:
@@ -87,7 +91,7 @@ def save_checkpoint(
     """Write all that a training needs to go on exactly, whole or not at all.
 
     Random states (gpunn's, NumPy's and Python's global ones, and generators that the model's
-    modules hold) are always part of it.
+    modules, the loader, its dataset or its transform hold) are always part of it.
 
     Parameters
     ----------
@@ -108,7 +112,7 @@ def save_checkpoint(
         state["model"] = model_state(model)
     state |= {name: state_of(part, name) for name, part in parts.items() if part is not None}
     state["kinds"] = {name: type(part).__name__ for name, part in parts.items()}
-    checkpoint_file.write(path, state | {"random": random_state(model)})
+    checkpoint_file.write(path, state | {"random": random_state(model, loader_parts(loader))})
 
 
 def load_checkpoint(
@@ -148,14 +152,16 @@ def load_checkpoint(
         for name, part in parts.items()
         if part is not None and kinds.get(name) not in (None, type(part).__name__)
     ]
+    if optimizer is not None:
+        problems += _optimizer_differences(state["optimizer"], optimizer)
     refuse(path, problems)
+    for name in ("loader", "optimizer", "scheduler", "scaler"):  # first what may still refuse
+        if (part := parts[name]) is not None:
+            part.load_state_dict(state[name])
     if model is not None:
         restore_model(model, state["model"])
-    for name, part in parts.items():
-        if part is not None:
-            part.load_state_dict(state[name])
     if random and "random" in state:
-        restore_random(state["random"], model)
+        restore_random(state["random"], model, loader_parts(loader))
     return state.get("extra", {})
 
 
@@ -182,23 +188,24 @@ def numbered(folder: str | os.PathLike[str]) -> list[tuple[int, Path]]:
 
 
 def newest(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any], list[Path]]:
-    """The newest checkpoint that can be read, its content, and newer ones that cannot.
+    """The newest checkpoint that can be read, its content, and newer ones that are damaged.
 
-    Warns of those. FileNotFoundError if there is none at all; FileFormatError if none can be read.
+    Warns of those, and of newer ones that the system does not let be read. FileNotFoundError if
+    there is none at all; FileFormatError if none can be read.
     """
-    damaged: list[tuple[Path, str]] = []
+    bad: list[tuple[Path, Exception]] = []
     for _, path in numbered(folder):
         try:
             state = checkpoint_file.read(path)
         except (FileFormatError, OSError) as error:
-            damaged.append((path, str(error)))
+            bad.append((path, error))
             continue
-        for _, why in damaged:
+        for _, why in bad:
             warnings.warn(f"{why}; goes on from {path.name} instead", stacklevel=2)
-        return path, state, [bad for bad, _ in damaged]
-    if damaged:
+        return path, state, [one for one, why in bad if isinstance(why, FileFormatError)]
+    if bad:
         raise FileFormatError(
-            f"no checkpoint in {folder} can be read: {'; '.join(why for _, why in damaged)}. To "
+            f"no checkpoint in {folder} can be read: {'; '.join(str(why) for _, why in bad)}. To "
             "begin anew, use another folder"
         )
     raise FileNotFoundError(f"there is no checkpoint in {folder}")
@@ -262,6 +269,14 @@ def model_differences(saved: Mapping[str, Any], model: Any) -> list[str]:
     return problems if len(problems) <= 4 else [*problems[:3], f"and {len(problems) - 3} more"]
 
 
+def _optimizer_differences(saved: Mapping[str, Any], optimizer: Any) -> list[str]:
+    """Groups of other sizes: the numbers of parameters there and here."""
+    there = [len(group["params"]) for group in saved["param_groups"]]
+    here = [len(group["params"]) for group in optimizer.param_groups]
+    differ = f"the optimizer has groups of {there} parameters there and of {here} here"
+    return [differ] if there != here else []
+
+
 def _kind(value: Any) -> str:
     return f"{value.dtype} {tuple(value.shape)}"
 
@@ -270,9 +285,20 @@ def _few(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def random_state(model: Any = None, *others: Any) -> dict[str, Any]:
+def loader_parts(loader: Any, name: str = "the loader") -> dict[str, Any]:
+    """A loader and what it draws from or calls, where generators may be held, by name."""
+    found = {name: loader}
+    for part in ("transform", "collate_fn"):
+        found[f"{name}'s {part}"] = getattr(loader, part, None)
+    while (loader := getattr(loader, "dataset", None)) is not None:  # a part of another dataset
+        name += "'s dataset"
+        found[name] = loader
+    return found
+
+
+def random_state(model: Any = None, others: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """The global random states, and those of generators that modules or other objects hold."""
-    held = {name: _generator_state(value) for name, value in _generators(model, others)}
+    held = {name: _generator_state(value) for name, value in _generators(model, others or {})}
     return {
         "gpunn": get_rng_state(),
         "numpy": np.random.get_state(),
@@ -281,34 +307,40 @@ def random_state(model: Any = None, *others: Any) -> dict[str, Any]:
     }
 
 
-def restore_random(state: Mapping[str, Any], model: Any = None, *others: Any) -> None:
+def restore_random(
+    state: Mapping[str, Any], model: Any = None, others: Mapping[str, Any] | None = None
+) -> None:
     """Go on from `random_state`."""
     set_rng_state(state["gpunn"])
     np.random.set_state(state["numpy"])
     python_random.setstate(state["python"])
-    for name, generator in _generators(model, others):
+    for name, generator in _generators(model, others or {}):
         if name in state["held"]:
             _set_generator_state(generator, state["held"][name])
 
 
-def _generators(model: Any, others: tuple[Any, ...]) -> Iterator[tuple[str, Any]]:
+def _generators(model: Any, others: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Generators that the modules of the model, or other objects, have among their attributes."""
     owners = list(model.named_modules()) if hasattr(model, "named_modules") else []
-    owners += [(f"other {number}", other) for number, other in enumerate(others)]
-    for place, owner in owners:
+    kinds = (Generator, np.random.Generator, np.random.RandomState, python_random.Random)
+    for place, owner in [*owners, *others.items()]:
         for name, value in getattr(owner, "__dict__", {}).items():
-            if isinstance(value, (Generator, np.random.Generator, np.random.RandomState)):
+            if isinstance(value, kinds) and not isinstance(value, python_random.SystemRandom):
                 yield f"{place}.{name}", value
 
 
 def _generator_state(generator: Any) -> Any:
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
+    if isinstance(generator, python_random.Random):
+        return generator.getstate()
     return generator.get_state()
 
 
 def _set_generator_state(generator: Any, state: Any) -> None:
     if isinstance(generator, np.random.Generator):
         generator.bit_generator.state = state
+    elif isinstance(generator, python_random.Random):
+        generator.setstate(state)
     else:
         generator.set_state(state)

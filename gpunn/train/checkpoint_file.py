@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from gpunn.io import FileFormatError
 FORMAT = "1"
 _TREE, _SUM, _FORMAT = "gpunn_checkpoint", "sha256", "gpunn_checkpoint_format"
 _MARK = "$"  # the key of what JSON has no word for
+_LONGEST = 90_000_000  # bytes of the tree: no reader of safetensors takes a header above 100 MB
 
 
 class CheckpointError(GpunnError, ValueError):
@@ -37,11 +39,17 @@ def write(path: str | os.PathLike[str], state: Mapping[str, Any]) -> None:
     """Write a tree of values to `path`, whole or not at all.
 
     The tree is made of dictionaries, lists, tuples, None, booleans, numbers, texts, NumPy scalars,
-    arrays on any device and Tensors. TypeError, naming the place, for anything else; OSError if the
-    file cannot be written.
+    arrays on any device and Tensors. TypeError, naming the place, for anything else;
+    CheckpointError if there is too much besides arrays; OSError if the file cannot be written.
     """
     encoder = _Encoder()
-    text = json.dumps(encoder.encode(dict(state), ""))
+    text = json.dumps(encoder.encode(dict(state), ""), allow_nan=False)
+    size = len(text) + text.count('"') + text.count("\\")  # as a text within the header's JSON
+    if size > _LONGEST:
+        raise CheckpointError(
+            f"checkpoint: all but the arrays takes {size:,} bytes, and a file can have {_LONGEST:,}"
+            " of it; keep long lists of numbers, as of a callback, as arrays"
+        )
     metadata = {_FORMAT: FORMAT, _TREE: text, _SUM: _checksum(text, encoder.arrays)}
     io.save(encoder.arrays, path, metadata)
 
@@ -77,7 +85,10 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path} is damaged: its content does not have the checksum that it was written with"
         )
     try:
-        return _decode(json.loads(metadata[_TREE]), arrays)
+        tree = _decode(json.loads(metadata[_TREE]), arrays)
+        if not isinstance(tree, dict):
+            raise TypeError("it holds no names")
+        return tree
     except (KeyError, TypeError, ValueError, IndexError, RecursionError) as error:
         raise FileFormatError(f"{path} is not a checkpoint that gpunn wrote ({error})") from error
 
@@ -104,11 +115,12 @@ class _Encoder:
     def encode(self, value: Any, place: str) -> Any:
         if value is None or isinstance(value, (bool, str)):
             return value
-        if isinstance(value, (int, float)) and not isinstance(value, np.generic):
+        if isinstance(value, float):  # NumPy's of 64 bits, too: JSON keeps all their digits
+            value = float(value)
+            return value if math.isfinite(value) else {_MARK: "float", "value": str(value)}
+        if isinstance(value, int):
             return value
         if isinstance(value, np.generic):
-            if isinstance(value, np.float64):
-                return float(value)  # the same number, and JSON keeps all its digits
             return {_MARK: "scalar", "name": self._put(np.asarray(value), place)}
         if isinstance(value, Tensor):
             value = value.array
@@ -160,6 +172,8 @@ def _decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
     if kind == "array":
         array = arrays[value["name"]]
         return array if array.flags.writeable else array.copy()
+    if kind == "float":
+        return float(value["value"])
     if kind == "scalar":
         return arrays[value["name"]].reshape(())[()]
     items = [_decode(item, arrays) for item in value["items"]]

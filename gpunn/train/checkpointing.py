@@ -38,14 +38,17 @@ class Checkpointing:
     Attributes
     ----------
     on : whether checkpoints are wanted
-    found : (path, state) of the checkpoint to go on from, or None
+    found : (path, state) of the checkpoint to go on from, until the loop takes it; or None
     last : the newest one that was written or read
     """
 
     def __init__(self, wanted: Any, resume: Any, say: Callable[[str], None]):
         self.on = wanted is not None
-        self.wanted = wanted if isinstance(wanted, Checkpoints) else Checkpoints(wanted or "")
-        self.folder, self.say = Path(self.wanted.folder), say
+        if not isinstance(wanted, Checkpoints):
+            wanted = Checkpoints(wanted if self.on else ".")
+        self.wanted: Checkpoints = wanted
+        self.folder, self.say = Path(wanted.folder), say
+        self._place = self.folder.absolute()  # callbacks may change the working directory
         self.last: Path | None = None
         self.found: tuple[Path, dict[str, Any]] | None = None
         self._asked: int | None = None  # the signal that came
@@ -94,7 +97,7 @@ class Checkpointing:
             good, state, damaged = newest(path)
             self.found = good, state
             for bad in damaged:
-                if path == self.folder:  # it would count as one that is kept
+                if path.resolve() == self.folder.resolve():  # it would count as one that is kept
                     with contextlib.suppress(OSError):
                         os.replace(bad, bad.with_name(bad.name + ".damaged"))
         self.last = self.found[0]
@@ -103,10 +106,15 @@ class Checkpointing:
         """Make and lock the folder, remove what a killed process left; what checkpoints it has."""
         if not self.on:
             return []
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(
+                f"fit: checkpoint={str(self.folder)!r} is a file; give a folder for this run's"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(self.folder)
         for path in self.folder.glob(".checkpoint-*.safetensors"):  # half written: of `atomic_path`
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
         there = numbered(self.folder)
         self._number = there[0][0] if there else 0
         return there
@@ -132,6 +140,8 @@ class Checkpointing:
             self._find()
             with self._listening():
                 yield
+            if self._asked == signal.SIGTERM and not self._stopped:  # it came after the last step
+                raise SystemExit(128 + signal.SIGTERM)
         except Exception as error:
             if self.on and self.last and not isinstance(error, CheckpointError):
                 error.add_note(self._note(error))
@@ -164,7 +174,8 @@ class Checkpointing:
         before: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             before[signal.SIGTERM] = signal.SIG_DFL
-        before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+        # None is a handler that another language has set; Python cannot put it back.
+        before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
 
         def note(number: int, frame: Any) -> None:
             if self._asked is None:
@@ -185,7 +196,7 @@ class Checkpointing:
 
     def start(self, loop: Any) -> None:
         """Before the first step: a checkpoint that proves that there can be some."""
-        if self.on and self.found is None:
+        if self.on and not loop.trainer.resumed:
             self._save(loop)
 
     def room(self) -> int | None:
@@ -250,8 +261,8 @@ class Checkpointing:
         self._time = time.monotonic()
         try:
             state = training_state(loop) | {"extra": dict(self.wanted.extra)}
-            checkpoint_file.write(self.folder / name, state)
-        except (OSError, MemoryError, TypeError) as error:
+            checkpoint_file.write(self._place / name, state)
+        except (OSError, MemoryError, TypeError, ValueError) as error:
             if self.last is None:  # nothing is lost yet, and it would never work
                 raise
             if not self._failed:
@@ -264,8 +275,8 @@ class Checkpointing:
             return
         self._failed, self._number = False, self._number + 1
         self.last = self.folder / name
-        for _, path in numbered(self.folder)[self.wanted.keep :]:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for _, path in numbered(self._place)[self.wanted.keep :]:
                 path.unlink()
 
 

@@ -27,7 +27,6 @@ from gpunn.train.configuration import config_from_dict, config_to_dict, config_t
 from gpunn.train.history import History
 from gpunn.train.jobs import Job, find_job
 from gpunn.train.plots import confusion_matrix_figure, save_figure
-from gpunn.train.running import TrainingError
 from gpunn.train.trained import TrainedModel
 from gpunn.train.trainer import Trainer
 
@@ -73,7 +72,7 @@ def run_job(
     profile : profile some steps, and put the tables and the trace into the run folder
 
     Checkpoints are written into the folder's ``checkpoints/``; `resume_job` goes on from them. If
-    the training fails before the first one, or because the loss became NaN, the folder is removed.
+    the training fails before there is one besides the first, the folder is removed.
 
     Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
     matplotlib only leaves out its files, with a note.
@@ -86,8 +85,10 @@ def run_job(
         write_text(folder / files.CONFIG, config_to_toml(config, job.name))
         return _run(job, config, folder, split, test_rows, verbose, say, profile)
     except BaseException as error:
-        if isinstance(error, TrainingError) or not files.has_progress(folder):
+        if not files.has_progress(folder):
             shutil.rmtree(folder)
+            notes = getattr(error, "__notes__", [])  # of how to go on from what is gone now
+            notes[:] = [note for note in notes if str(folder) not in note]
         raise
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpunn.autograd.random import manual_seed
 from gpunn.train.callbacks import CallbackList
+from gpunn.train.checkpoint import random_state, restore_random
 from gpunn.train.checkpointing import Checkpointing
 from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
 from gpunn.train.inputs import model_dtype, split_batch
 from gpunn.train.parts import epoch_seed, grouped
-from gpunn.train.resume import Place, adopt, check, restore
+from gpunn.train.resume import Place, adopt, check, random_holders, restore
 from gpunn.train.running import NonFiniteLoss, TrainingError
 
 
@@ -43,7 +44,7 @@ class Loop:
         self.callbacks, self.saver = callbacks, saver
         self.fused = self._choose_way()
         self.place: Place | None = None
-        self._waiting: Any = None  # a state within an epoch, until that has begun
+        self._saved: Any = None  # the state to go on from, until it is put back
         self._checked = False  # labels against classes, at the first step
 
     def _choose_way(self) -> FusedEpochs | None:
@@ -72,8 +73,8 @@ class Loop:
             ended = self._find_place()
             try:
                 self.callbacks("on_train_begin", trainer)
-                if self.saver.found is not None and self._waiting is None:
-                    restore(self, self.saver.found[1])
+                if self._saved is not None and self._saved["place"] is None:
+                    self._restore()
                 self.saver.start(self)
                 self._epochs(ended)
             except KeyboardInterrupt:
@@ -89,22 +90,24 @@ class Loop:
         """Take over how far a checkpoint had come; whether it had come to the end."""
         if self.saver.found is None:
             return False
-        path, state = self.saver.found
+        (path, state), self.saver.found = self.saver.found, None
         check(self, path, state)
         adopt(self, state)
-        trainer = self.trainer
-        if state["place"] is not None:
-            self._waiting = state
+        trainer, self._saved = self.trainer, state
         done, last = trainer.epoch, trainer.first_epoch + trainer.epochs - 1
-        stopped = trainer._stop is not None and self._waiting is None
+        stopped = trainer._stop is not None and state["place"] is None
         if stopped or done >= last:
             why = f"; {trainer._stop}" if stopped else ""
             self.saver.say(f"nothing is left to train: {path} is of epoch {done} of {last}{why}")
-            self._waiting, self.saver.found = None, (path, {**state, "place": None})
+            self._saved = {**state, "place": None}
             return True
-        step = f", step {state['place']['step'] + 1}" if self._waiting else ""
+        step = f", step {state['place']['step'] + 1}" if state["place"] else ""
         self.saver.say(f"goes on from {path}: epoch {done + 1} of {last}{step}")
         return False
+
+    def _restore(self) -> None:
+        restore(self, self._saved)
+        self._saved = None
 
     def _epochs(self, ended: bool) -> None:
         trainer = self.trainer
@@ -124,11 +127,9 @@ class Loop:
         place = Place(number, trainer.optimizer.param_groups[0]["lr"], begun)
         trainer.step.mean.reset()
         trainer._reset_metrics()
-        if self._waiting is not None:
-            self.place = place
-            restore(self, self._waiting)
-            self._waiting = None
         self.place = place
+        if self._saved is not None:
+            self._restore()
         if place.record is None:
             place.record = self._train(place)
         record = {**place.record, **self._validate()}
@@ -205,12 +206,35 @@ class Loop:
 
     def _parts(self, place: Place) -> Iterator[Sequence[Any]]:
         """The batches of each weight update; the last one of an epoch may have fewer."""
-        batches: Any = self.loader
-        if place.batches and not hasattr(self.loader, "load_state_dict"):
-            batches = itertools.islice(batches, place.batches, None)  # trained on before
+        batches = self._batches(place)
         if self.trainer.accumulate == 1:
             return ((batch,) for batch in batches)
         return grouped(batches, self.trainer.accumulate)
+
+    def _batches(self, place: Place) -> Iterable[Any]:
+        """The loader; one that does not know its place goes by those that were trained on before.
+
+        It does so with the random states that it began the epoch with, and then all goes on with
+        those of now.
+        """
+        if hasattr(self.loader, "load_state_dict"):
+            return self.loader
+        owners = self.trainer.model, random_holders(self)
+        if not place.batches:
+            place.begin = random_state(*owners) if self.saver.on else None
+            return self.loader
+        now = random_state(*owners)
+        if place.begin is not None:
+            restore_random(place.begin, *owners)
+        batches = iter(self.loader)
+        found = sum(1 for _ in itertools.islice(batches, place.batches))
+        if found < place.batches:
+            raise ValueError(
+                f"train: epoch {place.number} gave {found} batches, and {place.batches} of it were "
+                "trained on before the checkpoint; it must give the same ones again"
+            )
+        restore_random(now, *owners)
+        return batches
 
     def _diverged(self, epoch: int, error: NonFiniteLoss) -> TrainingError:
         trainer = self.trainer

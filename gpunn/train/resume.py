@@ -9,11 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 import gpunn
 from gpunn.autograd.tensor import Tensor
-from gpunn.device import Device, as_array, device_of, is_array, to_device
+from gpunn.device import Device, as_array, device_of, is_array, to_device, to_numpy
+from gpunn.nn import Module
 from gpunn.train.callbacks import CallbackList
 from gpunn.train.checkpoint import (
+    loader_parts,
     model_differences,
     model_state,
     random_state,
@@ -37,6 +41,7 @@ class Place:
     step, batches : weight updates made in it, and batches taken for them
     record : what training measured, once all of its steps are made
     before : random states and the validation loader's state as they were before validation
+    begin : random states before the first batch, of a loader that does not know its place
     """
 
     number: int
@@ -46,6 +51,7 @@ class Place:
     batches: int = 0
     record: dict[str, float] | None = None
     before: dict[str, Any] | None = None
+    begin: dict[str, Any] | None = None
 
 
 # ---- what is kept --------------------------------------------------------------------------------
@@ -62,7 +68,7 @@ def training_state(loop: Any) -> dict[str, Any]:
         "gpunn": gpunn.__version__,
         "fingerprint": fingerprint(trainer, loop.loader, loop.validation),
         "model": model_state(trainer.model),
-        "loss": optional_state(trainer.loss),
+        "loss": _loss_state(trainer.loss),
         "others": other_parameters(trainer),
         "optimizer": state_of(trainer.optimizer, "optimizer"),
         "precision": trainer.precision.state_dict(),
@@ -83,11 +89,20 @@ def training_state(loop: Any) -> dict[str, Any]:
 
 def before_validation(loop: Any) -> dict[str, Any]:
     """What a validation moves on and a run that repeats it begins with."""
-    transform = getattr(loop.loader, "transform", None)
     return {
-        "random": random_state(loop.trainer.model, transform),
+        "random": random_state(loop.trainer.model, random_holders(loop)),
         "validation": optional_state(loop.validation),
     }
+
+
+def random_holders(loop: Any) -> dict[str, Any]:
+    """Objects besides the model that may hold generators, by name."""
+    loaders = loader_parts(loop.loader) | loader_parts(loop.validation, "the validation loader")
+    return {"the loss": loop.trainer.loss, **loaders}
+
+
+def _loss_state(loss: Any) -> Any:
+    return model_state(loss) if hasattr(loss, "named_parameters") else optional_state(loss)
 
 
 def _place_state(trainer: Any, place: Place, running: bool) -> dict[str, Any]:
@@ -97,6 +112,7 @@ def _place_state(trainer: Any, place: Place, running: bool) -> dict[str, Any]:
         "rate": float(place.rate),
         "seconds": time.perf_counter() - place.begun,
         "record": place.record,
+        "begin": place.begin if running else None,
         "mean": trainer.step.mean.state_dict() if running else None,
         "metrics": [metric_state(m, trainer.device) for m in trainer.metrics] if running else None,
     }
@@ -160,9 +176,15 @@ def _mapped(value: Any, function: Callable[[Any], Any]) -> Any:
 
 def fingerprint(trainer: Any, loader: Any, validation: Any) -> dict[str, Any]:
     """What must be the same for a run to go on as it would have."""
-    part = trainer.regularization
+    part, loss = trainer.regularization, trainer.loss
+    settings = {
+        name: value
+        for name, value in (vars(loss) if _is_ours(loss) else {}).items()
+        if isinstance(value, (bool, int, float, str)) and name != "training"
+    }
     known = {
-        "the loss": getattr(trainer.loss, "__name__", type(trainer.loss).__name__),
+        "the loss": getattr(loss, "__name__", type(loss).__name__),
+        "settings of the loss": settings,
         "the optimizer": type(trainer.optimizer).__name__,
         "the size of its parameter groups": [
             len(group["params"]) for group in trainer.optimizer.param_groups
@@ -191,6 +213,11 @@ def fingerprint(trainer: Any, loader: Any, validation: Any) -> dict[str, Any]:
 
 # ---- putting it back -----------------------------------------------------------------------------
 
+_PARTS = (
+    "gpunn", "fingerprint", "model", "loss", "others", "optimizer", "precision", "callbacks",
+    "loader", "history", "place", "random", "validation",
+)  # fmt: skip
+
 
 def check(loop: Any, path: Path, state: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another training; CheckpointError names the differences."""
@@ -198,7 +225,10 @@ def check(loop: Any, path: Path, state: Mapping[str, Any]) -> None:
         raise CheckpointError(
             f"{path} was not written by Trainer.fit; read it with gpunn.train.load_checkpoint"
         )
+    if lost := [name for name in _PARTS if name not in state]:
+        raise CheckpointError(f"{path} lacks {', '.join(lost)}: another gpunn's? begin a new run")
     problems = model_differences(state["model"], loop.trainer.model)
+    problems += _loss_differences(state["loss"], loop.trainer.loss)
     here = fingerprint(loop.trainer, loop.loader, loop.validation)
     there = state["fingerprint"]
     problems += [
@@ -213,6 +243,25 @@ def check(loop: Any, path: Path, state: Mapping[str, Any]) -> None:
             "run goes on, but perhaps not to the last bit as it would have",
             stacklevel=5,
         )
+
+
+def _loss_differences(saved: Any, loss: Any) -> list[str]:
+    """Other weights of classes, or another shape of what a loss of one's own has learned."""
+    if not saved or not hasattr(loss, "named_parameters"):
+        return []
+    there, here = saved["more"], {n: to_numpy(b.array) for n, b in loss.named_buffers()}
+    names = sorted({*there, *here} - set(saved["state"])) if _is_ours(loss) else []
+    learned = model_differences(saved, loss)
+    return [text.replace("the model here", "the loss here") for text in learned] + [
+        f"the loss has another {name}"
+        for name in names
+        if name not in there or name not in here or not np.array_equal(there[name], here[name])
+    ]
+
+
+def _is_ours(loss: Any) -> bool:
+    """Whether its attributes are known not to change while it is used."""
+    return isinstance(loss, Module) and type(loss).__module__.startswith("gpunn.")
 
 
 def adopt(loop: Any, state: Mapping[str, Any]) -> None:
@@ -232,7 +281,9 @@ def restore(loop: Any, state: Mapping[str, Any]) -> None:
     """Put everything where it was; arrays are written into those that are there."""
     trainer = loop.trainer
     restore_model(trainer.model, state["model"])
-    if state["loss"]:
+    if state["loss"] and hasattr(trainer.loss, "named_parameters"):
+        restore_model(trainer.loss, state["loss"])
+    elif state["loss"]:
         trainer.loss.load_state_dict(state["loss"])
     for parameter, values in zip(other_parameters(trainer), state["others"], strict=True):
         parameter.detach()[...] = Tensor(to_device(values, parameter.device))
@@ -244,13 +295,14 @@ def restore(loop: Any, state: Mapping[str, Any]) -> None:
     _restore_callbacks(loop.callbacks, state["callbacks"])
     if state["place"] is not None:
         _restore_place(loop, state["place"])
-    restore_random(state["random"], trainer.model, getattr(loop.loader, "transform", None))
+    restore_random(state["random"], trainer.model, random_holders(loop))
 
 
 def _restore_place(loop: Any, saved: Mapping[str, Any]) -> None:
     trainer, place = loop.trainer, loop.place
     place.step, place.batches, place.rate = saved["step"], saved["batches"], saved["rate"]
     place.begun, place.record = time.perf_counter() - saved["seconds"], saved["record"]
+    place.begin = saved["begin"]
     if place.record is None:
         trainer.step.mean.load_state_dict(saved["mean"])
         for metric, sums in zip(trainer.metrics, saved["metrics"], strict=True):

@@ -1,5 +1,6 @@
 """The file of a checkpoint, and `save_checkpoint` and `load_checkpoint` for loops of one's own."""
 
+import json
 import os
 import random
 import zipfile
@@ -62,6 +63,19 @@ def test_what_is_written_is_read(tree, tmp_path_factory):
     path = tmp_path_factory.mktemp("tree") / "a.safetensors"
     checkpoint_file.write(path, {"tree": tree})
     assert_equal(checkpoint_file.read(path), {"tree": tree})
+
+
+def test_the_tree_is_json_that_any_program_reads(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    numbers = {"a": float("nan"), "b": [np.float64("-inf"), 1e300, 0.1], "c": 10**30}
+    checkpoint_file.write(path, numbers)
+    text = io.load_metadata(path)["gpunn_checkpoint"]
+    json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert_equal(checkpoint_file.read(path), numbers | {"b": [-np.inf, 1e300, 0.1]})
+    monkeypatch.setattr(checkpoint_file, "_LONGEST", 1000)
+    with pytest.raises(CheckpointError, match="takes 2,0.. bytes, .*keep long lists .* as arrays"):
+        checkpoint_file.write(path, {"losses": [0.25] * 340})
+    checkpoint_file.write(path, {"losses": np.full(340, 0.25)})
 
 
 def test_devices_views_and_shared_arrays(tmp_path):
@@ -146,6 +160,8 @@ def test_foreign_files_are_refused(tmp_path):
         '{"a": {"$": "array", "name": "b"}}',
         '{"a": {"$": "code", "items": []}}',
         "[" * 9,
+        "[" * 10**5 + "]" * 10**5,
+        "3",
     ):
         about = {"gpunn_checkpoint": text, "gpunn_checkpoint_format": "1"}
         io.save({}, path, about | {"sha256": checkpoint_file._checksum(text, {})})
@@ -250,9 +266,13 @@ def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path):
         CheckpointError, match=r"here lacks first\.weight, first\.bias, norm.* more"
     ):
         load_checkpoint(path, model=model)
-    other = optim.SGD(given["model"].parameters(), lr=0.1)
+    parameters = list(given["model"].parameters())
+    other = optim.SGD(parameters, lr=0.1)
     with pytest.raises(CheckpointError, match="the optimizer is AdamW there and SGD here"):
         load_checkpoint(path, model=given["model"], optimizer=other)
+    halves = [{"params": part} for part in (parameters[:2], parameters[2:])]
+    with pytest.raises(CheckpointError, match=r"groups of \[6\] parameters .* of \[2, 4\] here"):
+        load_checkpoint(path, model=given["model"], optimizer=optim.AdamW(halves))
     with pytest.raises(CheckpointError, match="holds no scheduler and no loader"):
         load_checkpoint(path, scheduler=given["scheduler"], loader=given["loader"])
     for tensor, array in zip(model.state_dict().values(), before, strict=True):

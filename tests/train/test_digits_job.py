@@ -145,11 +145,21 @@ def test_describes_itself(tmp_path):
     assert "2,410 parameters" in text and "device      cpu" in text
 
 
-def test_a_run_that_fails_leaves_no_folder(tmp_path):
+def test_a_run_that_fails_at_once_leaves_no_folder(tmp_path, monkeypatch):
     config = JOBS["digits"].configure(QUICK, learning_rate=1e30)
     with np.errstate(all="ignore"), pytest.raises(TrainingError, match="learning rate"):
         run_job(JOBS["digits"], config, tmp_path / "run", verbose=False)
     assert not (tmp_path / "run").exists()
+
+    def diverges(self, trainer, epoch):
+        if epoch == 2:
+            raise TrainingError("the loss became nan")
+
+    monkeypatch.setattr(EarlyStopping, "on_epoch_begin", diverges)  # what was before is kept
+    with pytest.raises(TrainingError) as raised:
+        run_job(JOBS["digits"], QUICK, tmp_path / "run", verbose=False)
+    assert (tmp_path / "run" / "checkpoints").is_dir()
+    assert "The last checkpoint before is" in raised.value.__notes__[0]
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(quick, tmp_path, monkeypatch):

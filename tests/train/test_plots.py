@@ -46,6 +46,14 @@ def test_learning_curves_show_the_gap():
     assert "gap +0.95 at epoch 8, +2.2 at the end" in [t.get_text() for t in loss.texts]
     assert (loss.get_xlabel(), loss.get_ylabel()) == ("epoch", "loss")
     assert plots.overfitting_gap(History([{"epoch": 1, "loss": 1.0}])) is None
+    broken = {"epoch": 3, "loss": 1.0, "validation_loss": float("nan")}
+    assert plots.overfitting_gap(History([broken])) is None
+    gap = plots.overfitting_gap(
+        History(
+            [{"epoch": 1, "loss": 1.0, "validation_loss": 1.5}, {"epoch": 2, "loss": 0.5}, broken]
+        )
+    )
+    assert (gap.epoch, gap.at_best, gap.at_end) == (1, 0.5, 0.5)
 
 
 def test_smoothed_curves(tmp_path):
@@ -147,21 +155,20 @@ def test_misclassified_worst_first():
 
 
 def test_roc_and_precision_recall_agree_with_scikit_learn():
-    for number in range(3):
+    roc = plots.plot_roc(SCORES, LABELS, ["a", "b", "c"]).axes[0].lines
+    precision_recall = plots.plot_precision_recall(SCORES, LABELS).axes[0].lines
+    for number, name in enumerate("abc"):
         score, positive = SCORES[:, number], LABELS == number
-        x, y, area = scores.roc_curve(score, positive)
         expected = metrics.roc_curve(positive, score, drop_intermediate=False)
-        np.testing.assert_allclose(x, expected[0])
-        np.testing.assert_allclose(y, expected[1])
-        assert area == pytest.approx(metrics.roc_auc_score(positive, score))
-        recall, precision, average = scores.precision_recall_curve(score, positive)
-        assert average == pytest.approx(metrics.average_precision_score(positive, score))
-        theirs = metrics.precision_recall_curve(positive, score)
-        np.testing.assert_allclose(precision[1:], theirs[0][:-1][::-1])
-        np.testing.assert_allclose(recall, theirs[1][::-1])
-    figure = plots.plot_roc(SCORES, LABELS, ["a", "b", "c"])
-    area = metrics.roc_auc_score(LABELS == 0, SCORES[:, 0])
-    assert figure.axes[0].lines[0].get_label() == f"a: area {area:.3f}"
+        np.testing.assert_allclose(roc[number].get_xdata(), expected[0])
+        np.testing.assert_allclose(roc[number].get_ydata(), expected[1])
+        area = metrics.roc_auc_score(positive, score)
+        assert roc[number].get_label() == f"{name}: area {area:.3f}"
+        precision, recall, _ = metrics.precision_recall_curve(positive, score)
+        np.testing.assert_allclose(precision_recall[number].get_xdata(), recall)
+        np.testing.assert_allclose(precision_recall[number].get_ydata(), precision)
+        average = metrics.average_precision_score(positive, score)
+        assert precision_recall[number].get_label() == f"{number}: average {average:.3f}"
     figure = plots.plot_precision_recall(SCORES[:, 1], LABELS == 1)
     assert len(figure.axes[0].lines) == 1
     with pytest.raises(ValueError, match="samples of the class and samples of the others"):
@@ -215,7 +222,7 @@ def test_histograms_of_layers():
     assert "2 not finite" in figure.axes[0].get_xlabel()
 
 
-def test_regression_forecast_and_attention():
+def test_regression_forecast_and_attention(tmp_path):
     true, predicted = np.array([1.0, 2.0, 3.0, 4.0]), np.array([[1.5], [2.0], [2.5], [5.0]])
     figure = plots.plot_regression(true, predicted, unit="m")
     error = predicted[:, 0] - true
@@ -240,6 +247,8 @@ def test_regression_forecast_and_attention():
     figure = plots.plot_attention(weights, list("abc"))
     np.testing.assert_array_equal(figure.axes[1].images[0].get_array(), weights[1])
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a", "b", "c"]
+    plots.plot_attention(weights[0], ["$$", "$^$", "$"], path=tmp_path / "x.svg")  # no formulas
+    assert "$^$" in (tmp_path / "x.svg").read_text("utf-8")
     with pytest.raises(ValueError, match="2 queries"):
         plots.plot_attention(weights, ["a", "b"])
 

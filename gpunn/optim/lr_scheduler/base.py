@@ -76,6 +76,7 @@ class LRScheduler:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.__dict__.update(state_dict)
+        self._optimizer_steps = -1  # who saved it may have made a step that this optimizer has not
 
     def _advance(self, epoch: int | None = None) -> None:
         self._step_count += 1

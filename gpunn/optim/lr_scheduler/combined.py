@@ -45,7 +45,7 @@ class _Combined(LRScheduler):
         own = dict(state_dict)
         for part, state in zip(self._schedulers, own.pop("_schedulers"), strict=True):
             part.load_state_dict(state)
-        self.__dict__.update(own)
+        super().load_state_dict(own)
 
 
 class SequentialLR(_Combined):

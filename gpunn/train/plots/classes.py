@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.train.metrics import average_precision, precision_recall_curve, roc_auc, roc_curve
 from gpunn.train.plots.figures import (
     BEST,
     PALETTE,
@@ -16,18 +17,14 @@ from gpunn.train.plots.figures import (
     class_values,
     finished,
     legend,
+    literal,
     new_figure,
     panels,
     plain,
     values_of,
 )
 from gpunn.train.plots.images import as_images, show_image
-from gpunn.train.plots.scores import (
-    calibration,
-    precision_recall_curve,
-    roc_curve,
-    worst_first,
-)
+from gpunn.train.plots.scores import calibration, worst_first
 
 
 def confusion_matrix_figure(
@@ -48,6 +45,7 @@ def confusion_matrix_figure(
     labels = [str(number) for number in range(size)] if labels is None else list(labels)
     if len(labels) != size:
         raise ValueError(f"{len(labels)} labels for a confusion matrix of {size} classes")
+    labels = [literal(label) for label in labels]
     side = min(12.0, max(4.2, 0.48 * size + 1.4))
     figure = new_figure(side, side)
     axes = figure.subplots()
@@ -59,8 +57,8 @@ def confusion_matrix_figure(
     axes.set_title(f"{title}\n{accuracy}", fontsize=12)
     axes.set_xlabel("predicted", fontsize=11)
     axes.set_ylabel("true", fontsize=11)
-    rotation = 45 if max(map(len, labels)) > 3 else 0
-    axes.set_xticks(range(size), labels, rotation=rotation)
+    turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
+    axes.set_xticks(range(size), labels, **(turned if max(map(len, labels)) > 3 else {}))
     axes.set_yticks(range(size), labels)
     axes.tick_params(length=0, labelsize=10)
     axes.spines[:].set_visible(False)
@@ -142,7 +140,7 @@ def plot_misclassified(
     span = (float(np.nanmin(pictures[shown])), float(np.nanmax(pictures[shown])))
     for axes, index in zip(panels(figure, len(shown), columns), shown, strict=True):
         show_image(axes, pictures[index], span)
-        true, taken = names[labels[index]], names[predictions[index]]
+        true, taken = literal(names[labels[index]]), literal(names[predictions[index]])
         sure = "" if confidence is None else f" ({confidence[index]:.0%})"
         axes.set_title(f"taken for {taken}{sure}", fontsize=9, color="#aa2222", pad=3)
         axes.set_xlabel(f"is {true}  ·  #{index}", fontsize=9)
@@ -174,19 +172,18 @@ def plot_calibration(
     figure = new_figure(5.2, 5.8)
     upper, lower = figure.subplots(2, 1, height_ratios=(3.2, 1), sharex=True)
     upper.plot([0, 1], [0, 1], color=BEST, lw=1, ls=":", label="perfect")
-    used = found.counts > 0
     upper.vlines(
-        found.confidence[used],
-        found.confidence[used],
-        found.share[used],
+        found.confidence,
+        found.confidence,
+        found.share,
         color="#cc6677",
         lw=2.5,
         alpha=0.6,
         label="off by",
     )
     upper.plot(
-        found.confidence[used],
-        found.share[used],
+        found.confidence,
+        found.share,
         "-o",
         color=TRAINING,
         lw=1.8,
@@ -222,8 +219,8 @@ def plot_roc(
     def draw(
         axes: Any, score: np.ndarray, positive: np.ndarray, name: str, style: dict[str, Any]
     ) -> None:
-        x, y, area = roc_curve(score, positive)
-        axes.plot(x, y, label=f"{name}area {area:.3f}", **style)
+        x, y, _ = roc_curve(score, positive)
+        axes.plot(x, y, label=f"{name}area {roc_auc(score, positive):.3f}", **style)
 
     figure, axes = _against_others(scores, labels, names, draw)
     axes.plot([0, 1], [0, 1], color=BEST, lw=1, ls=":", label="chance")
@@ -252,8 +249,9 @@ def plot_precision_recall(
     def draw(
         axes: Any, score: np.ndarray, positive: np.ndarray, name: str, style: dict[str, Any]
     ) -> None:
-        recall, precision, average = precision_recall_curve(score, positive)
-        axes.step(recall, precision, where="pre", label=f"{name}average {average:.3f}", **style)
+        precision, recall, _ = precision_recall_curve(score, positive)
+        label = f"{name}average {average_precision(score, positive):.3f}"
+        axes.step(recall, precision, where="post", label=label, **style)
 
     figure, axes = _against_others(scores, labels, names, draw)
     axes.set(
@@ -280,7 +278,12 @@ def _against_others(scores: Any, labels: Any, names: Any, draw: Any) -> tuple[An
             "lw": 1.8,
             "ls": ("-", "--", "-.", ":")[number // len(PALETTE) % 4],
         }
-        draw(axes, score, labels == label, f"{names[label]}: " if names else "", style)
+        positive = labels == label
+        if not positive.any() or positive.all():
+            raise ValueError(
+                f"a curve of class {label} needs samples of the class and samples of the others"
+            )
+        draw(axes, score, positive, f"{literal(names[label])}: " if names else "", style)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
     plain(axes)
     return figure, axes

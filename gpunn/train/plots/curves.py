@@ -66,15 +66,21 @@ def best_epoch(history: Any) -> int | None:
 
 
 def overfitting_gap(history: Any, metric: str = "loss") -> Gap | None:
-    """The gap between training and validation, or None without validation of that metric."""
+    """The gap between training and validation, or None without (finite) validation of that metric.
+
+    Epochs without a finite value are passed over.
+    """
     if metric not in history or f"validation_{metric}" not in history:
         return None
     sign = -1.0 if resolve_mode(metric) == "max" else 1.0
     gaps = sign * (np.array(history[f"validation_{metric}"]) - np.array(history[metric]))
-    epochs = np.array(history["epoch"])
-    epoch = best_epoch(history) or int(epochs[-1])
-    at = int(np.argmin(np.abs(epochs - epoch)))
-    return Gap(metric, epoch, float(gaps[at]), float(gaps[-1]))
+    known = np.isfinite(gaps)
+    if not known.any():
+        return None
+    gaps, epochs = gaps[known], np.array(history["epoch"])[known]
+    best = best_epoch(history)
+    at = int(np.argmin(np.abs(epochs - (epochs[-1] if best is None else best))))
+    return Gap(metric, int(epochs[at]), float(gaps[at]), float(gaps[-1]))
 
 
 def is_logarithmic(name: str, values: np.ndarray) -> bool:

@@ -14,6 +14,7 @@ from gpunn.train.plots.figures import (
     class_names,
     class_values,
     finished,
+    literal,
     new_figure,
     plain,
     values_of,
@@ -98,7 +99,7 @@ def plot_embedding(
     else:
         _by_class(axes, points, class_values(labels, len(points)), names)
     for point, word in zip(points, words if words is not None else (), strict=False):
-        axes.annotate(str(word), point, xytext=(4, 3), textcoords="offset points", fontsize=8)
+        axes.annotate(literal(word), point, xytext=(4, 3), textcoords="offset points", fontsize=8)
     axes.set(xlabel=axis_labels[0], ylabel=axis_labels[1])
     axes.set_title(title, fontsize=12, fontweight="bold")
     axes.margins(0.06)
@@ -108,7 +109,7 @@ def plot_embedding(
 
 def _by_class(axes: Any, points: np.ndarray, labels: np.ndarray, names: Any) -> None:
     classes = int(labels.max()) + 1 if names is None else len(names)
-    names = class_names(names, max(classes, int(labels.max()) + 1))
+    names = [literal(name) for name in class_names(names, max(classes, int(labels.max()) + 1))]
     for number in np.unique(labels):
         mine = points[labels == number]
         color = PALETTE[number % len(PALETTE)]

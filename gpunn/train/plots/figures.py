@@ -121,6 +121,11 @@ def class_values(labels: Any, count: int, what: str = "labels") -> np.ndarray:
     return array.astype(np.int64)
 
 
+def literal(text: object) -> str:
+    """A text from data for matplotlib: a dollar sign in it begins no formula."""
+    return str(text).replace("$", r"\$")
+
+
 def class_names(names: Any, classes: int) -> list[str]:
     """A name for each class, by default its number. ValueError for another count."""
     if names is None:

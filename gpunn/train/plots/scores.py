@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gpunn.train.metrics import CalibrationError
 from gpunn.train.plots.figures import class_values, values_of
 
 
@@ -37,7 +38,7 @@ def worst_first(
 
 @dataclass(frozen=True)
 class Calibration:
-    """Of each bin: the mean confidence, the share that is right (NaN where empty), the samples.
+    """Of each bin with samples the mean confidence and the share that is right, of all the samples.
 
     `error` is the expected calibration error and `what` says what the share is one of.
     """
@@ -72,49 +73,12 @@ def binned(sure: np.ndarray, right: np.ndarray, bins: int, what: str) -> Calibra
     """Confidences and whether each was right, by bin. ValueError outside 0 … 1."""
     if not len(sure) or not ((sure >= 0) & (sure <= 1 + 1e-6)).all():
         raise ValueError("probabilities must lie between 0 and 1, and there must be some")
-    bin_of = np.minimum((sure * bins).astype(int), bins - 1)
-    counts = np.bincount(bin_of, minlength=bins)
-    some = np.where(counts, counts, np.nan)
-    confidence = np.bincount(bin_of, sure, minlength=bins) / some
-    share = np.bincount(bin_of, right, minlength=bins) / some
-    error = float(np.nansum(counts * np.abs(confidence - share)) / len(sure))
-    return Calibration(confidence, share, counts, error, what)
-
-
-def _counts(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """True and false positives at each threshold, the highest first."""
-    if not positive.any() or positive.all():
-        raise ValueError("a curve needs samples of the class and samples of the others")
-    if not np.isfinite(score).all():
-        raise ValueError("the scores hold NaN or infinity")
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # equal ones together
-    true = np.cumsum(positive[order])[last]
-    return true, last + 1 - true
-
-
-def roc_curve(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Shares of false and of true positives over the thresholds, and the area below.
-
-    `positive` says which samples are of the class. ValueError where all or none are.
-    """
-    true, false = _counts(score, positive)
-    x = np.append(0.0, false / false[-1])
-    y = np.append(0.0, true / true[-1])
-    return x, y, float(np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2))
-
-
-def precision_recall_curve(
-    score: np.ndarray, positive: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Recall and precision over the thresholds, from recall 0, and the average precision.
-
-    The average is the mean of the precisions, each weighted by the recall that it adds.
-    """
-    true, false = _counts(score, positive)
-    recall, precision = true / true[-1], true / (true + false)
-    average = float(np.sum(np.diff(recall, prepend=0.0) * precision))
-    return np.append(0.0, recall), np.append(precision[0], precision), average
+    metric = CalibrationError(bins, from_logits=False)
+    metric.update(sure, right)
+    curve = metric.curve()
+    edges = np.arange(1, bins) * (1.0 / bins)  # as the metric has them, each bin with its upper end
+    counts = np.bincount(np.searchsorted(edges, sure), minlength=bins)
+    return Calibration(curve.confidence, curve.frequency, counts, metric.compute(), what)
 
 
 def class_report(matrix: np.ndarray) -> list[dict[str, float]]:

@@ -14,6 +14,7 @@ from gpunn.train.plots.figures import (
     VALIDATION,
     finished,
     legend,
+    literal,
     new_figure,
     panels,
     plain,
@@ -132,10 +133,12 @@ def plot_forecast(
     axes.plot(forecast_times, forecast, color=VALIDATION, lw=1.8, ls="--", label="forecast")
     axes.axvline(forecast_times[0], color=BEST, lw=1, ls=":", label="forecast begins")
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.set_title(title, fontsize=12, fontweight="bold")
+    axes.set_title(title, fontsize=12, fontweight="bold", pad=24)
     axes.margins(x=0.01)
     plain(axes)
-    legend(axes, loc="upper left")
+    axes.legend(
+        fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0
+    )
     return finished(figure, path)
 
 
@@ -185,13 +188,13 @@ def plot_attention(
         if keys is not None:
             axes.set_xticks(
                 range(wide),
-                [str(text) for text in keys],
+                [literal(text) for text in keys],
                 rotation=60,
                 ha="right",
                 rotation_mode="anchor",
             )
         if queries is not None:
-            axes.set_yticks(range(rows), [str(text) for text in queries])
+            axes.set_yticks(range(rows), [literal(text) for text in queries])
         axes.tick_params(labelsize=size, length=2)
         axes.set(xlabel="key", ylabel="query")
     bar = figure.colorbar(shown, ax=figure.axes, shrink=0.8, aspect=30, pad=0.02)
