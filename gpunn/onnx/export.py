@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,7 @@ OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 # The oldest version of the file format that has an opset: older runtimes read it.
 _IR_VERSIONS = {18: 8, 19: 9, 20: 9, 21: 10, 22: 10, 23: 11}
+_one_at_a_time = threading.RLock()  # a model stands in another form while it is exported
 
 
 def export(
@@ -94,7 +96,7 @@ def export(
     example = Example(inputs, input_names)
     axes = dynamic_axes_of(example, dynamic_axes, dynamic_batch)
     plan = Plan(axes.sizes, axes.batches)
-    with _settled(model) as parameters:
+    with _one_at_a_time, _settled(model) as parameters:
         recorders, results, names = _run(model, example, axes, plan, parameters)
     values = align(recorders, results, plan)
     graph = Graph(opset, plan, list(zip(example.names, recorders[0].inputs, strict=True)))
@@ -147,6 +149,25 @@ def _settled(model: Any) -> Iterator[dict[str, Tensor]]:
             module.training = training
 
 
+@contextlib.contextmanager
+def _as_found(model: Any) -> Iterator[None]:
+    """What forward writes into buffers inside the block is undone, so that all runs begin alike."""
+    modules = list(model.modules()) if isinstance(model, Module) else []
+    registers = [(module, dict(module._buffers)) for module in modules]
+    tensors = [tensor for _, found in registers for tensor in found.values() if tensor is not None]
+    arrays = [tensor._array for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor._array = tensor._array.copy()
+        yield
+    finally:
+        for tensor, array in zip(tensors, arrays, strict=True):
+            tensor._array = array
+        for module, found in registers:
+            module._buffers.clear()
+            module._buffers.update(found)
+
+
 def _run(model, example: Example, axes, plan: Plan, parameters: dict[str, Tensor]):
     """(recorders, their results, names of the results) of all runs."""
     names = {}
@@ -159,7 +180,8 @@ def _run(model, example: Example, axes, plan: Plan, parameters: dict[str, Tensor
             for number, sizes in enumerate(plan.runs):
                 recorder = Recorder(names)
                 arrays = example.arrays(axes, sizes, number)
-                found, outputs = _record(model, example, recorder, arrays, parameters)
+                with _as_found(model):
+                    found, outputs = _record(model, example, recorder, arrays, parameters)
                 recorders.append(recorder)
                 results.append(found)
     counts = {len(found) for found in results}
@@ -182,7 +204,8 @@ def _warm_up(model, example: Example, axes, plan: Plan) -> None:
         arrays = example.arrays(axes, check, len(plan.runs))
         positional, named = example.arguments([wrap(array) for array in arrays])
         try:
-            model(*positional, **named)
+            with _as_found(model):
+                model(*positional, **named)
         except Exception as error:
             failed = error
             continue

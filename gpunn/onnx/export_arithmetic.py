@@ -29,6 +29,13 @@ def _pow(graph, call):
     return graph.op("Pow", graph.operand(base, dtype), graph.operand(exponent, dtype))
 
 
+@converts("Fmod")
+def _fmod(graph, call):
+    a, b = call.arguments
+    dtype = call.outputs[0].dtype
+    return graph.op("Mod", graph.operand(a, dtype), graph.operand(b, dtype), fmod=1)
+
+
 @converts("Remainder")
 def _remainder(graph, call):
     a, b = call.arguments
@@ -53,7 +60,12 @@ def floor_divide(graph, a, b, dtype):
         rest = remainder(graph, a, b, dtype)
         a, b = graph.operand(a, dtype), graph.operand(b, dtype)
         return graph.op("Div", graph.op("Sub", a, rest), b)
-    return graph.op("Floor", graph.op("Div", graph.operand(a, dtype), graph.operand(b, dtype)))
+    # As NumPy does it: 1 // 0.1 is 9, though the quotient rounds to 10.
+    rest = remainder(graph, a, b, dtype)
+    a, b = graph.operand(a, dtype), graph.operand(b, dtype)
+    none = graph.op("Equal", b, graph.constant(0, dtype))
+    whole = graph.op("Round", graph.op("Div", graph.op("Sub", a, rest), b))
+    return graph.op("Where", none, graph.op("Div", a, b), whole)
 
 
 @converts("Where")
@@ -76,6 +88,9 @@ def where(graph, condition: str, a: str, b: str, dtype) -> str:
 
 _UNARY = {"Exp": "Exp", "Log": "Log", "Sqrt": "Sqrt", "Reciprocal": "Reciprocal", "Sin": "Sin",
           "Cos": "Cos", "Tan": "Tan", "Atan": "Atan", "Abs": "Abs"}  # fmt: skip
+# Of models that were loaded from ONNX.
+_UNARY |= {name: name for name in "Acos Acosh Asin Asinh Atanh Cosh Erf Sinh".split()}
+_UNARY["Determinant"] = "Det"
 
 
 @converts(*_UNARY)

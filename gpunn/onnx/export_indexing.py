@@ -205,7 +205,7 @@ def _into_parts(graph, edge, shape, value, rank, parts, axis) -> str:
         return graph.op("Expand", value, graph.op("Shape", edge))
     part = parts[axis]
     if _is_slice(part):
-        start, stop = 0 if part[1] is None else part[1], _FAR if part[2] is None else part[2]
+        start, stop = _ends(part, shape[axis])
     else:
         start, stop = part, _FAR if part == -1 else _after(part)
 
@@ -219,6 +219,17 @@ def _into_parts(graph, edge, shape, value, rank, parts, axis) -> str:
     if stop != _FAR:
         pieces.append(cut(stop, _FAR))
     return inner if len(pieces) == 1 else graph.op("Concat", *pieces, axis=axis)
+
+
+def _ends(part, size) -> tuple:
+    """Where a slice begins and ends; an empty one ends where it begins."""
+    start, stop = 0 if part[1] is None else part[1], _FAR if part[2] is None else part[2]
+    if any(isinstance(number, Varying) for number in (start, stop)):
+        return start, stop
+    if not isinstance(size, Varying):
+        first, last, _ = slice(start, stop).indices(size)
+        return first, _FAR if stop == _FAR else max(first, last)
+    return start, max(start, stop) if (start < 0) == (stop < 0) else stop
 
 
 def _lifted(graph, value, rank, parts) -> str:

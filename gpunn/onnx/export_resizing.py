@@ -1,12 +1,15 @@
-"""Images in another size: Resize, or Gather where runtimes would round a place differently."""
+"""Images in another size: Resize, or Gather where runtimes would round a size or place."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
 from gpunn.onnx.aligning import Varying
 from gpunn.onnx.export_convolution import channels_back, channels_first
 from gpunn.onnx.table import converts
+from gpunn.primitives.resize_reference import Grid, line_of
 
 
 @converts("Resize")
@@ -25,6 +28,9 @@ def _resize(graph, call):
             "the new size, or the old one, varies with the dynamic axes. Give scale_factor, or "
             "keep the spatial axes fixed"
         )
+    if factors is not None and not all(map(_means_the_same, spatial, size, factors, [mode] * ndim)):
+        edge = _by_places(graph, edge, (spatial, size, factors), options, x.dtype)
+        return channels_back(graph, edge, ndim, last)
     attributes = _attributes(mode, options["align_corners"])
     alone = mode == "linear" and len(spatial) == 1
     if alone:  # runtimes interpolate in two dimensions and more
@@ -38,6 +44,72 @@ def _resize(graph, call):
         edge = graph.op("Resize", edge, None, scales, axes=list(axes), **attributes)
     edge = graph.op("Squeeze", edge, graph.ints(2)) if alone else edge
     return channels_back(graph, edge, ndim, last)
+
+
+def _means_the_same(n, m, factor: float, mode: str) -> bool:
+    """Whether a Resize by a factor gives as many pixels, and those.
+
+    Runtimes work the size out in float32 or float64, and copy what keeps its size.
+    """
+    scale = np.float32(factor)
+    if not isinstance(n, Varying):
+        return m != n and math.floor(scale * np.float32(n)) == math.floor(float(scale) * n) == m
+    if mode == "linear":
+        return (factor * 256).is_integer() and not 1 < factor < 1.5
+    return factor.is_integer() or math.frexp(factor)[0] == 0.5
+
+
+def _by_places(graph, edge, sizes, options, dtype) -> str:
+    """One axis after the other by its pixels, and between two of them by weights."""
+    for axis, (n, m, factor) in enumerate(zip(*sizes, strict=True), 2):
+        first, second, weight = _line(graph, n, m, factor, options)
+        low = graph.op("Gather", edge, first, axis=axis)
+        if second is None:
+            edge = low
+            continue
+        high = graph.op("Gather", edge, second, axis=axis)
+        behind = range(1, 1 + len(sizes[0]) + 1 - axis)
+        weight = graph.cast(weight, dtype)
+        weight = graph.op("Unsqueeze", weight, graph.ints(*behind)) if behind else weight
+        share = graph.op("Mul", graph.op("Sub", high, low), weight)
+        edge = graph.op("Add", low, share)
+    return edge
+
+
+def _line(graph, n, m, factor: float, options):
+    """Edges of the pixel of each output, the next one and the weight of that; see `line_of`."""
+    mode, corners = options["mode"], options["align_corners"]
+    if not isinstance(n, Varying):
+        step = 1 / factor if not corners else (n - 1) / (m - 1) if m > 1 else 0.0
+        found = line_of(Grid((n,), (m,), (step,), mode, corners), 0)
+        first, second, weight = map(graph.constant, found)
+        return (first, second, weight) if mode == "linear" else (first, None, None)
+    kind = np.float64 if mode == "linear" else np.float32
+
+    def number(value) -> str:
+        return graph.constant(value, kind)
+
+    size, one = graph.scalar(graph.size(n)), graph.constant(np.int64(1))
+    count = graph.op("Mul", graph.cast(size, np.float64), graph.constant(factor, np.float64))
+    count = graph.cast(graph.op("Floor", count), np.int64)
+    last = graph.op("Sub", size, one)
+    place = graph.op("Range", graph.constant(np.int64(0)), count, one)
+    place = graph.cast(place, kind)
+    if corners:
+        steps = graph.op("Max", graph.op("Sub", count, one), one)
+        step = graph.op("Div", graph.cast(last, kind), graph.cast(steps, kind))
+        place = graph.op("Mul", place, step)
+    else:
+        half = 0.0 if mode == "nearest" else 0.5
+        place = graph.op("Mul", graph.op("Add", place, number(half)), number(1 / factor))
+    if mode == "linear" and not corners:
+        place = graph.op("Max", graph.op("Sub", place, number(0.5)), number(0))
+    first = graph.op("Min", graph.cast(graph.op("Floor", place), np.int64), last)
+    if mode != "linear":
+        return first, None, None
+    weight = graph.op("Sub", place, graph.cast(first, kind))
+    second = graph.op("Min", graph.op("Add", first, one), last)
+    return first, second, graph.op("Clip", weight, number(0), number(1))
 
 
 def _attributes(mode: str, align_corners: bool) -> dict:

@@ -71,11 +71,18 @@ def _parse(onnx, path: Path):
     return model
 
 
-def check_model(model: Any, name: str) -> None:
-    """Raise FileFormatError for a model that breaks the rules of ONNX."""
+def check_model(model: Any, name: str, folder: Path | None) -> None:
+    """Raise FileFormatError for a model that breaks the rules of ONNX.
+
+    With weights in other files, where those lie is checked, and the model then by its path `name`:
+    the weights may be more than one message of protobuf holds.
+    """
     onnx = import_onnx()
+    outside = [tensor for tensor in all_tensors(model) if tensor.data_location == tensor.EXTERNAL]
+    for tensor in outside:
+        _place(tensor, folder)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(name if outside else model)
     except (onnx.checker.ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{name} is not a valid ONNX model: {reason[:500]}") from error
@@ -85,7 +92,12 @@ def read_external(model: Any, folder: Path | None) -> None:
     """Bring the weights that lie in other files into `model`, each checked first."""
     for tensor in all_tensors(model):
         if tensor.data_location == tensor.EXTERNAL:
-            _read_tensor(tensor, folder)
+            path, offset, length = _place(tensor, folder)
+            with open(path, "rb") as file:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+            tensor.data_location = tensor.DEFAULT
+            del tensor.external_data[:]
 
 
 def all_tensors(model: Any) -> Iterator[Any]:
@@ -125,7 +137,8 @@ def all_graphs(graph: Any) -> Iterator[Any]:
             yield from all_graphs(inner)
 
 
-def _read_tensor(tensor: Any, folder: Path | None) -> None:
+def _place(tensor: Any, folder: Path | None) -> tuple[Path, int, int]:
+    """(file, first byte, bytes) of a tensor's data; FileFormatError where they cannot be that."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"tensor {tensor.name!r}: its data lies in the file {location!r}"
@@ -148,11 +161,7 @@ def _read_tensor(tensor: Any, folder: Path | None) -> None:
             f"{list(tensor.dims)} has {nbytes} bytes; the files do not belong together or one is "
             "damaged"
         )
-    with open(path, "rb") as file:
-        file.seek(offset)
-        tensor.raw_data = file.read(length)
-    tensor.data_location = tensor.DEFAULT
-    del tensor.external_data[:]
+    return path, offset, length
 
 
 def _inside(folder: Path, location: str, where: str) -> Path:
@@ -174,6 +183,17 @@ def dtype_of(element_type: int, where: str) -> np.dtype:
         return np.dtype(import_onnx().helper.tensor_dtype_to_np_dtype(element_type))
     except (KeyError, ValueError):
         raise FileFormatError(f"{where} has element type {element_type}, which is none") from None
+
+
+def form_of(value: Any) -> tuple[np.dtype, tuple[int, ...]]:
+    """(dtype, shape) that a graph says of an output; float32 and () where it says nothing, 0 for
+    a size that is open.
+    """
+    tensor = value.type.tensor_type
+    if not tensor.elem_type or tensor.elem_type == import_onnx().TensorProto.STRING:
+        return np.dtype(np.float32), ()
+    sizes = tuple(dim.dim_value for dim in tensor.shape.dim)
+    return dtype_of(tensor.elem_type, f"output {value.name!r}"), sizes
 
 
 def bits(element_type: int, where: str) -> int:

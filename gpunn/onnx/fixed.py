@@ -7,6 +7,7 @@ which steps that is so; `Memory` keeps what they gave, and which steps are left 
 
 from __future__ import annotations
 
+import contextlib
 from collections import OrderedDict
 from typing import Any
 
@@ -72,7 +73,8 @@ class Memory:
         """The record of a set of shapes, if there is one."""
         record = self._records.get(key)
         if record is not None:
-            self._records.move_to_end(key)
+            with contextlib.suppress(KeyError):  # another thread has just forgotten it
+                self._records.move_to_end(key)
         return record
 
     def put(self, key: Any, record: Record) -> None:

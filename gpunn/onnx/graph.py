@@ -17,7 +17,7 @@ from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import array_module, to_device, to_numpy, tracing
 from gpunn.errors import FileFormatError, UnsupportedError
-from gpunn.onnx.files import to_array
+from gpunn.onnx.files import form_of, to_array
 from gpunn.onnx.fixed import Record
 from gpunn.onnx.operators import registry
 from gpunn.onnx.operators.registry import Node, Operator
@@ -169,6 +169,7 @@ class Graph:
         self.steps: list[Step] = []
         self.constants: dict[str, np.ndarray] = {}
         self.initializers: dict[str, str] = {}  # name -> name in the state
+        self.forms: list[tuple[Any, tuple[int, ...]]] = []  # dtype and shape of each output
         self.outer: set[str] = set()  # values of the graphs around that are used in here
         self.fixed: list[bool] = []  # of each step, see `fixed`
 
@@ -275,6 +276,7 @@ class Builder:
         self.inputs = [value.name for value in proto.input if value.name not in self.known]
         self.known |= {value.name for value in proto.input}
         graph = Graph(self.inputs, [value.name for value in proto.output])
+        graph.forms = [form_of(value) for value in proto.output]
         for number, node in enumerate(proto.node):
             self.used_outside = set()
             step = self._step(node, number)
@@ -303,7 +305,9 @@ class Builder:
             self.constants[name] = array
             self.known.add(name)
             return
-        free = name if name not in self.weights else f"{self.path}{name}"
+        free = name
+        while free in self.weights:  # of a graph inside a node, as another one's
+            free = f"{self.path}{free}"
         self.names[name] = free
         self.known.add(name)
         self.weights[free] = array

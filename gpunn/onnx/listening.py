@@ -72,6 +72,12 @@ def _numpy(recorder, original, tensor):
     return original(tensor)
 
 
+def _dlpack(recorder, original, tensor, *args, **kwargs):
+    if isinstance(tensor._array, Traced):
+        recorder.read(tensor._array, "DLPack")
+    return original(tensor, *args, **kwargs)
+
+
 def _foreign(recorder, original, call, name, value):
     if isinstance(value, Traced):
         if recorder.value_of(value).array is None:
@@ -111,6 +117,7 @@ def _places() -> list[tuple[Any, str, Callable]]:
         (_TENSORS, "array_module", _array_module),
         (common, "array_module", _array_module),
         (Tensor, "numpy", _numpy),
+        (Tensor, "__dlpack__", _dlpack),
         (Call, "_foreign", _foreign),
         (gpunn.nn.recurrent, "check_lengths", _check_lengths),
         (functional, "embedding", _whole),

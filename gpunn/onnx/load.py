@@ -190,7 +190,10 @@ def _as_array(name: str, value: Any, dtype: Any) -> Any:
 def _result(context: Context, value: Any) -> Any:
     if isinstance(value, list):
         return [context.tensor(item) for item in value]
-    return context.tensor(value)
+    found = context.tensor(value)
+    if isinstance(value, np.ndarray) and isinstance(found, Tensor):
+        return wrap(found._array.copy())  # what the model keeps is not the caller's to write
+    return found
 
 
 # ---- loading -------------------------------------------------------------------------------------
@@ -221,9 +224,9 @@ def load(model: Any, *, buffers: Collection[str] = (), device: Any = None) -> On
     """
     name = "the model" if not isinstance(model, (str, os.PathLike)) else str(model)
     proto, folder = files.read_model(model)
-    files.read_external(proto, folder)
-    files.check_model(proto, name)
+    files.check_model(proto, name, folder)
     proto = _expanded(proto)
+    files.read_external(proto, folder)
     versions = {_domain(entry.domain): entry.version for entry in proto.opset_import}
     builder = Builder(versions)
     graph = builder.build(proto.graph)

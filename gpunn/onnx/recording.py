@@ -199,6 +199,7 @@ class Recorder:
     def _results(self, call: Call, result: Any, constant: bool) -> Any:
         if isinstance(result, Tensor):
             result._array = self._results(call, result._array, constant)
+            self._tensors.append(weakref.ref(result))
             return result
         if isinstance(result, (np.ndarray, np.generic)):
             array = np.asarray(result)

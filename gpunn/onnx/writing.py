@@ -26,6 +26,15 @@ _MOVING = frozenset(
 )
 
 
+def _moved(value: Value) -> bool:
+    """Whether a value is a parameter, or elements of one, moved: the file has it by its name."""
+    if value.origin != "call":
+        return value.origin == "parameter"
+    if value.call.kind not in _MOVING or (value.array is None and value.arrays is None):
+        return False
+    return any(map(_moved, values_in(value.call.arguments)))
+
+
 class Graph:
     """Nodes in the order in which they run.
 
@@ -91,7 +100,13 @@ class Graph:
 
     def _settled(self, value: Value) -> bool:
         """Whether a value has an edge already: constants have, and what has a pattern."""
-        if id(value) in self._edges or value.array is not None:
+        if id(value) in self._edges:
+            return True
+        return not _moved(value) and self._known(value)
+
+    def _known(self, value: Value) -> bool:
+        """Whether a value's numbers are known, or have a pattern."""
+        if value.array is not None:
             return True
         if value.arrays is None:
             return False
@@ -106,7 +121,13 @@ class Graph:
         self.call = call
         if converter is None:
             self.refuse("there is no way to say it in ONNX here")
-        made = converter(self, call)
+        try:
+            made = converter(self, call)
+        except ExportError:
+            # A parameter whose elements are moved in a way that cannot be said: as a constant.
+            if not all(_moved(value) and self._known(value) for value in call.outputs):
+                raise
+            return
         made = made if isinstance(made, tuple) else (made,)
         for value, edge in zip(call.outputs, made, strict=False):
             if edge is None:
@@ -230,6 +251,8 @@ class Graph:
         if size.terms is not None:
             return self._polynomial(size.terms)
         for value in values_in(self.call.arguments if self.call else ()):
+            if value.arrays is not None:
+                continue  # made of sizes itself
             for axis, other in enumerate(value.shape):
                 if isinstance(other, Varying) and other.values == size.values:
                     return self.op("Shape", self.edge(value), start=axis, end=axis + 1)

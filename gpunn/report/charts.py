@@ -19,6 +19,7 @@ FULL, HALF, NARROW = 1000, 500, 352  # pixels
 
 GAP, PEERS = 90, 50  # series of the overfitting gap, and of peers from there on
 _COLOURS = 7
+_COLUMNS = 60  # of a curve that tell their values
 
 
 def colour(series: int) -> int:
@@ -147,7 +148,6 @@ def curves(
     limits: tuple[float, float] | None = None,
     caption: str = "",
     height: int = 300,
-    tips: bool = True,
 ) -> Chart:
     """Curves over a common x, such as learning curves.
 
@@ -169,13 +169,12 @@ def curves(
             parts += _line(made, line)
         if mark:
             parts += _mark(made, *mark, top=lower_is_better)
-        if tips:
-            parts.append(_strips(made, lines, xs, x_label))
+        parts.append(_strips(made, lines, xs, x_label))
         return picture(width, height, parts, f"{title}. {alt}")
 
     alt = "; ".join(f"{line.name}: from {line.y[0]:.4g} to {line.y[-1]:.4g}" for line in lines)
     keys = [Key(line.series, line.name, "dashed" if line.dashed else "line") for line in lines]
-    if gap:
+    if gap and _worse(lines[gap[0]], lines[gap[1]], lower_is_better):
         keys.append(Key(GAP, "overfitting gap", "band"))
     return Chart(title, draw, alt, keys if len(keys) > 1 else (), caption=caption)
 
@@ -204,13 +203,21 @@ def _mark(made: Frame, x: float, text: str, top: bool) -> list[Markup]:
     ]
 
 
+def _worse(first: Line, second: Line, lower_is_better: bool) -> list[tuple[float, float, float]]:
+    """x and both values, where the second curve is worse than the first."""
+    return [
+        (x, a, b)
+        for x, a, b in zip(first.x, first.y, second.y, strict=True)
+        if math.isfinite(a) and math.isfinite(b) and (b > a) == lower_is_better and a != b
+    ]
+
+
 def _gap(made: Frame, first: Line, second: Line, lower_is_better: bool) -> Markup:
-    """The ground between two curves, in columns that reach half way to the neighbours."""
+    """The ground between two curves where the second is worse."""
     parts = []
     points = [
         (made.x.at(x), made.y.at(a), made.y.at(b))
-        for x, a, b in zip(first.x, first.y, second.y, strict=True)
-        if math.isfinite(a) and math.isfinite(b) and (b > a) == lower_is_better and a != b
+        for x, a, b in _worse(first, second, lower_is_better)
     ]
     step = (made.x.end - made.x.start) / max(1, len(first.x) - 1)
     run: list[tuple[float, float, float]] = []
@@ -227,8 +234,9 @@ def _gap(made: Frame, first: Line, second: Line, lower_is_better: bool) -> Marku
 
 
 def _strips(made: Frame, lines: Sequence[Line], xs: Sequence[float], x_label: str) -> Markup:
-    """An invisible column around each x that tells the values there."""
+    """An invisible column around each x, or of many x every few, that tells the values there."""
     values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    xs = xs[:: -(-len(xs) // _COLUMNS)]
     parts = []
     for i, x in enumerate(xs):
         left = made.x.at((xs[i - 1] + x) / 2) if i else made.x.start
@@ -290,7 +298,7 @@ class Ratio:
 
 
 def ratios(
-    title: str, rows: Sequence[Ratio], keys: Sequence[Key], *, x_label: str, caption: str = ""
+    title: str, rows: Sequence[Ratio], keys: Sequence[Key], *, x_label: str, full: bool = False
 ) -> Chart:
     """Bars to the left and right of 1 on a logarithmic axis: longer to the right is better.
 
@@ -307,12 +315,13 @@ def ratios(
         parts = [_ratio_axis(x, 14, height - 46)]
         for place, row in enumerate(rows):
             parts.append(_ratio_row(x, row, 14 + line * (place + 0.5)))
-        parts.append(element("text", x_label, x=width / 2, y=height - 8, class_="label middle"))
+        at = (x.start + x.end) / 2
+        parts.append(element("text", x_label, x=at, y=height - 8, class_="label middle"))
         return picture(width, height, parts, f"{title}. {alt}")
 
     faster = sum(min(r for r, _ in row.values.values()) >= 1 for row in rows)
     alt = f"Bars for {len(rows)} rows, of which {faster} are faster than every peer"
-    return Chart(title, draw, alt, keys, caption=caption)
+    return Chart(title, draw, alt, keys, full=full)
 
 
 def _ratio_axis(x: Axis, top: float, bottom: float) -> Markup:
@@ -330,7 +339,7 @@ def _ratio_axis(x: Axis, top: float, bottom: float) -> Markup:
 
 
 def _ratio_row(x: Axis, row: Ratio, y: float) -> Markup:
-    room = int((x.start - 14) / (0.6 * 11.5))
+    room = round((x.start - 14) / text_width("m", 11.5))
     name = row.name if len(row.name) <= room else row.name[: room - 1] + "…"
     tip = None if name == row.name else row.name
     parts = [element("text", name, x=x.start - 9, y=y + 4, class_="name end", data_tip=tip)]

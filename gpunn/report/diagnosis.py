@@ -103,12 +103,12 @@ def _validation(history: Any) -> list[Finding]:
 
 
 def _still_falls(losses: np.ndarray) -> bool:
-    """Whether the last fifth of the epochs brought more than two percent."""
+    """Whether the last fifth of the epochs brought more than two percent, and the last kept it."""
     if len(losses) < 5:
         return False
     cut = len(losses) - max(2, len(losses) // 5)
     before, after = np.nanmin(losses[:cut]), np.nanmin(losses[cut:])
-    return bool(before > 0 and after < 0.98 * before and np.nanargmin(losses) >= len(losses) - 3)
+    return bool(before > 0 and after < 0.98 * before and losses[-1] <= 1.01 * after)
 
 
 def of_classes(matrix: np.ndarray, names: Sequence[str]) -> list[Finding]:

@@ -115,8 +115,7 @@ def classes_section(section: Section, matrix: np.ndarray, names: Sequence[str]) 
 def confidence_charts(sure: np.ndarray, right: np.ndarray) -> list[Chart]:
     """Calibration, and how often the model is how sure."""
     found = binned(sure, right, 10, "share that is right")
-    used = found.counts > 0
-    x, y = found.confidence[used].tolist(), found.share[used].tolist()
+    x, y = found.confidence.tolist(), found.share.tolist()
     perfect = Line("perfect", [0.0, 1.0], [0.0, 1.0], 6, dashed=True)
     chart = curves(
         "Calibration",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,19 +13,21 @@ from gpunn.bench.measure import Row
 from gpunn.bench.tables import seconds_text, significant
 from gpunn.report.charts import Key, Ratio, ratios
 from gpunn.report.page import Cell, Page
-from gpunn.report.roofline import fastest
+from gpunn.report.roofline import fastest, flops_text
 
 
 def ratio_cell(ratio: float | None, tip: str = "") -> Cell:
-    """A peer's time over ours: green-blue above 1, orange below, stronger the further away."""
+    """A peer's time over ours: green-blue above 1, orange below, stronger the further away.
+
+    What is 1.00 as it is written has no colour.
+    """
     if ratio is None:
         return Cell("")
+    text = f"{ratio:.2f}×"
+    if text == "1.00×":
+        return Cell(text, ratio, tip=tip)
     strength = min(1.0, 0.12 + abs(math.log2(ratio)) / 2.5) if ratio > 0 else 1.0
-    return Cell(f"{ratio:.2f}×", ratio, "good" if ratio >= 1 else "bad", strength, tip=tip)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
+    return Cell(text, ratio, "good" if ratio >= 1 else "bad", strength, tip=tip)
 
 
 # ---- kernels -------------------------------------------------------------------------------------
@@ -37,34 +39,26 @@ def peers_section(page: Page, rows: Sequence[Row]) -> None:
     if not ours:
         return
     peers = list(dict.fromkeys(name for row in ours for name in row.peers))
-    keys = [Key(number, name, "dot") for number, name in enumerate(peers)]
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in ours:
+        groups.setdefault((row.implementation, row.dtype), []).append(row)
+    for key in [key for key in groups if key[1] == "-"]:  # these few stand with others
+        if other := _largest(groups, key[0]):
+            groups[other] += groups.pop(key)
     charts = []
-    groups = Counter((row.implementation, row.dtype) for row in ours)
-    for (by, dtype), _ in groups.most_common():
-        members: dict[str, list[Row]] = {}
-        for row in ours:
-            if (row.implementation, row.dtype) == (by, dtype):
-                members.setdefault(row.primitive, []).append(row)
-        lines = []
-        for primitive, mine in members.items():
-            values = {}
-            for number, name in enumerate(peers):
-                found = [row.peers[name] for row in mine if name in row.peers]
-                if found:
-                    mean = _mean(found)
-                    tip = (
-                        f"{primitive}, {dtype}: {mean:.2f}× against {name}\n{len(found)} shapes, "
-                        f"{min(found):.2f}× to {max(found):.2f}×"
-                    )
-                    values[number] = (mean, tip)
-            lines.append(Ratio(primitive, values))
-        lines.sort(key=lambda line: -min(ratio for ratio, _ in line.values.values()))
+    for (by, dtype), mine in sorted(groups.items(), key=lambda item: -len(item[1])):
+        keys = [
+            Key(number, name, "dot")
+            for number, name in enumerate(peers)
+            if any(name in row.peers for row in mine)
+        ]
         charts.append(
             ratios(
-                f"{by}, {'no dtype' if dtype == '-' else dtype}",
-                lines,
+                f"{by}, {_dtypes(dtype, mine)}",
+                _lines(mine, peers),
                 keys,
                 x_label="peer's time over ours",
+                full=len(groups) == 1,
             )
         )
     page.section(
@@ -75,6 +69,38 @@ def peers_section(page: Page, rows: Sequence[Row]) -> None:
     ).charts(*charts)
 
 
+def _largest(groups: dict[tuple[str, str], list[Row]], by: str) -> tuple[str, str] | None:
+    """The group of that implementation with the most rows that have a dtype."""
+    mine = [key for key in groups if key[0] == by and key[1] != "-"]
+    return max(mine, key=lambda key: len(groups[key]), default=None)
+
+
+def _dtypes(dtype: str, rows: Sequence[Row]) -> str:
+    if dtype == "-":
+        return "no dtype"
+    return f"{dtype} and no dtype" if any(row.dtype == "-" for row in rows) else dtype
+
+
+def _lines(rows: Sequence[Row], peers: Sequence[str]) -> list[Ratio]:
+    """A line a primitive, where ours is the fastest first."""
+    members: dict[str, list[Row]] = {}
+    for row in rows:
+        members.setdefault(row.primitive, []).append(row)
+    lines = []
+    for primitive, mine in members.items():
+        values = {}
+        for number, name in enumerate(peers):
+            found = [row.peers[name] for row in mine if name in row.peers]
+            if found:
+                mean = statistics.geometric_mean(found)
+                tip = f"{primitive}, {mine[0].dtype}: {mean:.2f}× against {name}"
+                if len(found) > 1:
+                    tip += f"\n{len(found)} shapes, {min(found):.2f}× to {max(found):.2f}×"
+                values[number] = (mean, tip.replace(", -:", ":"))
+        lines.append(Ratio(primitive, values))
+    return sorted(lines, key=lambda line: -min(ratio for ratio, _ in line.values.values()))
+
+
 def rows_section(page: Page, rows: Sequence[Row]) -> None:
     """Every measurement of ours, with its share of the floor and the peers beside it."""
     ours = [row for row in rows if row.ours]
@@ -82,7 +108,9 @@ def rows_section(page: Page, rows: Sequence[Row]) -> None:
         return
     peers = list(dict.fromkeys(name for row in ours for name in row.peers))
     first = ["Primitive", "Shape", "Dtype", "Median", "Of floor", *(f"vs {name}" for name in peers)]
-    headers = [*first, "GB/s", "TFLOP/s", "Spread", "Bound", "By", "Mode", "Cache"]
+    fast = any(row.flops / row.timing.median > 1e12 for row in ours)
+    scale, unit = (1e12, "TFLOP/s") if fast else (1e9, "GFLOP/s")
+    headers = [*first, "GB/s", unit, "Spread", "Bound", "By", "Mode", "Cache"]
     cells = []
     for row in ours:
         seconds, share = row.timing.median, row.percent_of_floor
@@ -95,7 +123,7 @@ def rows_section(page: Page, rows: Sequence[Row]) -> None:
                 Cell(f"{share:.0f}%", share, bar=min(1.0, max(0.0, share / 100))),
                 *(ratio_cell(row.peers.get(name)) for name in peers),
                 Cell(significant(row.bytes / seconds / 1e9), row.bytes / seconds),
-                Cell(significant(row.flops / seconds / 1e12), row.flops / seconds),
+                Cell(significant(row.flops / seconds / scale), row.flops / seconds),
                 Cell(f"{100 * row.timing.spread:.0f}%", row.timing.spread),
                 row.bound,
                 row.implementation,
@@ -125,31 +153,11 @@ def products_section(page: Page, rows: Sequence[dict[str, Any]]) -> None:
     timed = [row for row in rows if row.get("ratio")]
     if not timed:
         return
-    dtypes = list(dict.fromkeys(row["dtype"] for row in timed))
-    lines: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in timed:
-        name = " ".join(str(row["key"]).replace(str(row["dtype"]), "").split())
-        lines.setdefault(f"{row['kind']}: {name}", {})[row["dtype"]] = row
-    table = []
-    for name, found in lines.items():
-        cells = []
-        for dtype in dtypes:
-            row = found.get(dtype, {})
-            if not row:
-                cells.append(Cell(""))
-                continue
-            error = row["errors"].get("gpunn")
-            tip = (
-                f"{row['key']}\n{seconds_text(row['seconds'])}, "
-                f"{significant(row['tflops'])} TFLOP/s\n{str(row['kernel']).partition('<')[0]}"
-                + ("" if error is None else f"\nerror {error:.1e}")
-            )
-            cells.append(ratio_cell(row["ratio"], tip))
-        table.append((name, cells))
     section = page.section(
         "Matrix products",
-        "The fastest way of the peer over ours: above 1 ours "
-        "is faster. Errors are those of two corners against float64.",
+        "The fastest way of the peer over ours: above 1 ours is faster. What is as short as its "
+        "launch is compared as a replayed graph. Error ratio: ours over the peer's, of two corners "
+        "against float64, the largest of the shapes.",
     )
     summary = [
         [
@@ -170,4 +178,29 @@ def products_section(page: Page, rows: Sequence[dict[str, Any]]) -> None:
         search=False,
         caption="Geometric mean and worst by kind and dtype",
     )
-    section.matrix("M×N×K, layout", dtypes, table, "Each product by dtype")
+    dtypes = list(dict.fromkeys(row["dtype"] for row in timed))
+    section.matrix("M×N×K, layout", dtypes, _products(timed, dtypes), "Each product by dtype")
+
+
+def _products(rows: Sequence[dict[str, Any]], dtypes: Sequence[str]) -> list[tuple[str, Any]]:
+    """Names and cells of the heat map."""
+    lines: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        name = " ".join(str(row["key"]).replace(str(row["dtype"]), "").split())
+        lines.setdefault(f"{row['kind']}: {name}", {})[row["dtype"]] = row
+    return [
+        (name, [_product(found[dtype]) if dtype in found else Cell("") for dtype in dtypes])
+        for name, found in lines.items()
+    ]
+
+
+def _product(row: dict[str, Any]) -> Cell:
+    error = row["errors"].get("gpunn")
+    how = ", ".join(str(row[name]) for name in ("mode", "cache") if row.get(name))
+    tip = [
+        row["key"],
+        f"{seconds_text(row['seconds'])}, {flops_text(row['tflops'] * 1e12)}",
+        f"{str(row['kernel']).partition('<')[0]}" + (f" ({how})" if how else ""),
+        *([] if error is None else [f"error {error:.1e}"]),
+    ]
+    return ratio_cell(row["ratio"], "\n".join(map(str, tip)))

@@ -1,4 +1,4 @@
-"""The sections of a benchmark report on training steps, launches, stages and the machine."""
+"""The sections of a benchmark report on launches, stages and the machine."""
 
 from __future__ import annotations
 
@@ -8,84 +8,9 @@ from typing import Any
 from gpunn.bench import launch
 from gpunn.bench.measure import NotTimed
 from gpunn.bench.results import Results
-from gpunn.bench.tables import seconds_text, significant
-from gpunn.bench.training_tables import target_text
-from gpunn.report.charts import Line, curves
-from gpunn.report.page import Cell, Page, Section
-from gpunn.report.result_kernels import ratio_cell
-
-_STEPS = "Job|Batch|Device|Precision|By|A step|Steps/s|Time over ours|Target".split("|")
-
-
-def training_section(page: Page, rows: Sequence[dict[str, Any]]) -> None:
-    """Whole training steps: a bar a contestant, and the loss curves."""
-    if not rows:
-        return
-    jobs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for row in rows:
-        jobs.setdefault((row["job"], row["batch"], row["device"]), []).append(row)
-    cells = [line for members in jobs.values() for line in _steps(members)]
-    section = page.section(
-        "Training steps",
-        "Whole steps (forward, backward, update) of the same model by each contestant. The bar is "
-        "the time of a step within its job; time over ours above 1: gpunn is faster.",
-    )
-    caption = "Median time of a training step"
-    section.table(_STEPS, cells, right=(1, 5, 6, 7), search=False, caption=caption)
-    charts = [
-        curves(f"{job}, batch {batch}", lines, x_label="step", y_label="loss")
-        for (job, batch, _), members in jobs.items()
-        if (lines := _losses(members))
-    ]
-    if charts:
-        section.text(
-            "The loss of each, step by step, from the same weights and batches: curves that lie on "
-            "each other are what is wanted."
-        ).charts(*charts)
-
-
-def _steps(members: Sequence[dict[str, Any]]) -> list[list[Any]]:
-    """The lines of one job."""
-    longest = max((row["median"] for row in members if "median" in row), default=1.0)
-    found = []
-    for row in members:
-        batch = Cell(str(row["batch"]), float(row["batch"]))
-        line = [row["job"], batch, row["device"], row.get("precision", ""), row["contestant"]]
-        if "median" in row:
-            seconds = row["median"]
-            line += [
-                Cell(seconds_text(seconds), seconds, bar=seconds / longest),
-                Cell(f"{1 / seconds:,.0f}", 1 / seconds),
-            ]
-            found.append([*line, _over(row), target_text(row)])
-        else:
-            found.append([*line, row.get("reason", ""), "", "", ""])
-    return found
-
-
-def _losses(members: Sequence[dict[str, Any]]) -> list[Line]:
-    return [
-        Line(
-            row["contestant"],
-            range(1, len(row["curve"]) + 1),
-            row["curve"],
-            number,
-            dashed=not row["contestant"].startswith("gpunn"),
-        )
-        for number, row in enumerate(members)
-        if row.get("curve")
-    ]
-
-
-def _over(row: dict[str, Any]) -> Cell:
-    """The time over ours; in colour for peers."""
-    over = row.get("over_ours")
-    if not over:
-        return Cell("")
-    return Cell(f"{over:.2f}×", over) if row["contestant"].startswith("gpunn") else ratio_cell(over)
-
-
-# ---- the rest -----------------------------------------------------------------------------------
+from gpunn.report.gist import grouped
+from gpunn.report.page import Cell, Page
+from gpunn.report.roofline import flops_text
 
 
 def launches_section(page: Page, rows: Sequence[dict[str, Any]]) -> None:
@@ -149,32 +74,27 @@ def stages_section(page: Page, stages: Sequence[dict[str, Any]]) -> None:
         search=False,
         caption="Stages of the run",
     )
-    left = [
-        [stage["name"], name, reason]
+    left = grouped(
+        (str(stage["name"]), name, str(reason))
         for stage in stages
         for name, reason in (stage.get("not_run") or {}).items()
-    ]
+    )
     if left:
-        inside = Section("").table(["Stage", "Item", "Why"], left, caption="Not run")
-        section.details(f"{len(left)} items were not run", inside)
+        section.table(
+            ["Stage", "Items", "Why", "Which"],
+            [[g.kind, Cell(f"{len(g.names):,}", len(g.names)), g.text, g.which()] for g in left],
+            right=(1,),
+            search=False,
+            caption="Not run",
+        )
 
 
 def not_timed_section(page: Page, skipped: Sequence[NotTimed]) -> None:
     """What has no time, and why, equal reasons together."""
     if not skipped:
         return
-    grouped: dict[tuple[str, str], list[str]] = {}
-    for one in skipped:
-        grouped.setdefault((one.contestant, one.reason), []).append(one.case)
-    cells = [
-        [
-            who,
-            Cell(str(len(cases)), len(cases)),
-            reason,
-            ", ".join(cases[:4]) + (f" and {len(cases) - 4} more" if len(cases) > 4 else ""),
-        ]
-        for (who, reason), cases in grouped.items()
-    ]
+    groups = grouped((one.contestant, one.case, one.reason) for one in skipped)
+    cells = [[g.kind, Cell(f"{len(g.names):,}", len(g.names)), g.text, g.which()] for g in groups]
     page.section("Not timed").table(
         ["Contestant", "Cases", "Why", "Which"],
         cells,
@@ -203,7 +123,7 @@ def environment_section(page: Page, found: Results) -> None:
             name,
             f"{ceilings.copy / 1e9:,.1f} GB/s"
             if name == "copy"
-            else f"{significant(ceilings.rates[name] / 1e12)} TFLOP/s"
+            else flops_text(ceilings.rates[name])
             if name in ceilings.rates
             else "",
             how,

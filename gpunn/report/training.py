@@ -179,7 +179,7 @@ class Report:
             Card(
                 "Test accuracy",
                 f"{right / len(labels):.2%}",
-                f"{right} of {len(labels)}; 95 % interval {low:.1%} to {high:.1%}",
+                f"{right} of {len(labels)}; 95% interval {low:.1%} to {high:.1%}",
             ),
         )
         self._findings.findings(diagnosis.of_classes(matrix, names))

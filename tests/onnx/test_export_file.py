@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import onnx
@@ -127,6 +128,73 @@ class _Item(nn.Module):
         return x * x.max().item()
 
 
+class _Writing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", gpunn.zeros(1))
+        self.register_buffer("last", gpunn.zeros(1))
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.mean() + self.calls
+        return x * self.calls
+
+
+def test_buffers_that_forward_writes_are_as_before():
+    model = _Writing()
+    last = model.last
+    made = gpunn.onnx.export(model, gpunn.ones(2), None)
+    assert (model.calls.item(), model.last is last, last.item()) == (0, True, 0)
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    for _ in range(2):
+        found = session.run(None, {"input": np.float32([3, 5])})[0]
+        np.testing.assert_array_equal(found, [3, 5])
+
+
+class _Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.places = nn.Embedding(7, 4), nn.Embedding(9, 4)
+        self.first = nn.Parameter(gpunn.zeros(1, 1, 4))
+
+    def forward(self, tokens):
+        x = self.words(tokens) + self.places(gpunn.arange(tokens.shape[1]))
+        x = gpunn.cat([self.first.expand(x.shape[0], 1, 4), x], 1)
+        return x @ self.words.weight.T
+
+
+@pytest.mark.parametrize("axes", [{}, {0: "batch", 1: "time"}])
+def test_parameters_keep_their_names_where_their_elements_are_moved(axes):
+    model, tokens = _Tied(), np.array([[1, 2, 3], [4, 5, 6]])
+    made = gpunn.onnx.export(model, tokens, None, dynamic_axes={"input": axes})
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in made.graph.initializer}
+    weights = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert weights.items() <= shapes.items()
+    assert sum(len(shape) > 1 for shape in shapes.values()) == 3  # no copies of them
+    session = onnxruntime.InferenceSession(made.SerializeToString())
+    expected = model(gpunn.tensor(tokens)).detach().numpy()
+    found = session.run(None, {"input": tokens})[0]
+    np.testing.assert_allclose(found, expected, 1e-5, 1e-6)
+
+
+def test_a_model_exported_by_several_threads():
+    model, failed = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), []
+
+    def export():
+        try:
+            for _ in range(3):
+                gpunn.onnx.export(model, gpunn.ones(2, 3), None)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=export) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and all(module.training for module in model.modules())
+
+
 def test_tables_that_layers_keep_are_ordinary_afterwards():
     layer = nn.RotaryEmbedding(4)
     gpunn.onnx.export(layer, gpunn.randn(2, 3, 4), None)
@@ -163,6 +231,14 @@ def _stale(x):
     return row * 2
 
 
+def _taken(x):
+    return gpunn.tensor(np.from_dlpack(x)) * 2
+
+
+def _unknown_size(x):
+    return x + gpunn.ones(x.shape[0] // 2, x.shape[0] // 2).tril().sum()
+
+
 def _leaked(x):
     return x * float(np.asarray(x.array).max())
 
@@ -187,6 +263,8 @@ REFUSED = [
     (_stale, {}, "written in place since it was made"),
     (_leaked, {}, "argument of Mul in the model is 8.0"),
     (lambda x: gpunn.tensor(gpunn.kernels.softmax_forward(x.array)), {}, "kernel softmax_forward"),
+    (_taken, {}, "DLPack.* reads a value that depends on the inputs"),
+    (_unknown_size, {"dynamic_batch": True}, "no sum of products of these sizes"),
     (lambda x: F.mse_loss(x, x * 2), {}, "losses belong to training"),
     (lambda x: _Own.apply(x), {}, "function _Own of .* only gpunn's own"),
     (lambda x: sum(row for row in x), {"dynamic_axes": {"input": [0]}}, "takes another path"),

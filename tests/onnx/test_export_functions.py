@@ -35,6 +35,23 @@ def _written(x):
     return y
 
 
+def _not_written(x):
+    y = x * 1
+    y[:, 3:1] = 5.0
+    y[:, 2:-2] = 5.0  # of four
+    return y
+
+
+def _resized(x):
+    sizes = (0.7, 2.3, 1.1, (1.7, 0.3))  # of 10 and 12, of which 1.1 keeps one and 0.7 rounds one
+    return [
+        F.interpolate(x, scale_factor=factor, mode=mode, align_corners=corners)
+        for factor in sizes
+        for mode, corners in (("nearest", None), ("nearest-exact", None), ("bilinear", False),
+                              ("bilinear", True))
+    ]  # fmt: skip
+
+
 def _scattered(x):
     y = x * 1
     y[:, [0, 2], [1, 3]] = x[:, 0, :2]
@@ -206,6 +223,9 @@ OPERATIONS = {
                    F.interpolate(x, scale_factor=1.5, recompute_scale_factor=True, mode="linear"),
                    F.interpolate(x, 3, mode="nearest-exact")), [X],
     ),
+    "resizing by factors": (_resized, [(B, 2, 10, 12)]),
+    "rounded down": (lambda x: (x // 0.1, -x // gpunn.tensor([0.1, 0.3, -0.7, 2, 5, 1])), [X]),
+    "nothing written": (_not_written, [X]),
     "embedding": (lambda i: F.embedding(i, _table(9, 2)), [TOKENS]),
     "bags": (
         lambda i, w: F.embedding_bag(i, _table(9, 2), mode="sum", per_sample_weights=w),
@@ -315,6 +335,9 @@ def _axes_cases():
         image,
         [(_lines(1, 1, 3, 5, 7),)],
     )
+    for mode in ("nearest", "nearest-exact", "bilinear"):
+        layer = nn.Upsample(scale_factor=(2.3, 1.1), mode=mode)
+        yield mode, layer, pixels, image, [(_lines(1, 1, 3, 31, 33),), (_lines(1, 1, 3, 5, 7),)]
     yield "variance", lambda x: x.var((0, 1)), line, time, [long]
     yield "shapes", lambda x: x.reshape(x.shape[0] * x.shape[1], 8)[:, :3].reshape(
         x.shape[0], x.shape[1] * 3), line, time, [long, short]  # fmt: skip

@@ -130,7 +130,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert main(["report", "found.json", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["report"] == "found.html" and said["sections"][:2] == ["Failures", "Roofline"]
+    assert said["report"] == "found.html" and said["sections"][:2] == ["Summary", "Failures"]
 
 
 @pytest.mark.parametrize(
@@ -205,6 +205,15 @@ def test_findings(history, kind, said):
     html = Report("x", history=history).html()
     found = re.findall(r'<li class="(\w+)"><span class="badge">\w+</span> <span>(.*?)</span>', html)
     assert any(k == kind and said in text for k, text in found), found
+
+
+def test_a_loss_that_rose_again_did_not_still_fall():
+    history = history_of([2, 1.5, 1, 0.8, 0.7], [2, 1, 0.55, 0.528, 0.541])
+    html = Report("x", history=history).html()
+    assert "still fell" not in html
+    better = history_of([2, 1.5, 1, 0.8], [1.9, 1, 0.5, 0.4])  # no ground between them to shade
+    assert "overfitting gap" not in Report("x", history=better).html()
+    assert "overfitting gap" in Report("x", history=history_of([1, 0.5], [1, 0.6])).html()
 
 
 def test_report_of_ones_own(tmp_path):
@@ -303,15 +312,79 @@ def test_page_of_a_result(tmp_path):
     mine = [tip for tip in dots if tip.startswith("softmax_forward 64x32") and "cuda" in tip]
     assert len(mine) == 2 and all("graph" in tip for tip in mine)  # wide and narrow, the faster
     assert any(tip.startswith("matmul, float32: 0.80× against torch") for tip in dots)
-    assert [r[:2] + r[4:6] for r in read.table("Job")][:2] == [
-        ["mlp", "8", "gpunn", "100 us"], ["mlp", "8", "torch", "300 us"]]  # fmt: skip
+    assert read.table("Job", "Batch", "Peer over ours", "gpunn", "torch", "torch.compile") == [
+        ["mlp", "8", "3.00×", "100 us", "300 us", "–"]]  # fmt: skip
+    assert [r[4:6] + r[8:9] for r in read.table("Job", "Batch", "Device")] == [
+        ["gpunn", "100 us", "1.00×"], ["torch", "300 us", "3.00×"],
+        ["torch.compile", EVIL, ""]]  # fmt: skip
     assert read.table("M×N×K, layout") == [["square: 64x64x64 NN", "1.50×", "0.75×"]]
     assert ["torch", "6", EVIL, "c0, c1, c2, c3 and 2 more"] in read.table("Contestant")
-    assert "1 failed" in read.texts and "12 comparisons in 2 items" in read.texts
+    assert "1 failed" in read.texts and "of 2 items with 12 comparisons" in read.texts
+    for said in (
+        "Checks: 1 of 2 items failed: parity 1 of 2.",
+        "Kernels: ours is faster than the fastest peer in 1 of 3, within 2% in 0, slower in 2; the "
+        "slowest is softmax_forward float32 beside cupy, 0.50×.",
+        "Training steps: ours is faster than the fastest peer in 1 of 1, within 2% in 0, "
+        "slower in 0.",
+        "This result is partial: 1 items were not run: parity 1.",
+    ):
+        assert said in read.texts, said
     geometric = (0.5 * 0.8 * 4.0) ** (1 / 3)
     assert f"{geometric:.2f}×" in read.texts
-    assert "3,000 GB/s" in read.texts
+    assert "3,000 GB/s" in read.texts and "product: float32 50.0 TFLOP/s" in read.texts
     assert ["cuda", "float32", "50.0 TFLOP/s", EVIL] in read.table("Device", "Ceiling")
+
+
+def test_many_failures_are_a_few_lines(tmp_path):
+    names = [f"wgmma {n}x64 split{n}" for n in range(50)]
+    tests = [
+        {"stage": "matmul", "item": name, "passed": False, "checked": 2, "failures": [
+            {"case": "a", "reason": f"Traceback:\n File\nAssertionError: {name} is off by {n}.5\n"},
+            {"case": "b", "reason": "out of memory"}]}
+        for n, name in enumerate(names)
+    ]  # fmt: skip
+    tests += [{"stage": "graphs", "item": "empty", "passed": False, "failures": []},
+              {"stage": "graphs", "item": "says", "passed": False, "detail": "3 of 4"},
+              {"stage": "graphs", "item": "fine", "passed": True}]  # fmt: skip
+    found = results()
+    found.tests, found.training = tests, []
+    found.not_timed = [
+        NotTimed(f"{name} 64x32 float32", "triton", f"there is no kernel of {name} here")
+        for name in ("relu", "softmax")
+    ]
+    left = {f"case {n}": "no time" for n in range(900)}
+    found.stages = [{"name": "bench", "state": "partly", "seconds": 1.0, "items": 1, "failed": 0,
+                     "detail": "", "not_run": left}]  # fmt: skip
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(found.to_json()))
+    read = check_whole(result_page(path).html())
+    assert [row[:3] for row in read.table("Stage", "Items", "What")] == [
+        ["matmul", "50", "AssertionError: … is off by …"], ["matmul", "50", "out of memory"],
+        ["graphs", "1", "no reason is recorded"], ["graphs", "1", "3 of 4"]]  # fmt: skip
+    assert "Checks: 52 of 53 items failed: matmul 50 of 50, graphs 2 of 3." in read.texts
+    folds = ["open" in attributes for tag, attributes in read.tags if tag == "details"]
+    assert folds == [False] * (1 + 40 + 1) + [True] * 2  # those of "graphs" inside of its own
+    assert "matmul: 50 items, with the messages" in read.texts
+    assert f"matmul: {names[3]}" in read.texts and "… and 10 more in the file." in read.texts
+    assert read.table("Contestant") == [
+        ["triton", "2", "there is no kernel of … here",
+         "relu 64x32 float32, softmax 64x32 float32"]]  # fmt: skip
+    assert read.table("Stage", "Items", "Why") == [
+        ["bench", "900", "no time", "case 0, case 1, case 2, case 3 and 896 more"]]  # fmt: skip
+
+
+def test_roofline_without_what_is_far_below(tmp_path):
+    found = results()
+    tiny = row("advance_step", "cuda", 1.0, dtype="-", peers={})
+    found.rows = [row("relu", "cuda", 1e-4, peers={"torch": 1.0}), tiny]
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps(found.to_json()))
+    text = " ".join(check_whole(result_page(path).html()).texts)
+    assert "Not drawn, as it is far below the roof: advance_step." in text
+    found.rows = [tiny]  # alone it is drawn
+    path.write_text(json.dumps(found.to_json()))
+    text = " ".join(check_whole(result_page(path).html()).texts)
+    assert "Not drawn" not in text and "advance_step" in text
 
 
 @pytest.mark.parametrize(
@@ -347,7 +420,7 @@ def test_wrong_paths(tmp_path, capsys, monkeypatch):
     for arguments, said in (
         (["nothing"], "nothing does not exist"),
         (["empty"], "empty is not a run folder"),
-        (["text.json"], "text.json: Expecting value"),
+        (["text.json"], "text.json: this is not JSON"),
         (["r.json", "--output", "none/x.html"], "does not exist"),
         (["r.json", "--output", "x.pdf"], "use the suffix .html"),
     ):

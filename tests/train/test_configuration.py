@@ -53,7 +53,7 @@ CONFIGS = [
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
         ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number, above 0"),
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
         ({"activation": "rel"}, 'is "rel"; did you mean "relu"\\? It must be one of relu, leaky'),
         ({"device": "gpu"}, 'device is "gpu"; it must be one of auto, cpu, cuda, cuda:1, emulator'),
@@ -195,7 +195,7 @@ def test_all_mistakes_of_a_file_at_once(tmp_path):
     head, *lines = str(caught.value).split("\n")
     assert head == "6 mistakes in the settings"
     assert [line.split(": ")[0] for line in lines] == [
-        f"  {path}:{number}" for number in (2, 4, 5, 8, 10, 6)
+        f"  {path}:{number}" for number in (2, 4, 5, 6, 8, 10)
     ]
 
 
@@ -203,6 +203,16 @@ def test_no_file_and_one_beyond_all_bounds(tmp_path):
     (tmp_path / "deep.toml").write_text("job = " + "[" * 5000)
     with pytest.raises(ConfigurationError, match="deep.toml:1: .*it is nested too deeply"):
         read_config(tmp_path / "deep.toml")
+    (tmp_path / "long.toml").write_text('job = "digits"\n[digits]\nepochs = ' + "9" * 5000)
+    with pytest.raises(ConfigurationError, match="long.toml:3: .*a number has too many digits"):
+        read_config(tmp_path / "long.toml")
+    (tmp_path / "many.toml").write_text(
+        'job = "digits"\n' + "".join(f"k{number} = 1\n" for number in range(500))
+    )
+    file = read_config(tmp_path / "many.toml")
+    with pytest.raises(ConfigurationError, match="… and 480 more$") as caught:
+        build(DigitsConfig, [file.layer()], file.problems)
+    assert len(caught.value.problems) == 500 and str(caught.value).count("\n") == 21
     with pytest.raises(FileNotFoundError, match="no configuration file"):
         read_config(tmp_path / "none.toml")
 

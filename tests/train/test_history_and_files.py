@@ -107,7 +107,7 @@ def test_jobs():
     job = find_job("digits")
     config = job.configure(epochs=3, seed=None)
     assert config == dataclasses.replace(DigitsConfig(), epochs=3)
-    with pytest.raises(ValueError, match="no training job 'digit'; known: digits"):
+    with pytest.raises(ValueError, match="no training job 'digit'; did you mean digits"):
         find_job("digit")
 
 

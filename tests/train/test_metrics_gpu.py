@@ -42,7 +42,7 @@ def test_metrics_in_captured_steps():
     captured = make("cuda", names=NAMES, compile=True)
     for one, other in zip(expected, fit(captured), strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-3)
-    assert captured.way == "compiled"
+    assert captured.way.startswith("compiled")  # and why not by one kernel
 
 
 def test_watches():

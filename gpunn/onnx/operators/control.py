@@ -33,6 +33,8 @@ def if_else(node: Node):
 @operator("Loop", raw=True, context=True, pure=False, settled=False)
 def loop(node: Node):
     body, carried = node.graph("body"), len(node.inputs) - 2
+    if not node.given(0) and not node.given(1):
+        raise node.refuse("it has neither a number of steps nor a condition, so it never ends")
 
     def run(context, most, condition, *state):
         limit = None if most is None else int(_number(most))
@@ -46,17 +48,24 @@ def loop(node: Node):
             state = found[1 : 1 + carried]
             made.append(found[1 + carried :])
             step += 1
-        count = len(body.outputs) - 1 - carried
-        return (*state, *(_stacked(context, [row[at] for row in made], 0) for at in range(count)))
+        return (*state, *(
+            _stacked(context, [row[at] for row in made], form)
+            for at, form in enumerate(body.forms[1 + carried :])
+        ))  # fmt: skip
 
     return run
 
 
-def _stacked(context, values: list, axis: int, backwards: bool = False) -> Any:
-    """Values of all steps along a new axis, on the host if they all are there."""
+def _stacked(context, values: list, form: tuple, axis: int = 0, backwards: bool = False) -> Any:
+    """Values of all steps along a new axis, on the host if they all are there.
+
+    form : (dtype, shape) of one step, which says what there is after none
+    """
     values = values[::-1] if backwards else values
     if not values:
-        return np.zeros((0,), np.float32)
+        dtype, shape = form
+        at = axis_of(axis, len(shape) + 1)
+        return np.zeros((*shape[:at], 0, *shape[at:]), dtype)
     if all(isinstance(value, np.ndarray) for value in values):
         return np.stack(values, axis)
     tensors = [context.tensor(value) for value in values]
@@ -88,9 +97,15 @@ def scan_of_batches(node: Node):
                 found = body.call(context, [*state, *parts])
                 state = found[:carried]
                 made.append(found[carried:])
-            outputs = [_stacked(context, list(column), 0) for column in zip(*made, strict=True)]
+            outputs = [
+                _stacked(context, [row[at] for row in made], form)
+                for at, form in enumerate(body.forms[carried:])
+            ]
             rows.append([*state, *outputs])
-        return tuple(_stacked(context, list(column), 0) for column in zip(*rows, strict=True))
+        return tuple(
+            _stacked(context, list(column), form)
+            for column, form in zip(zip(*rows, strict=True), body.forms, strict=True)
+        )
 
     return run
 
@@ -118,7 +133,7 @@ def scan(node: Node):
             state = found[:carried]
             made.append(found[carried:])
         return (*state, *(
-            _stacked(context, [row[at] for row in made], axis, bool(back))
+            _stacked(context, [row[at] for row in made], body.forms[carried + at], axis, bool(back))
             for at, (axis, back) in enumerate(zip(out_axes, out_back, strict=True))
         ))  # fmt: skip
 

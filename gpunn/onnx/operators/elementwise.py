@@ -86,7 +86,8 @@ def _register_functions() -> None:
     for name, (value, slope) in _MORE.items():
         members = {"value": staticmethod(value), "slope": staticmethod(slope)}
         kind: Any = type(name, (Unary,), members)
-        _FUNCTIONS[name] = kind.apply
+        # Looked up in each call: an export listens there.
+        _FUNCTIONS[name] = lambda x, kind=kind: kind.apply(x)
     for name, function in _FUNCTIONS.items():
         _register_one(name, function, None)
     for name, (function, ufunc) in _ANY.items():

@@ -43,8 +43,11 @@ _POLICIES = ("stretch", "not_larger", "not_smaller")
 
 
 def places(count: int, size: int, scale: float, mode: str, roi=(0.0, 1.0)) -> np.ndarray:
-    """Where the pixels 0 … count - 1 of the result lie in an image of `size` pixels."""
-    at = np.arange(count, dtype=np.float64)
+    """Where the pixels 0 … count - 1 of the result lie in an image of `size` pixels.
+
+    Counted in the type of `scale`, on which it hangs where a place at an edge is rounded to.
+    """
+    at = np.arange(count, dtype=np.asarray(scale).dtype)
     wanted = scale * size
     if mode == "align_corners":
         return at * (size - 1) / (wanted - 1) if wanted > 1 else at * 0
@@ -57,7 +60,7 @@ def places(count: int, size: int, scale: float, mode: str, roi=(0.0, 1.0)) -> np
         span = (end - start) * (size - 1)
         return start * (size - 1) + (at * span / (wanted - 1) if wanted > 1 else at * 0 + span / 2)
     if mode == "pytorch_half_pixel" and count == 1:
-        return at - 0.5
+        return at
     shift = size / 2 * (1 - count / wanted) if mode == "half_pixel_symmetric" else 0.0
     return shift + (at + 0.5) / scale - 0.5
 
@@ -120,7 +123,8 @@ class Resizing:
         axes = [axis % len(shape) for axis in axes]
         if sizes is None:
             return [
-                (axis, math.floor(float(scale) * shape[axis]), float(scale))
+                # In float32, as other runtimes: 0.7 of 10 pixels are 7.
+                (axis, math.floor(np.float32(scale) * np.float32(shape[axis])), float(scale))
                 for axis, scale in zip(axes, scales, strict=True)
             ]
         factors = [int(size) / shape[axis] for axis, size in zip(axes, sizes, strict=True)]
@@ -154,11 +158,12 @@ class Resizing:
     def _along(self, x: Tensor, axis: int, size: int, scale: float, roi) -> Tensor:
         have, dtype = x.shape[axis], x.dtype
 
-        def at() -> np.ndarray:
-            return places(size, have, scale, self.coordinates, roi)
+        def at(kind: type = np.float64) -> np.ndarray:
+            return places(size, have, kind(scale), self.coordinates, roi)
 
         def nearest() -> np.ndarray:
-            return np.clip(_NEAREST[self.rounding](at()), 0, have - 1).astype(np.int64)
+            found = _NEAREST[self.rounding](at(np.float32))
+            return np.clip(found, 0, have - 1).astype(np.int64)
 
         def matrix() -> np.ndarray:
             made = weights(at(), have, scale, self.mode, self.a, self.antialias, self.inside)
@@ -186,7 +191,10 @@ class Resizing:
             return None
         if [axis for axis, _, _ in work] != list(range(2, x.ndim)) or self.inside or self.antialias:
             return None
-        exact = all(math.floor(scale * x.shape[axis]) == size for axis, size, scale in work)
+        lengths = [(size, scale * x.shape[axis]) for axis, size, scale in work]
+        exact = all(math.floor(length) == size for size, length in lengths)
+        if not exact and any(abs(length - size) > 1e-3 for size, length in lengths):
+            return None  # a size that was rounded up: its step is no ratio of sizes
         options: dict = {"scale_factor": tuple(scale for *_, scale in work)} if exact else {
             "size": tuple(size for _, size, _ in work)
         }  # fmt: skip

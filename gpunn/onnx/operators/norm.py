@@ -26,15 +26,16 @@ def batch_normalization(node: Node):
         raise node.refuse("attribute 'spatial' is 0: statistics of each pixel are not supported")
 
     def run(context, x, scale, bias, mean, variance):
-        if node.version < 14 and trains and not context.training:
-            return _normalized(x, scale, bias, mean, variance, eps), mean, variance
-        if trains:  # by ONNX's rules, whose running variance is that of the batch itself
+        if trains and node.version >= 14:
+            # By ONNX's rules, whose running variance is that of the batch itself.
             return _train(x, scale, bias, mean, variance, eps, momentum)
         # In fine-tuning, as a layer of gpunn would; the buffers of the model are updated.
         wide = [t if t.dtype == x.dtype else as_dtype(t, x.dtype) for t in (scale, bias)]
-        if not context.training:
-            return _normalized(x, scale, bias, mean, variance, eps)
-        return F.batch_norm(x, mean, variance, *wide, True, 1 - momentum, eps)
+        if context.training:
+            out = F.batch_norm(x, mean, variance, *wide, True, 1 - momentum, eps)
+        else:
+            out = _normalized(x, scale, bias, mean, variance, eps)
+        return out, mean, variance, mean, variance  # more than one is wanted before version 14 only
 
     return run
 

@@ -7,6 +7,7 @@ B sequences, I inputs, H hidden, D directions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,8 @@ from gpunn.onnx.operators.registry import Node, operator
 _ORDER = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}
 _DEFAULTS = {"LSTM": ("Sigmoid", "Tanh", "Tanh"), "GRU": ("Sigmoid", "Tanh"), "RNN": ("Tanh",)}
 
-# name -> (function of x, alpha, beta; default of alpha; default of beta), None: it has none
+_NAMED = math.nan  # a number for which ONNX has no default
+# name -> (function of x, alpha, beta; default of alpha; default of beta), None: it takes none
 _ACTIVATIONS: dict[str, tuple[Callable, float | None, float | None]] = {
     "relu": (lambda x, a, b: activate(x, "relu"), None, None),
     "tanh": (lambda x, a, b: tanh(x), None, None),
@@ -34,8 +36,8 @@ _ACTIVATIONS: dict[str, tuple[Callable, float | None, float | None]] = {
     "leakyrelu": (lambda x, a, b: activate(x, "leaky_relu", a), 0.01, None),
     "thresholdedrelu": (lambda x, a, b: arithmetic.where(x > a, x, 0.0), 1.0, None),
     "elu": (lambda x, a, b: activate(x, "elu", a), 1.0, None),
-    "affine": (lambda x, a, b: x * a + b, 1.0, 0.0),
-    "scaledtanh": (lambda x, a, b: tanh(x * b) * a, 1.0, 1.0),
+    "affine": (lambda x, a, b: x * a + b, _NAMED, _NAMED),
+    "scaledtanh": (lambda x, a, b: tanh(x * b) * a, _NAMED, _NAMED),
     "hardsigmoid": (lambda x, a, b: elementwise.clamp(x * a + b, 0.0, 1.0), 0.2, 0.5),
 }
 
@@ -73,6 +75,11 @@ class Settings:
             function, alpha, beta = _ACTIVATIONS[name]
             alpha = None if alpha is None else next(alphas, alpha)
             beta = None if beta is None else next(betas, beta)
+            if any(number is not None and math.isnan(number) for number in (alpha, beta)):
+                raise self.node.refuse(
+                    f"attribute 'activations' names {name!r}, which needs a number of its own in "
+                    "'activation_alpha' and in 'activation_beta'"
+                )
             found.append(_bound(function, alpha, beta))
         return found
 

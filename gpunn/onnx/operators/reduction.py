@@ -210,7 +210,7 @@ def einsum(node: Node):
 
 @operator("Det", 11)
 def determinant(node: Node):
-    return Determinant.apply
+    return lambda x: Determinant.apply(x)
 
 
 class Determinant(gpunn.Function):
