@@ -17,6 +17,7 @@ from gpunn.device.device import Device
 from gpunn.device.probe import import_cupy
 from gpunn.primitives.registry import Cost, Primitive
 from gpunn.primitives.samples import accumulator_dtype
+from gpunn.text import known
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -95,7 +96,10 @@ def shape_text(shape: Sequence[int]) -> str:
 
 
 def select(names: Iterable[str]) -> list[Primitive]:
-    """Primitives by name or family, or "all", in the table's order. KeyError lists the table."""
+    """Primitives by name or family, or "all", in the table's order.
+
+    KeyError, with the nearest name or all that there are, for another.
+    """
     table, wanted = gpunn.kernels.table(), list(names)
     chosen: set[str] = set()
     for name in wanted:
@@ -103,7 +107,8 @@ def select(names: Iterable[str]) -> list[Primitive]:
         if name in table:  # a primitive may bear its family's name
             found = {name}
         if not found:
-            raise KeyError(f"{name} is no primitive; there are {', '.join(table)}")
+            every = dict.fromkeys([*table, *(p.family for p in table.values()), "all"])
+            raise KeyError(f"{name} is no primitive{known(name, every)}")
         chosen |= found
     return [primitive for primitive in table.values() if primitive.name in chosen]
 

@@ -88,13 +88,33 @@ def _gpu_section(
         said = "Over all shapes of each primitive, geometric mean and (worst):\n"
         parts += [said, markdown(*over_shapes([row for row, _ in rows]), 3)]
         parts.append(_rows_markdown(rows))
-    if missing:
-        listed = ", ".join(f"`{name}`" for name in missing)
-        parts.append(f"{NOT_RUN.capitalize()} since they last changed: {listed}.\n")
+    parts += _missing_lines(files, missing, digests)
     parts.append(_products_markdown(newest, digests))
     parts.append(_launches_markdown(newest))
     parts.append(_training_markdown(newest, digests))
     return "\n".join(parts)
+
+
+def _missing_lines(files: Sequence[tuple[Path, Results]], missing: list[str], digests: dict):
+    """Sentences on kernels without a current time: those that were only checked, and the others."""
+    checked = [name for name in missing if is_checked(files, name, digests)]
+    others = [name for name in missing if name not in checked]
+    for said, names in (
+        ("Right on the device, but not timed since they last changed", checked),
+        (f"{NOT_RUN.capitalize()} since they last changed", others),
+    ):
+        if names:
+            yield f"{said}: {', '.join(f'`{name}`' for name in names)}.\n"
+
+
+def is_checked(files: Sequence[tuple[Path, Results]], name: str, digests: dict) -> bool:
+    """Whether the present CUDA sources of a primitive passed all their samples on the device."""
+    return any(
+        test["stage"] == "parity" and test["item"] == f"{name} cuda" and test["passed"]
+        for _, result in files
+        if result.sources.get(name, {}).get("cuda") == digests[name].get("cuda")
+        for test in result.tests
+    )
 
 
 def current_rows(
@@ -256,7 +276,7 @@ def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None)
         return f"The CUDA kernels have {NOT_RUN}: no result file is committed yet.\n"
     gpu = files[0][1].gpu
     mine = [one for one in files if one[1].gpu == gpu]
-    cells = []
+    cells, untimed = [], []
     for name in digests:
         rows = [
             row
@@ -264,7 +284,7 @@ def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None)
             if row.dtype == "float32" and row.mode == "stream"
         ]
         if not rows:
-            cells.append([f"`{name}`", NOT_RUN, "", "", ""])
+            untimed.append(name)
             continue
         row = max(rows, key=lambda row: row.bytes)
         best = min(row.peers.items(), key=lambda peer: peer[1], default=None)
@@ -272,8 +292,35 @@ def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None)
             f"`{name}`", shape_text(row.shape), seconds_text(row.timing.median),
             f"{row.percent_of_floor:.0f}%", f"{best[1]:.2f} ({best[0]})" if best else "",
         ])  # fmt: skip
-    headers = ["primitive, float32", "shape", "median", "of floor", "vs the fastest peer"]
-    return f"Measured on {gpu}:\n\n" + markdown(headers, cells, 2)
+    headers = ["kernel, float32", "shape", "median", "of floor", "vs the fastest peer"]
+    checked = sum(is_checked(mine, name, digests) for name in untimed)
+    others = len(untimed) - checked
+    parts = [f"Measured on {gpu}.\n", *_steps_beside_pytorch(mine[0][1], digests)]
+    parts += [markdown(headers, cells, 2)] if cells else []
+    parts += [f"Right on the device, but not timed yet: {checked} more.\n"] if checked else []
+    parts += [f"{NOT_RUN.capitalize()}: {others} more.\n"] if others else []
+    return "\n".join(parts)
+
+
+def _steps_beside_pytorch(result: Results, digests: dict) -> list[str]:
+    """A table of whole training steps: our fastest way and PyTorch's."""
+    jobs: dict[tuple, list[dict]] = {}
+    for row in result.training:
+        if "median" in row:
+            jobs.setdefault((row["job"], row["batch"]), []).append(row)
+    cells = []
+    for (job, batch), rows in jobs.items():
+        ours = [row for row in rows if row["contestant"].startswith("gpunn")]
+        theirs = [row for row in rows if not row["contestant"].startswith("gpunn")]
+        if not ours or not theirs or not _is_current(rows, result, digests):
+            continue
+        one, other = (min(some, key=lambda row: row["median"]) for some in (ours, theirs))
+        cells.append([
+            job, batch, one.get("precision", ""), one["contestant"], seconds_text(one["median"]),
+            f"{other['median'] / one['median']:.1f} ({other['contestant']})",
+        ])  # fmt: skip
+    headers = ["a training step", "batch", "precision", "by", "median", "vs the fastest PyTorch"]
+    return [markdown(headers, cells, 4)] if cells else []
 
 
 def filled(text: str, block: str) -> str:

@@ -122,6 +122,8 @@ def read(path: str | Path) -> Results:
         return Results.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError) as error:
         text = f"has no {error}" if isinstance(error, KeyError) else str(error)
+        if isinstance(error, (json.JSONDecodeError, UnicodeDecodeError)):
+            text = f"this is not JSON ({text})"
         raise ResultError(f"{path}: {text}") from error
 
 

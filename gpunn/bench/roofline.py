@@ -21,7 +21,9 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X")
 def require_matplotlib() -> None:
     """Raise ImportError, saying what to install, without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("a roofline picture needs matplotlib; run: pip install matplotlib")
+        raise ImportError(
+            "a picture needs matplotlib, which is not installed; run: pip install matplotlib"
+        )
 
 
 def plot(
@@ -62,7 +64,7 @@ def plot(
     _ceilings(axes, ceilings, points, left, right)
     _number(figure, axes, points, intensity, rate)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi="figure", format="png")
+        figure.savefig(temporary, dpi="figure", format=Path(path).suffix.lstrip(".") or "png")
     return len(points)
 
 

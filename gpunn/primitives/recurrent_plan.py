@@ -9,7 +9,7 @@ steps      for each step a matrix product of the whole chip and the kernel of th
 =========  =========================================================================================
 
 `choose` is the rule: whatever fits is estimated in clock cycles, and the least estimate wins. The
-numbers behind the estimates are from data sheets: not yet run on hardware. double goes step by
+numbers behind the estimates are from data sheets, not measured. double goes step by
 step: too few of its weights fit a block to be worth kernels of their own.
 """
 

@@ -154,7 +154,7 @@ def _fused(found: Explanation) -> str:
     headers = ["part", "what it does", "blocks", "us", "limit"]
     start = wrapped(
         f"As one kernel for many steps (mlp_train, which the Trainer uses where it can): about "
-        f"{seconds_text(seconds)} a step, estimated from data sheets, not yet run on hardware."
+        f"{seconds_text(seconds)} a step, estimated from data sheets, scaled to what was measured."
     )
     return f"{start}\n\n{fitted(headers, rows, (2, 3), {1: 'start'})}"
 

@@ -281,7 +281,21 @@ def test_only_current_sources_are_shown(tmp_path, found):
     assert "| matmul |  |  |  | 9.00 ± 0% |" in text
     block = report.readme_block(folder, DIGESTS)
     assert "| `softmax_forward` | 4096x1024 | 1.00 ms | 80% | 1.25 (torch) |" in block
-    assert "| `matmul` | not yet run on hardware |" in block
+    assert "Not yet run on hardware: 1 more." in block
+
+
+def test_what_was_checked_but_not_timed_is_told_apart(tmp_path, found):
+    folder = tmp_path / "benchmarks" / "results"
+    found.sources = {"softmax_forward": {"cuda": "old"}, "matmul": {"cuda": "m"}}
+    passed = {"stage": "parity", "passed": True, "checked": 3, "failures": []}
+    found.tests += [passed | {"item": "matmul cuda"}, passed | {"item": "softmax_forward cuda"}]
+    write(folder, found, "a.json")
+    text = report.performance(folder, DIGESTS)
+    assert "Right on the device, but not timed since they last changed: `matmul`." in text
+    assert "Not yet run on hardware since they last changed: `softmax_forward`." in text
+    block = report.readme_block(folder, DIGESTS)
+    assert "Right on the device, but not timed yet: 1 more." in block
+    assert "| lstm-32-128 | 64 | fp32 | gpunn compiled |" in block and "| 2.0 (torch) |" in block
 
 
 def test_an_older_file_still_covers_what_has_not_changed(tmp_path, found):

@@ -69,7 +69,7 @@ def default_chunk_rows(rows: int, classes: int, itemsize: int, most: int | None 
     W, is the sum grad_W: 12 bytes an element with 16 bits (the product's 2 written and read, the
     total's 4 read and written), 8 in float32. So n / 2 operations a byte; a GPU of 800 TFLOP/s and
     4 TB/s makes 200 in the time of one, and its sum takes 400 / n of the time of the products: two
-    fifths with 1024 rows, a tenth with 4096. (On paper; not yet run on hardware.)
+    fifths with 1024 rows, a tenth with 4096. (On paper; not timed yet.)
     """
     limit = SCRATCH_BYTES // (classes * itemsize)
     limit = max(_TILE, (limit if most is None else min(limit, most)) // _TILE * _TILE)
