@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+_MANY = 30
 
 
 def table(
@@ -33,6 +35,32 @@ def aligned(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:
     """Names and values in columns, without a header: each column as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(indent + "  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """What follows a name that there is not: "; did you mean mlp?", or nothing if none is like it.
+
+    >>> nearest("trian", ["train", "bench"])
+    '; did you mean train?'
+    """
+    import difflib  # here, as everything imports this file and only mistakes need it
+
+    spelled = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(name.lower(), spelled, n=1, cutoff=0.5)
+    return f"; did you mean {spelled[found[0]]}?" if found else ""
+
+
+def known(name: str, names: Iterable[str]) -> str:
+    """The same with all names that there are, unless these are many and one is like it.
+
+    >>> known("mpl", ["digits", "mlp"])
+    '; did you mean mlp? Known: digits, mlp'
+    """
+    names = list(names)
+    near = nearest(name, names)
+    if near and len(names) > _MANY:
+        return near
+    return f"{near}{' Known:' if near else '; known:'} {', '.join(names)}"
 
 
 def bytes_text(count: float) -> str:

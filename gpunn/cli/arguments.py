@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
-import difflib
 import io
 import json
 import os
@@ -12,15 +12,16 @@ import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from gpunn.text import table
+from gpunn.text import known, nearest, table
 
 DEVICE = "cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 
 _CHOICE = re.compile(r"argument ([^:]+): invalid choice: '?(.*?)'? \(choose from (.*)\)", re.DOTALL)
+_NUMBER = re.compile(r"argument ([^:]+): invalid (int|float) value: (.*)", re.DOTALL)
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +31,8 @@ class Parser(argparse.ArgumentParser):
         # An abbreviation that works today would mean something else once an option is added.
         options.setdefault("allow_abbrev", False)
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        if sys.version_info >= (3, 14):
+            options.setdefault("color", False)
         super().__init__(**options)
 
     def error(self, message: str) -> NoReturn:
@@ -41,8 +44,10 @@ class Parser(argparse.ArgumentParser):
             what = f"there is no command {value!r}"
             if name != "COMMAND":
                 what = f"{name} cannot be {value!r}"
-            near = nearest(value, choices)
-            message = f"{what}{near}{' Known:' if near else '; known:'} {', '.join(choices)}"
+            message = what + known(value, choices)
+        elif found := _NUMBER.fullmatch(message):
+            kind = "a whole number" if found[2] == "int" else "a number"
+            message = f"{found[1]} must be {kind}, got {found[3]}"
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
     def unexpected(self, rest: list[str]) -> NoReturn:
@@ -53,12 +58,6 @@ class Parser(argparse.ArgumentParser):
                        f"{' '.join(map(repr, rest))}")  # fmt: skip
         name = option.partition("=")[0]
         self.error(f"there is no option {name}{nearest(name, self._option_string_actions)}")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean …?" with the most similar of the known names, or nothing."""
-    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {found[0]}?" if found else ""
 
 
 def add_command(
@@ -111,7 +110,10 @@ def add_quiet(parser: argparse.ArgumentParser, what: str = "no progress, only th
 
 def print_json(result: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON has not, as null."""
-    print(json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False), flush=True)
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = codecs.lookup(encoding).name != "utf-8"  # where "?" would stand for what it has not
+    text = json.dumps(_plain(result), indent=1, ensure_ascii=escaped, allow_nan=False)
+    print(text, flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -169,6 +171,17 @@ def _is_terminal(stream: Any) -> bool:
     with contextlib.suppress(AttributeError, ValueError, io.UnsupportedOperation):
         return bool(stream.isatty())
     return False
+
+
+def check_picture(option: str, path: str) -> None:
+    """Refuse, before any work, a picture that could not be written in the end."""
+    from gpunn.bench.roofline import require_matplotlib
+    from gpunn.io import check_target
+
+    if os.path.splitext(path)[1] not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--{option} {path}: give a name that ends in .png, .svg or .pdf")
+    require_matplotlib()
+    check_target(path)
 
 
 def at_least(name: str, value: int | None, low: int) -> None:

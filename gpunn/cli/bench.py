@@ -5,7 +5,16 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gpunn.cli.arguments import add_command, add_quiet, only_result, print_json, progress
+from gpunn.cli.arguments import (
+    add_command,
+    add_quiet,
+    at_least,
+    check_picture,
+    only_result,
+    print_json,
+    progress,
+    wide_table,
+)
 
 STDOUT = "-"
 
@@ -30,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
         description="Time primitives: medians over interleaved samples, GB/s, TFLOP/s, percent of "
         "the floor that this machine's measured bandwidth and rate set, and ratios to peers.",
         examples=EXAMPLE,
-        no="--compare found something slower, or nothing could be timed",
+        no="--compare found something slower, or nothing of ours could be timed",
     )
     add = parser.add_argument
     add("primitives", nargs="*", metavar="PRIMITIVE",
@@ -59,15 +68,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the table and write what was asked for; 1 if --compare found something slower."""
     as_json = arguments.json == STDOUT
     if arguments.list:
-        print_json(list_rows()) if as_json else print(list_table())
+        if json_file(arguments):
+            hint = _taken_for_file(arguments.json)
+            raise ValueError("--list writes no file; give --json without a name" + hint)
+        rows = list_rows(selected(arguments.primitives or ["all"]))
+        print_json(rows) if as_json else print(list_table(rows))
         return 0
     if not arguments.primitives:
         raise ValueError(
             "name a primitive, a family or all (gpunn bench --list shows them)" + _taken_for_file(
                 arguments.json)
         )  # fmt: skip
-    if arguments.samples < 1:
-        raise ValueError(f"--samples is {arguments.samples}; at least 1 is needed")
+    at_least("samples", arguments.samples, 1)
     kind = next((name for name in ("launch", "products") if name in arguments.primitives), None)
     with only_result(as_json):
         if kind is not None:
@@ -89,6 +101,16 @@ def _taken_for_file(name: str | None) -> str:
     return ""
 
 
+def selected(names: list[str]) -> list[Any]:
+    """The primitives of these names and families."""
+    from gpunn.bench import cases
+
+    try:
+        return cases.select(names)
+    except KeyError as error:
+        raise ValueError(f"{error.args[0]} (see gpunn bench --list)") from None
+
+
 def say(arguments: argparse.Namespace, text: str) -> None:
     """Print, unless --quiet."""
     if not arguments.quiet:
@@ -99,14 +121,10 @@ def run_primitives(arguments: argparse.Namespace) -> tuple[Any, int]:
     """gpunn bench PRIMITIVE …: the results and the exit code."""
     from gpunn.bench import cases, compare, peers, results, tables
     from gpunn.bench.ceilings import measure_ceilings
-    from gpunn.bench.roofline import require_matplotlib
     from gpunn.device.device import as_device
     from gpunn.io import check_target
 
-    try:
-        chosen = cases.select(arguments.primitives)
-    except KeyError as error:
-        raise ValueError(error.args[0]) from None
+    primitives = selected(arguments.primitives)
     device = as_device(arguments.device)
     if device.type == "emulator":
         raise ValueError(
@@ -117,26 +135,27 @@ def run_primitives(arguments: argparse.Namespace) -> tuple[Any, int]:
     names = peers.choose(arguments.peers, device)
     threshold = compare.parse_threshold(arguments.threshold)
     old = results.read(arguments.compare) if arguments.compare else None
-    for path in (json_file(arguments), arguments.plot):  # now rather than after minutes of work
-        if path:
-            check_target(path)
+    if path := json_file(arguments):  # now rather than after minutes of work
+        check_target(path)
     if arguments.plot:
-        require_matplotlib()
+        check_picture("plot", arguments.plot)
     todo = [
-        case for made in chosen for case in cases.cases_of(made, shapes, arguments.dtype, device)
+        case
+        for made in primitives
+        for case in cases.cases_of(made, shapes, arguments.dtype, device)
     ]
     if not todo:
         raise ValueError(
-            f"{', '.join(made.name for made in chosen)}: there are no bench_shapes; set them, or "
-            "give --shape"
+            f"{', '.join(made.name for made in primitives)}: there are no bench_shapes; set them, "
+            "or give --shape"
         )
     found = results.new(device)
     found.ceilings.append(measure_ceilings(device))
     say(arguments, tables.ceilings_text(found.ceilings[0]) + "\n")
     for case in progress(todo, "case", arguments.quiet):
         _measure(case, device, found, arguments, names)
-    if not found.rows:
-        print("nothing could be timed")
+    if not any(row.ours for row in found.rows):
+        print("nothing of ours could be timed")
     else:
         say(arguments, tables.rows_table(found.rows))
         say(arguments, "\nvs: the peer's time over ours, above 1 ours is faster; "
@@ -206,9 +225,7 @@ def _products(arguments: argparse.Namespace, device: Any, found: Any) -> None:
     say(arguments, "\n" + products.summary_text(found.products))
 
 
-def _measure(
-    case: Any, device: Any, found: Any, arguments: argparse.Namespace, names: Any
-) -> None:
+def _measure(case: Any, device: Any, found: Any, arguments: argparse.Namespace, names: Any) -> None:
     from gpunn.bench.measure import measure
 
     rows, skipped = measure(
@@ -235,7 +252,7 @@ def _finish(arguments: argparse.Namespace, found: Any, old: Any, threshold: floa
         roofline.plot(found.rows, found.ceilings[0], arguments.plot, name)
         print(f"roofline: {arguments.plot}")
     if old is None:
-        return 0 if found.rows else 1
+        return 0 if any(row.ours for row in found.rows) else 1
     changes = compare.compare(old.rows, found.rows, threshold)
     if not changes:
         raise ValueError(f"{arguments.compare} has no row of ours in common with this run")
@@ -247,26 +264,23 @@ def _finish(arguments: argparse.Namespace, found: Any, old: Any, threshold: floa
     return 1 if slower else 0
 
 
-def list_rows() -> list[dict[str, Any]]:
-    """Every primitive with its implementations and default shapes."""
-    import gpunn.kernels
+def list_rows(primitives: list[Any]) -> list[dict[str, Any]]:
+    """Each primitive with its implementations and default shapes."""
     from gpunn.bench.cases import shape_text
 
     return [
         {"primitive": made.name, "family": made.family,
          "implementations": list(made.implementations),
          "shapes": list(map(shape_text, made.bench_shapes))}
-        for made in gpunn.kernels.table().values()
+        for made in primitives
     ]  # fmt: skip
 
 
-def list_table() -> str:
+def list_table(listed: list[dict[str, Any]]) -> str:
     """The same as text."""
-    from gpunn.cli.arguments import wide_table
-
     rows = [
         (row["primitive"], row["family"], " ".join(row["implementations"]), " ".join(row["shapes"]))
-        for row in list_rows()
+        for row in listed
     ]
     headers = ["primitive", "family", "implementations", "default shapes"]
     return wide_table(headers, rows, (), cut=3)

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
-from gpunn.cli.arguments import add_command, add_json, add_quiet, only_result, print_json
+from gpunn.cli.arguments import (
+    add_command,
+    add_json,
+    add_quiet,
+    at_least,
+    only_result,
+    print_json,
+)
 from gpunn.text import table
 
 EPILOG = """the launch is written as in CUDA C++:
@@ -91,6 +99,11 @@ def run(arguments: argparse.Namespace) -> int:
             "give --launch 'kernel<<<grid, block>>>(arguments)'; the kernels of "
             f"{arguments.source}:{listed}"
         )
+    at_least("cluster", arguments.cluster, 1)
+    at_least("preempt", arguments.preempt, 0)
+    for folder in arguments.include:
+        if not Path(folder).is_dir():  # which a compiler passes over in silence
+            raise NotADirectoryError(f"--include {folder}: there is no such folder")
     options = [f"-D{name}" for name in arguments.define]
     options += [f"-I{folder}" for folder in arguments.include]
     with only_result(arguments.json):

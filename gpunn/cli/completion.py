@@ -122,6 +122,7 @@ def _devices() -> list[str]:
 WORDS: dict[tuple[str, str], Callable[[], list[str]]] = {
     ("bench", "primitives"): lambda: [*_primitives(), "all", "launch", "products"],
     ("kernels", "name"): _primitives,
+    ("bench", "peers"): lambda: ["numpy", "cupy", "torch", "torch.compile", "triton", "none"],
     ("train", "job"): _jobs,
     ("train", "set"): _settings,
     ("profile", "step"): _steps,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from gpunn.cli.arguments import (
     wide_table,
 )
 from gpunn.device import compiler
+from gpunn.text import nearest
 
 
 def add_parser(commands: Any) -> None:
@@ -55,7 +57,8 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     if not chosen:
         raise ValueError(
-            f"no kernel is named like {' or '.join(arguments.name)}; see gpunn kernels"
+            f"no kernel is named like {' or '.join(arguments.name)}"
+            f"{nearest(arguments.name[0], kernels.table())} (see gpunn kernels)"
         )
     if arguments.compile:
         return compile_kernels(chosen, arguments)
@@ -82,9 +85,13 @@ def compile_kernels(primitives: list[Any], arguments: argparse.Namespace) -> int
     from gpunn.primitives.registry import reachable_kernels
 
     start = time.perf_counter()
+    architectures = list(dict.fromkeys(arguments.compile))
+    for arch in architectures:
+        if not re.fullmatch(r"sm_\d+[af]?", arch):
+            raise ValueError(f"--compile {arch}: write an architecture such as sm_90a")
     jobs = [
         (source, tuple(expressions), arch)
-        for arch in arguments.compile
+        for arch in architectures
         for source, expressions in reachable_kernels(arch, primitives=primitives).items()
     ]
     with only_result(arguments.json), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -115,7 +122,7 @@ def compile_kernels(primitives: list[Any], arguments: argparse.Namespace) -> int
         print(wide_table(names, shown, (3, 4, 5, 6), cut=2) + "\n")
     print(*warnings, sep="\n", end="\n" if warnings else "")
     print(
-        f"{len(rows)} kernels compiled for {', '.join(arguments.compile)} "
+        f"{len(rows)} kernels compiled for {', '.join(architectures)} "
         f"in {time.perf_counter() - start:.1f} s; "
         f"{len(spilling)} spill, {len(warnings)} warnings"
     )

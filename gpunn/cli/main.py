@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -62,8 +64,28 @@ def main(arguments: list[str] | None = None) -> int:
     """Run `gpunn` with `arguments` (default: the process's) and return the exit code.
 
     0: done; 1: done, and the answer is no (a check failed); 2: wrong use, said in one sentence;
-    130: interrupted.
+    130: interrupted; 141: the reader of the output, such as `head`, went away before the end.
     """
+    _prepare_streams()
+    try:
+        return _run(_parse(arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _prepare_streams() -> None:
+    """Printing must not fail: a closed stream takes all, a character that one has not is "?"."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+
+
+def _parse(arguments: list[str] | None) -> Any:
+    """What was given, with `run`: what does it."""
     root, commands = _parsers()
     parsed, rest = root.parse_known_args(arguments)
     if rest:
@@ -74,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         parsed.run = _print_version
     elif parsed.command is None:
         parsed.run, parsed.help = _print_help, root.format_help()
-    return _run(parsed)
+    return parsed
 
 
 def _print_version(parsed: Any) -> int:
@@ -93,25 +115,29 @@ def _print_help(parsed: Any) -> int:
 
 
 def _run(parsed: Any) -> int:
-    if parsed.debug:
-        return parsed.run(parsed)
     try:
         code = parsed.run(parsed)
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):  # so that Python's own flush at the end has a reader
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (GpunnError, ValueError, TypeError, OSError, ImportError, MemoryError) as error:
-        if os.environ.get("GPUNN_DEBUG", "0") not in ("", "0"):
+        if parsed.debug or os.environ.get("GPUNN_DEBUG", "0") not in ("", "0"):
             raise
-        print(f"gpunn {parsed.command}: {error}", file=sys.stderr)
+        command = f"gpunn {parsed.command}" if parsed.command else "gpunn"
+        print(f"{command}: {_sentence(error)}", file=sys.stderr)
         for note in getattr(error, "__notes__", ()):
             print(note, file=sys.stderr)
         return 2
+
+
+def _sentence(error: Exception) -> str:
+    """What went wrong; of the operating system's errors the file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 if __name__ == "__main__":

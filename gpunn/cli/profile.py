@@ -13,6 +13,7 @@ from gpunn.cli.arguments import (
     add_json,
     add_quiet,
     at_least,
+    check_picture,
     only_result,
     print_json,
     progress,
@@ -131,16 +132,14 @@ def name_of(arguments: argparse.Namespace, command: str) -> str:
 
 def check_files(trace: str | None, memory: str | None) -> None:
     """Refuse, before any work, what could not be written in the end."""
-    from gpunn.bench.roofline import require_matplotlib
     from gpunn.io import check_target
 
-    if trace and Path(trace).suffix != ".json":
-        raise ValueError(f"--trace {trace}: a trace is JSON; give a name that ends in .json")
+    if trace:
+        if Path(trace).suffix != ".json":
+            raise ValueError(f"--trace {trace}: a trace is JSON; give a name that ends in .json")
+        check_target(trace)
     if memory:
-        require_matplotlib()
-    for path in (trace, memory):
-        if path:
-            check_target(path)
+        check_picture("memory", memory)
 
 
 def print_list(as_json: bool) -> int:

@@ -164,7 +164,7 @@ def overrides(texts: list[str]) -> dict[str, Any]:
         try:
             document = tomllib.loads(f"x = {value.strip()}")
             values[name.strip()] = document["x"] if len(document) == 1 else value.strip()
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             values[name.strip()] = value.strip()
     return values
 

@@ -12,13 +12,16 @@ from pathlib import Path
 def check_target(path: str | os.PathLike[str]) -> Path:
     """`path` as a Path, if a file could be written there: for a look before long work.
 
-    FileNotFoundError if the folder is not there; IsADirectoryError if `path` is a folder.
+    FileNotFoundError if the folder is not there; IsADirectoryError if `path` is a folder;
+    PermissionError if files may not be made in it.
     """
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"cannot write {path}: the folder {path.parent} does not exist")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"cannot write {path}: the folder {path.parent} is read-only for you")
     return path
 
 

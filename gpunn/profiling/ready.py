@@ -16,6 +16,7 @@ import gpunn.nn.functional as F
 from gpunn import models, nn, optim
 from gpunn.bench import training
 from gpunn.device import Device
+from gpunn.text import known
 from gpunn.train.jobs import JOBS
 from gpunn.train.precision import Precision
 
@@ -155,7 +156,7 @@ def ready_step(
         model, inputs, target = make(batch or usual)
         loss, rate = _over_classes(target.ndim, key), 1e-3
     else:
-        raise ValueError(f"there is no step named {name!r}; known: {', '.join(names())}")
+        raise ValueError(f"there is no step named {name!r}{known(name, names())}")
     model = model.to(device).train()
     inputs = tuple(value.to(device) for value in inputs)
     optimizer = optim.AdamW(model.parameters(), lr=rate)

@@ -29,6 +29,8 @@ import gpunn
 from gpunn.train.run_folder import CONFIG
 from gpunn.train.toml_positions import KeyPath, Positions, find_positions
 
+_SHOWN = 20  # mistakes at most, each a line
+
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -113,9 +115,11 @@ class ConfigurationError(ValueError):
 
     def __init__(self, problems: Sequence[Problem]):
         self.problems = list(problems)
-        lines = [str(problem) for problem in problems]
-        if len(lines) > 1:
-            lines.insert(0, f"{len(lines)} mistakes in the settings")
+        lines = [str(problem) for problem in problems[:_SHOWN]]
+        if len(problems) > 1:
+            lines.insert(0, f"{len(problems)} mistakes in the settings")
+        if len(problems) > _SHOWN:
+            lines.append(f"… and {len(problems) - _SHOWN} more")
         super().__init__("\n  ".join(lines))
 
 
@@ -169,7 +173,9 @@ def _scalar(name: str, value: Any, hint: type, said: Setting) -> tuple[Any, str]
         return value, ""
     near = difflib.get_close_matches(str(value), () if said.pattern else said.choices, n=1)
     hint_text = f"did you mean {_shown(near[0])}? It" if near else "it"
-    limit = said.range_text() or "a finite number"
+    limit = said.range_text()
+    if isinstance(value, float) and not math.isfinite(value):
+        limit = f"a finite number, {limit}" if limit else "a finite number"
     return value, f"{name} is {_shown(value)}; {hint_text} must be {limit}"
 
 
@@ -197,7 +203,8 @@ def build(kind: type, layers: Sequence[Layer], problems: Sequence[Problem] = ())
     Raises a ConfigurationError with everything that is wrong: `problems` found before, names that
     there are not (with the nearest that there is), values of another type or out of range.
     """
-    found, given, owners = list(problems), {}, {}
+    found: list[Problem] = []
+    given, owners = {}, {}
     known = settings_of(kind)
     for layer in layers:
         for name, value in layer.values.items():
@@ -212,14 +219,17 @@ def build(kind: type, layers: Sequence[Layer], problems: Sequence[Problem] = ())
             owner = owners.get(str(problem.path[0]))
             place = owner.where(problem.path) if owner else problem.place
             found.append(dataclasses.replace(problem, place=place))
-    if found:
-        raise ConfigurationError(found)
+    if found or problems:
+        names = [name for layer in layers for name in layer.values]
+        order = {name: at for at, name in enumerate(names)}  # of a file that of its lines
+        found.sort(key=lambda problem: order.get(str(problem.path[0]), -1))
+        raise ConfigurationError([*problems, *found])
     return made
 
 
 def unknown(name: str, known: Sequence[str] | dict[str, Any]) -> str:
     """The sentence for a setting that there is not."""
-    near = difflib.get_close_matches(name, known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
     return f"there is no setting {name!r}; {hint}"
 
@@ -282,8 +292,16 @@ def read_config(path: str | os.PathLike[str]) -> ConfigFile:
     positions = find_positions(text)
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except tomllib.TOMLDecodeError as error:
         raise ConfigurationError(list(_not_toml(path, text, error, positions))) from None
+    except (ValueError, RecursionError) as error:  # of what is TOML, but larger than Python takes
+        reason, line = "a number has too many digits", 1
+        if isinstance(error, RecursionError):
+            reason, line = "it is nested too deeply", max(positions.lines.values(), default=1)
+        elif digits := re.search("[0-9_]{1000}", text):
+            line = text.count("\n", 0, digits.start()) + 1
+        wrong = Problem((), f"this cannot be read: {reason}", f"{path}:{line}")
+        raise ConfigurationError([wrong]) from None
     job = document.pop("job", None)
     if not isinstance(job, str):
         place = f"{path}:{positions.of(('job',))}"
@@ -307,12 +325,12 @@ def _misplaced(name: str, value: Any, job: str) -> str:
     return f"{name!r} stands outside a table; put it below [{job}]"
 
 
-def _not_toml(path: Path, text: str, error: Exception, positions: Positions) -> Iterator[Problem]:
+def _not_toml(
+    path: Path, text: str, error: tomllib.TOMLDecodeError, positions: Positions
+) -> Iterator[Problem]:
     """What tomllib found, or better: which keys are there twice."""
     said = re.fullmatch(r"(.*?) \(at (?:line (\d+), column (\d+)|end of document)\)", str(error))
     words = said[1] if said else str(error)
-    if isinstance(error, RecursionError):
-        words = "it is nested too deeply"
     if words.startswith("Cannot") and positions.twice:
         for key, first, second in positions.twice:
             name = ".".join(map(str, key))
@@ -320,7 +338,8 @@ def _not_toml(path: Path, text: str, error: Exception, positions: Positions) -> 
         return
     lines = text.split("\n")
     line = int(said[2]) if said and said[2] else len(text.rstrip().split("\n"))
-    shown = textwrap.shorten(lines[line - 1], 60, placeholder=" …")
+    visible = "".join(one if one.isprintable() else " " for one in lines[line - 1])
+    shown = textwrap.shorten(visible, 60, placeholder=" …")
     column = f" at column {said[3]}" if said and said[3] else ""
     words = words[:1].lower() + words[1:]
     yield Problem((), f"this is not TOML ({words}{column}): {shown}", f"{path}:{line}")

@@ -12,6 +12,7 @@ import numpy as np
 from gpunn import nn
 from gpunn.data import Split, load_digits, split_indices
 from gpunn.data.splits import permutation
+from gpunn.text import known
 from gpunn.train.configuration import check, setting
 from gpunn.train.precision import NAMES as PRECISIONS
 
@@ -148,5 +149,5 @@ JOBS: dict[str, Job] = {
 def find_job(name: str) -> Job:
     """The job of that name. ValueError, naming those there are, if there is none."""
     if name not in JOBS:
-        raise ValueError(f"there is no training job {name!r}; known: {', '.join(JOBS)}")
+        raise ValueError(f"there is no training job {name!r}{known(name, JOBS)}")
     return JOBS[name]

@@ -55,9 +55,9 @@ class TrainedModel:
         """
         folder = Path(folder)
         if not (folder / MODEL).is_file() or not (folder / NORMALIZER).is_file():
-            problem = (
-                f"has no {MODEL} with its {NORMALIZER}" if folder.is_dir() else "does not exist"
-            )
+            problem = "is a file" if folder.exists() else "does not exist"
+            if folder.is_dir():
+                problem = f"has no {MODEL} with its {NORMALIZER}"
             raise FileNotFoundError(
                 f"{folder} is not a run folder: it {problem}. Train one with: gpunn train digits"
             )

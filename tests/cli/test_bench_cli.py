@@ -77,13 +77,13 @@ def test_help_shows_examples(capsys):
     "arguments, message",
     [
         (["bench"], "name a primitive, a family or all"),
-        (["bench", "sofmax"], "sofmax is no primitive; there are"),
+        (["bench", "sofmax"], "sofmax is no primitive; did you mean softmax?"),
         ([*SMALL[:2], "--shape", "8by16"], "write for example 4096x1024"),
         ([*SMALL, "--threshold", "much"], "write for example 5%"),
         ([*SMALL, "--peers", "cupy"], "cupy is no peer on cpu"),
         (["bench", "launch", "matmul"], "launch is measured alone"),
         (["bench", "launch", "--peers", "cupy"], "launch takes no --peers"),
-        ([*SMALL, "--samples", "0"], "--samples is 0; at least 1 is needed"),
+        ([*SMALL, "--samples", "0"], "--samples is 0; expected 1 or more"),
         ([*SMALL, "--compare", "nowhere.json"], "nowhere.json"),
     ],
 )
@@ -100,7 +100,7 @@ def test_nothing_timed_is_exit_code_1(capsys):
 
 @pytest.mark.parametrize("option", ["--json", "--plot"])
 def test_a_place_that_cannot_be_written_is_said_before_measuring(option, tmp_path, capsys):
-    nowhere = tmp_path / "none" / "x.out"
+    nowhere = tmp_path / "none" / "x.png"
     assert main(["bench", "softmax_forward", "--device", "cpu", option, str(nowhere)]) == 2
     captured = capsys.readouterr()
     assert captured.out == "" and "the folder" in captured.err and "does not exist" in captured.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -88,11 +89,20 @@ def test_the_page_is_what_the_parsers_say():
         (["completion", "csh"], "cannot be 'csh'; did you mean zsh?"),
         (["predict"], "the following arguments are required: RUN_FOLDER, DATA"),
         (["--json", "doctor"], "--json before a command goes with --version"),
-        (["train", "digits", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+        (["train", "digits", "--epochs", "many"], "--epochs must be a whole number, got 'many'"),
         (["bench", "--json", "softmax"], "'softmax' was taken for the file of --json: put --json"),
         (["evaluate", "x", "--at-least", "90"], "an accuracy lies between 0 and 1"),
         (["train", "digits", "--set", "epochs"], "--set epochs: write NAME=VALUE"),
-        (["train", "digits", "--set", "epochs=x"], '--set epochs: epochs must be a whole number'),
+        (["train", "digits", "--set", "epochs=x"], "--set epochs: epochs must be a whole number"),
+        (["train", "digits", "--set", f"hidden={'[' * 5000}"], "--set hidden: hidden must be a li"),
+        (["bench", "sofmax"], "sofmax is no primitive; did you mean softmax? (see gpunn bench -"),
+        (["bench", "--list", "--json", "x.json"], "--list writes no file; give --json without a n"),
+        (["kernels", "sofmax"], "named like sofmax; did you mean softmax_forward? (see gpunn ker"),
+        (["kernels", "softmax", "--compile", "sm90"], "--compile sm90: write an architecture such"),
+        (["check", "none.cu", "--list"], "gpunn check: none.cu: No such file or directory"),
+        (["check", "k.cu", "--launch", "f", "--preempt", "-1"], "--preempt is -1; expected 0 or"),
+        (["check", "k.cu", "--launch", "f", "-I", "none"], "--include none: there is no such fol"),
+        (["evaluate", __file__], "test_command_line.py is not a run folder: it is a file"),
     ],
 )
 def test_wrong_use_is_one_sentence_and_names_the_nearest(capsys, arguments, words):
@@ -134,6 +144,8 @@ def test_results_as_json(capsys, monkeypatch, tmp_path):
     (row,) = as_json(capsys, *bench)["rows"]
     assert row["implementation"] == "numpy" and len(row["samples"]) == 2
     assert as_json(capsys, "bench", "--list")[0]["primitive"] == "matmul"
+    listed = as_json(capsys, "bench", "--list", "log_softmax_forward")
+    assert [one["primitive"] for one in listed] == ["log_softmax_forward"]
     code, out, _ = run(capsys, *bench, "--quiet")
     assert code == 0 and out == ""
     steps = [one["step"] for one in as_json(capsys, "profile", "--list")]
@@ -201,6 +213,32 @@ def test_only_the_result_reaches_standard_output(capfd):
     assert sorted(err.splitlines()) == ["from Python", "from a kernel"]
 
 
+# ---- where it prints ----------------------------------------------------------------------------
+
+
+def test_a_terminal_without_all_characters(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "--help"])
+    sys.stdout.flush()
+    assert stop.value.code == 0 and b"gpunn predict runs/digits-? digits-test" in written.getvalue()
+    written.truncate(0)
+    print_json({"path": "é…"})
+    assert json.loads(written.getvalue().strip(b"\0")) == {"path": "é…"}
+
+
+def test_output_that_nobody_reads(monkeypatch):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert main(["--debug", "kernels"]) == 141
+    monkeypatch.setattr(sys, "stdout", None)
+    assert main(["--version"]) == 0 and sys.stdout.name == os.devnull
+    sys.stdout.close()
+
+
 # ---- configuration ------------------------------------------------------------------------------
 
 
@@ -224,8 +262,8 @@ def test_all_mistakes_of_a_configuration_with_their_lines(capsys, tmp_path):
     assert err.splitlines() == [
         "gpunn train: 4 mistakes in the settings",
         f"  {path}:3: there is no setting 'epoch'; did you mean 'epochs'?",
-        "  --set seeds: there is no setting 'seeds'; did you mean 'seed'?",
         f"  {path}:6: hidden[1] is -64; it must be 1 or more",
+        "  --set seeds: there is no setting 'seeds'; did you mean 'seed'?",
         "  --limit: limit is 5; it must be 100 or more",
     ]
     path.write_text('# mine\njob = "letters"\n')

@@ -67,7 +67,7 @@ def test_train_again_from_the_configuration(capsys, folder, tmp_path):
     ("arguments", "words"),
     [
         (["train"], "say which job to train, for example: gpunn train digits"),
-        (["train", "digit"], "there is no training job 'digit'; known: digits"),
+        (["train", "digit"], "there is no training job 'digit'; did you mean digits? Known:"),
         (["train", "digits", "--epochs", "0"], "epochs is 0; it must be 1 or more"),
         (["train", "digits", "--learning-rate", "-1"], "learning_rate is -1.0"),
         (["train", "digits", "--hidden", "0"], "--hidden: hidden[0] is 0; it must be 1 or more"),

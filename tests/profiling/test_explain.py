@@ -200,7 +200,7 @@ def test_ready_steps_train():
         step = ready_step(name, batch=3)
         losses = [step().item() for _ in range(4)]
         assert np.isfinite(losses).all() and losses[-1] < losses[0], name
-    with pytest.raises(ValueError, match="no step named 'mpl'; known: digits, mlp, "):
+    with pytest.raises(ValueError, match="no step named 'mpl'; did you mean mlp"):
         ready_step("mpl")
     with pytest.raises(ValueError, match="batch size is 0"):
         ready_step("mlp", 0)
