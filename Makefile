@@ -59,7 +59,7 @@ typecheck: $(VENV)/.test  ## mypy: strict on what users call, see pyproject.toml
 
 # A warning is an error: a link into nothing, a page in no list, a docstring that cannot be read.
 docs: $(VENV)/.docs  ## build the documentation: docs/_build/html/index.html
-	$(BIN)/python -m sphinx -b html -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
+	$(BIN)/python -m sphinx -b html -E -a -W --keep-going -q -d docs/_build/doctrees docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 docs-tables: $(VENV)/.test  ## rewrite the tables in docs from the committed result files

@@ -1,4 +1,4 @@
-"""Relative links of the README and of every page of the manual lead to files that exist."""
+"""Relative links of the pages at the top and of the manual lead to files that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+TOP = (ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))
+MANUAL = (page for page in sorted((ROOT / "docs").rglob("*.md")) if "_build" not in page.parts)
+PAGES = (*TOP, *MANUAL)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
