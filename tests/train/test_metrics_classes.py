@@ -412,3 +412,14 @@ def test_probabilities_taken_for_logits_are_told_in_compiled_steps():
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"use LogLoss\(from_logits=False\)"):
         trainer.fit((x, y), epochs=2, batch_size=8, verbose=False)
+
+
+def test_integers_are_classes_not_scores():
+    predicted, true = np.array([0, 1, 2, 3, 1]), np.array([0, 1, 2, 3, 2])
+    expected = oracle.confusion_matrix(true, predicted)
+    np.testing.assert_array_equal(metrics.confusion_matrix(predicted, true, classes=4), expected)
+    assert metrics.accuracy(predicted, true) == 0.8
+    with pytest.raises(ValueError, match="give classes="):
+        metrics.confusion_matrix(predicted, true)
+    with pytest.raises(ValueError, match="3 samples have a class outside 0 … 1"):
+        metrics.f1_score(predicted, true)

@@ -11,6 +11,7 @@ from gpunn.train.metrics.base import (
     checked_option,
     classified,
     columns,
+    holds_classes,
     predicted_classes,
 )
 
@@ -20,10 +21,11 @@ class Accuracy(Metric):
 
     Prediction ``(samples, classes)``: the class with the largest score, the first if several are
     equal. Prediction ``(samples,)`` or ``(samples, 1)``: class 1 where the score is above
-    `threshold` (0, as for logits; 0.5 for probabilities). Target: class numbers ``(samples,)``, or
-    probabilities ``(samples, classes)``, whose largest counts. Sequences and images have more axes:
-    prediction ``(B, T, classes)`` or ``(B, classes, H, W)`` with a target that lacks the axis of
-    the classes; `class_axis` says which it is where both could be meant.
+    `threshold` (0, as for logits; 0.5 for probabilities); integers ``(samples,)`` are the classes
+    themselves. Target: class numbers ``(samples,)``, or probabilities ``(samples, classes)``, whose
+    largest counts. Sequences and images have more axes: prediction ``(B, T, classes)`` or
+    ``(B, classes, H, W)`` with a target that lacks the axis of the classes; `class_axis` says which
+    it is where both could be meant.
 
     Samples whose target is `ignore_index` do not count. Without any others the value is NaN. A row
     that holds NaN is never right.
@@ -52,7 +54,7 @@ class Accuracy(Metric):
             self.add((hits & valid).sum(), valid.sum())
 
     def _hits(self, prediction: Any, target: Any) -> Any:
-        if prediction.ndim == 1:
+        if prediction.ndim == 1 and not holds_classes(prediction):
             right = (prediction > self.threshold) == (target > 0)
             return right & (prediction == prediction)
         return predicted_classes(prediction, self.threshold) == target

@@ -158,7 +158,12 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def predicted_classes(scores: Any, threshold: float) -> Any:
-    """Class numbers of score rows, -1 where a score is NaN: such a row says nothing."""
+    """Class numbers of score rows, -1 where a score is NaN: such a row says nothing.
+
+    One integer a sample is no score but the class itself.
+    """
+    if holds_classes(scores):
+        return scores.astype(np.int64)
     xp, scores = array_module(device_of(scores)), wide(scores)
     if scores.ndim == 1:
         found, best = (scores > threshold).astype(np.int64), scores
@@ -168,13 +173,18 @@ def predicted_classes(scores: Any, threshold: float) -> Any:
     return xp.where(best == best, found, -1)
 
 
+def holds_classes(prediction: Any) -> bool:
+    """Whether a prediction is class numbers, one integer a sample, and not scores."""
+    return prediction.ndim == 1 and prediction.dtype.kind in "iu"
+
+
 def counted_labels(scores: Any, target: Any, ignore_index: int | None) -> tuple[Any, Any]:
     """(labels as int64, which rows count or None for all) of what `classified` gave.
 
     With one score a sample a label above 0 is class 1, all else class 0.
     """
     valid = None if ignore_index is None else target != ignore_index
-    if scores.ndim == 1:
+    if scores.ndim == 1 and not holds_classes(scores):
         target = target > 0
     return target.astype(np.int64), valid
 

@@ -130,7 +130,7 @@ class ClassCounts(Metric):
         size = 2 if scores.ndim == 1 else scores.shape[1]
         xp = array_module(device_of(scores))
         predicted = predicted_classes(scores, self.threshold)
-        outside = (labels < 0) | (labels >= size)
+        outside = (labels < 0) | (labels >= size) | (predicted >= size)
         if valid is not None:
             predicted, labels = xp.where(valid, predicted, -1), xp.where(valid, labels, -1)
             outside = outside & valid
