@@ -51,10 +51,9 @@ bench: $(VENV)/.test  ## time every kernel against its peers
 
 lint: $(VENV)/.test  ## style and errors that a reader of the code would see
 	$(BIN)/python -m pip install --quiet "ruff>=0.8"
-	$(BIN)/ruff check gpunn kernels tests benchmarks
+	$(BIN)/ruff check gpunn kernels tests benchmarks examples docs
 
-typecheck: $(VENV)/.test  ## mypy: strict on what users call, see pyproject.toml
-	$(BIN)/python -m pip install --quiet "mypy>=2.0"
+typecheck: $(VENV)/.types  ## mypy: strict on what users call, see pyproject.toml
 	$(BIN)/python -m mypy
 
 # A warning is an error: a link into nothing, a page in no list, a docstring that cannot be read.
@@ -95,6 +94,10 @@ $(VENV)/.docs: pyproject.toml | $(BIN)/python
 
 $(VENV)/.test: pyproject.toml | $(BIN)/python
 	$(call install,$(TEST_EXTRAS))
+	@touch $@
+
+$(VENV)/.types: $(VENV)/.test
+	$(call install,types)
 	@touch $@
 
 # pip, not uv: only pip looks where the CPU build of PyTorch may lie on a test machine.

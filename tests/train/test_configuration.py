@@ -53,7 +53,7 @@ CONFIGS = [
         ({"dropout": 1.0}, "dropout is 1.0; it must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs is 0; it must be 1 or more"),
         ({"learning_rate": 0}, "learning_rate is 0.0; it must be above 0"),
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number, above 0"),
+        ({"learning_rate": float("nan")}, "is nan; it must be a finite number, above 0"),
         ({"weight_decay": float("inf")}, "weight_decay is inf"),
         ({"activation": "rel"}, 'is "rel"; did you mean "relu"\\? It must be one of relu, leaky'),
         ({"device": "gpu"}, 'device is "gpu"; it must be one of auto, cpu, cuda, cuda:1, emulator'),
