@@ -90,7 +90,7 @@ def _check_arch(arch: str) -> None:
         )
 
 
-def _options(source: str, arch: str) -> tuple[str, ...]:
+def _options(arch: str, source: str = "") -> tuple[str, ...]:
     includes = (*sources.include_folders(source), *probe.cuda_include_folders())
     return (
         f"--gpu-architecture={arch}",
@@ -112,7 +112,7 @@ def _key(source: str, names: tuple[str, ...], arch: str) -> str:
         sources.source_digest(source),
         repr(nvrtc.getVersion()),
         _headers_version(),
-        *(o for o in _options(source, arch) if not o.startswith("-I")),
+        *(o for o in _options(arch, source) if not o.startswith("-I")),
         *names,
     )
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -139,7 +139,7 @@ def _compile(source: str, names: tuple[str, ...], arch: str) -> Build:
         for name in names:
             nvrtc.addNameExpression(program, name)
         try:
-            nvrtc.compileProgram(program, _options(source, arch))
+            nvrtc.compileProgram(program, _options(arch, source))
         except nvrtc.NVRTCError as error:
             log = nvrtc.getProgramLog(program)
             raise CompileError(
