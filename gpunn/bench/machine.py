@@ -277,5 +277,5 @@ def _cuda_digest(name: str) -> str:
 
 
 def command_line() -> list[str]:
-    """How this process was started, for a result file."""
-    return [Path(sys.argv[0]).name, *sys.argv[1:]]
+    """How this process was started, for a result file; of whole paths the last part."""
+    return [Path(word).name if Path(word).is_absolute() else word for word in sys.argv]
