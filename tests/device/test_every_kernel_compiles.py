@@ -11,7 +11,12 @@ from gpunn.device import compiler, sources
 from gpunn.primitives.registry import reachable_kernels
 
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a")
-PAIRS = [(source, arch) for arch in ARCHITECTURES for source in sorted(reachable_kernels(arch))]
+ELSEWHERE = {"matmul_mma.cu"}  # its whole menu is compiled by tests/primitives/test_matmul_mma.py
+PAIRS = [
+    (source, arch)
+    for arch in ARCHITECTURES
+    for source in sorted(set(reachable_kernels(arch)) - ELSEWHERE)
+]
 
 
 @pytest.mark.parametrize("source, arch", PAIRS)
