@@ -35,7 +35,7 @@ __all__ = [
     "set_matmul_precision",
     "synchronize",
 ]
-__all__ += autograd.__all__  # noqa: PLE0605
+__all__ += autograd.__all__
 # gpunn.sum and gpunn.float are there, but a star import leaves Python's own alone
 __all__[:] = [name for name in __all__ if not hasattr(_builtins, name)]
 

@@ -55,7 +55,7 @@ def add_parser(subparsers: Any) -> None:
         description=DESCRIPTION,
         examples=EXAMPLES,
         no="training failed: the loss became NaN or infinite",
-        interrupted="what was trained is kept",
+        interrupted="what was trained is kept (143: by SIGTERM, likewise)",
     )
     add = parser.add_argument
     add("job", nargs="?", metavar="JOB", help="the job to train; known: digits")

@@ -120,7 +120,7 @@ CASES = {
         lambda a: a,
         lambda a: a.float().double(),
         (g.ones(2, dtype="float64", requires_grad=True),),
-    ),  # noqa: E501
+    ),
     "matmul": (np.matmul, g.matmul, (A, leaf(4, 2))),
     "matmul vectors": (np.matmul, g.matmul, (Q, leaf(4))),
     "matmul vector": (np.matmul, g.matmul, (A, Q)),

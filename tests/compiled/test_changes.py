@@ -14,7 +14,7 @@ from gpunn import nn, optim
 from gpunn.errors import StepError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compiled_job import CHANGE, DEVICE, STEPS, Job, Net, X, Y, batch  # noqa: E402
+from compiled_job import CHANGE, DEVICE, STEPS, Job, Net, X, Y, batch
 
 
 def run(job, change, steps=STEPS):

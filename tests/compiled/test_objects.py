@@ -16,7 +16,7 @@ from gpunn import nn, optim
 from gpunn.errors import StepError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compiled_job import DEVICE, STEPS, Job, Net, batch  # noqa: E402
+from compiled_job import DEVICE, STEPS, Job, Net, batch
 
 
 def make_learner(compiled):

@@ -11,14 +11,14 @@ import pytest
 
 pytest.importorskip("numba")
 
-import gpunn  # noqa: E402
-from gpunn import nn, optim  # noqa: E402
-from gpunn.bench import training, training_jobs  # noqa: E402
-from gpunn.device import cpu_memory_handler  # noqa: E402
-from gpunn.device.cpu_memory import CpuStepMemory  # noqa: E402
-from gpunn.device.device import Device  # noqa: E402
-from gpunn.errors import DeviceError  # noqa: E402
-from gpunn.primitives import cpu_threads  # noqa: E402
+import gpunn
+from gpunn import nn, optim
+from gpunn.bench import training, training_jobs
+from gpunn.device import cpu_memory_handler
+from gpunn.device.cpu_memory import CpuStepMemory
+from gpunn.device.device import Device
+from gpunn.errors import DeviceError
+from gpunn.primitives import cpu_threads
 
 handler_of = np._core.multiarray.get_handler_name
 OURS = "gpunn step"

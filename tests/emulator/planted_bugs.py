@@ -36,7 +36,7 @@ from gpunn.emulator import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from planted_kernels import CASES, Case  # noqa: E402
+from planted_kernels import CASES, Case
 
 # A missing barrier before the first use, where the reader may not live to see the writer come (it
 # works on with a poisoned index) or the writer is in another block.

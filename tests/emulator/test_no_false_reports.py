@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from correct_kernels import CASES, FOLDER, Case  # noqa: E402
+from correct_kernels import CASES, FOLDER, Case
 
-from gpunn import emulator  # noqa: E402
+from gpunn import emulator
 
 SEEDS = range(int(os.environ.get("GPUNN_EMULATOR_SEEDS", "10")))
 

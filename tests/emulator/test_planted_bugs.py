@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-import planted_bugs  # noqa: E402
-from planted_bugs import CASES, FAULTS, MODES, TABLE, launch  # noqa: E402
+import planted_bugs
+from planted_bugs import CASES, FAULTS, MODES, TABLE, launch
 
-from gpunn.emulator import EmulatorError  # noqa: E402
+from gpunn.emulator import EmulatorError
 
 SEEDS = (0, 1)
 

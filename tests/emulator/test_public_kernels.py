@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "public_kernels"))
-from public_launch import RNG, F, module, run, uniform  # noqa: E402
+from public_launch import RNG, F, module, run, uniform
 
-from gpunn import emulator  # noqa: E402
+from gpunn import emulator
 
 # ---- linear.cu -----------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from math_values import (  # noqa: E402
+from math_values import (
     ARITHMETIC,
     FLOATS,
     INTEGERS,
