@@ -21,13 +21,16 @@ comma := ,
 TRAIN_EXTRAS := examples$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA))
 TEST_EXTRAS := test,$(TEST_EXTRA)
 
-.PHONY: help train test test-oracle test-browser gpu bench bench-emulator lint typecheck docs docs-tables clean
+.PHONY: help train gallery test test-oracle test-browser gpu bench bench-emulator lint typecheck docs docs-tables clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
 train: $(VENV)/.train  ## set up, then train a network on real handwritten digits
 	$(BIN)/gpunn train digits --seed $(SEED)
+
+gallery: $(VENV)/.gallery  ## set up, then run all examples with three seeds and rebuild examples/README.md
+	$(BIN)/python examples/gallery.py
 
 # A process for each core: BLAS threads of their own would only get into each other's way.
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
@@ -86,6 +89,10 @@ endef
 
 $(VENV)/.train: pyproject.toml | $(BIN)/python
 	$(call install,$(TRAIN_EXTRAS))
+	@touch $@
+
+$(VENV)/.gallery: pyproject.toml | $(BIN)/python
+	$(call install,gallery$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA)))
 	@touch $@
 
 $(VENV)/.docs: pyproject.toml | $(BIN)/python

@@ -69,3 +69,10 @@ def bytes_text(count: float) -> str:
     while abs(count) >= 1024 and unit < 4:
         count, unit = count / 1024, unit + 1
     return f"{count:,.0f} B" if unit == 0 else f"{count:.2f} {' KMGT'[unit]}iB"
+
+
+def number_text(value: float, unit: str = "") -> str:
+    """A measured number with four digits or more: "0.9917", "12.3 °C", "1,234"."""
+    size = abs(value)
+    text = f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+    return f"{text} {unit}".rstrip()

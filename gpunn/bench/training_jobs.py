@@ -297,7 +297,7 @@ def digits(batch: int = 128) -> tuple[np.ndarray, np.ndarray] | None:
     """Batches of scikit-learn's handwritten digits in [0, 1]; None without scikit-learn."""
     if importlib.util.find_spec("sklearn") is None:
         return None
-    from gpunn.data.digits import load_digits
+    from gpunn.data.datasets.digits import load_digits
 
     x, y = load_digits()
     whole = len(x) // batch * batch

@@ -97,9 +97,9 @@ def _primitives() -> list[str]:
 
 
 def _jobs() -> list[str]:
-    from gpunn.train import JOBS
+    from gpunn.train import job_names
 
-    return sorted(JOBS)
+    return sorted(job_names())
 
 
 def _steps() -> list[str]:
@@ -109,10 +109,11 @@ def _steps() -> list[str]:
 
 
 def _settings() -> list[str]:
-    from gpunn.train import JOBS
+    from gpunn.train import find_job, job_names
     from gpunn.train.configuration import settings_of
 
-    return sorted({f"{name}=" for job in JOBS.values() for name in settings_of(job.config)})
+    configs = [find_job(name).config for name in job_names()]
+    return sorted({f"{name}=" for config in configs for name in settings_of(config)})
 
 
 def _devices() -> list[str]:

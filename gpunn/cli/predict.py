@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,18 +20,21 @@ from gpunn.cli.arguments import (
 from gpunn.text import table
 
 DESCRIPTION = """\
-Predict with the model of a run folder: prints the first predictions with their probabilities and
-writes all of them as CSV, or as JSON where --output ends in .json.
+Predict with the model of a run folder: prints the first predictions and writes all of them as CSV,
+or as JSON where --output ends in .json.
 """
 
 EXAMPLES = """\
-DATA is a file with one sample a row: .npy, .npz (array x), .csv (with a header or not); or
-digits-test, the images that were held out of the run.
+Of a run of digits DATA is a file with one sample a row: .npy, .npz (array x), .csv (with a header
+or not); or digits-test, the images that were held out of the run. The end of a training says what
+it is of other jobs: a sentence to translate, a text to go on with, a recording.
 
 examples:
   gpunn predict runs/digits-… digits-test
   gpunn predict runs/digits-… images.npy --output answers.csv --probabilities
   gpunn predict runs/digits-… images.csv --json | jq '.predictions[].prediction'
+  gpunn predict runs/translation-… "Open a new notebook"
+  gpunn predict runs/text-… "The import statement"
 """
 
 
@@ -45,11 +49,11 @@ def add_parser(subparsers: Any) -> None:
     )
     common_arguments(parser)
     add = parser.add_argument
-    add("data", metavar="DATA", help="a file, or digits-test")
+    add("data", metavar="DATA", help="a file, digits-test, or what the job takes: see below")
     add("--output", metavar="FILE",
         help="where to write, .csv or .json (default: a .csv in the run folder; with --json: "
         "nowhere)")  # fmt: skip
-    add("--probabilities", action="store_true", help="write the probability of every class")
+    add("--probabilities", action="store_true", help="of digits: write that of every class")
     add("--rows", type=int, default=10, metavar="N", help="how many to print (default: 10)")
     add_json(parser)
     add_quiet(parser, "print no predictions, only where they are")
@@ -75,13 +79,15 @@ def samples_of(trained: Any, data: str | None, need_labels: bool) -> tuple[Any, 
 def run(args: argparse.Namespace) -> int:
     """Predict, print the first rows, write the file; returns 0."""
     from gpunn.io import check_target
-    from gpunn.train import TrainedModel
+    from gpunn.train import Job, TrainedModel, job_of
     from gpunn.train.classification import write_predictions
 
     at_least("rows", args.rows, 0)
     output = target(args)
     if args.output is not None:
         check_target(args.output)  # now rather than after the work
+    if isinstance(job_of(args.folder), Job):
+        return run_script(args, output)
     with only_result(args.json):
         trained = TrainedModel.load(args.folder, args.device)
         x, labels, rows = samples_of(trained, args.data, need_labels=False)
@@ -104,10 +110,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_script(args: argparse.Namespace, output: Path | None) -> int:
+    """Predict with a run of a `gpunn.train.Job`; returns 0."""
+    from gpunn.cli.outcome import predictions, print_predictions, stream, write_rows
+    from gpunn.train.run_folder import write_json
+
+    if args.probabilities:
+        raise ValueError("--probabilities is of runs of digits; leave it out")
+    with only_result(args.json):
+        rows, text = stream(predictions(args), show=not args.json and not args.quiet)
+    result = {"folder": args.folder, "data": args.data}
+    result |= {"text": text} if text else {}
+    result |= {"predictions": rows} if rows or not text else {}
+    if args.output is None and not rows:
+        output = None  # a text was printed already
+    if output is not None and output.suffix.lower() == ".json":
+        write_json(output, result)
+    elif output is not None:
+        write_rows(output, rows or [{"text": text}])
+    if args.json:
+        print_json(result)
+        return 0
+    print_predictions(args, rows)
+    if output is not None:
+        print(f"wrote {len(rows) or 1} predictions to {output}")
+    return 0
+
+
 def target(args: argparse.Namespace) -> Path | None:
     """Where to write. ValueError for a suffix that is not known."""
     if args.output is None:
-        name = f"predictions-{Path(args.data).stem}.csv"
+        data = Path(args.data)
+        stem = re.sub(r"[^\w-]+", "-", data.stem if data.is_file() else args.data)[:40]
+        name = f"predictions-{stem}.csv"
         return None if args.json else Path(args.folder) / name
     output = Path(args.output)
     if output.suffix.lower() not in (".csv", ".json"):

@@ -22,19 +22,21 @@ from gpunn.cli.arguments import (
 from gpunn.text import aligned
 
 DESCRIPTION = """\
-Train a network on real data: a progress bar with loss and accuracy, early stopping, and a run
-folder with the model (safetensors), the history (CSV), the curves and the confusion matrix (PNG)
-and the configuration that reproduces it (TOML).
+Train a network on real data and measure it on data that it never saw, beside a baseline: a
+progress bar, and a run folder with the model (safetensors), the history (CSV), pictures (PNG) and
+the configuration that reproduces it (TOML).
 """
 
 EXAMPLES = """\
 Later ones win: the defaults, --config FILE, --set, the other options.
 
 examples:
+  gpunn train --list                                the jobs that there are
   gpunn train digits                                train on handwritten digits (seconds)
   gpunn train digits --epochs 5 --limit 300         a quick look
   gpunn train digits --hidden 512 256 --seed 3      another network, another split
   gpunn train digits --set weight_decay=0.1 --set "hidden=[64, 32]"
+  gpunn train text --set model=lstm --set file=mine.txt
   gpunn train digits --show-config > mine.toml      every setting with its meaning and range
   gpunn train --config mine.toml --json             train by a file, the result for a program
   gpunn train --config runs/digits-…                the same model again, bit for bit
@@ -58,7 +60,8 @@ def add_parser(subparsers: Any) -> None:
         interrupted="what was trained is kept (143: by SIGTERM, likewise)",
     )
     add = parser.add_argument
-    add("job", nargs="?", metavar="JOB", help="the job to train; known: digits")
+    add("job", nargs="?", metavar="JOB", help="the job to train, such as digits: see --list")
+    add("--list", action="store_true", help="print the jobs with a line on each, and do not train")
     add("--config", metavar="FILE", help="settings from a TOML file or a run folder")
     add("--set", action="append", default=[], metavar="NAME=VALUE",
         help="any setting, as in the file; may be given several times")  # fmt: skip
@@ -86,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     from gpunn.train.configuration import commented_toml
 
     verbose = not args.quiet
+    if args.list:
+        return print_jobs(args)
     if args.resume is not None:
         refuse_settings(args)
     else:
@@ -108,11 +113,30 @@ def run(args: argparse.Namespace) -> int:
         return 1
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    if args.json:
-        print_json(as_json(result))
+    from gpunn.cli.outcome import run_json, run_summary
+    from gpunn.train import RunResult
+
+    if isinstance(result, RunResult):
+        made, text = run_json, run_summary
     else:
-        print(summary(result), flush=True)
+        made, text = as_json, summary
+    if args.json:
+        print_json(made(result))
+    else:
+        print(text(result), flush=True)
     return 130 if result.metrics["interrupted"] else 0
+
+
+def print_jobs(args: argparse.Namespace) -> int:
+    """The jobs, with a line on each."""
+    from gpunn.train.scripts import job_lines
+
+    lines = job_lines()
+    if args.json:
+        print_json({"jobs": [{"job": name, "about": about} for name, about in lines.items()]})
+    else:
+        print(aligned(list(lines.items()), indent=""))
+    return 0
 
 
 def refuse_settings(args: argparse.Namespace) -> None:
@@ -137,7 +161,9 @@ def configuration(args: argparse.Namespace) -> tuple[Any, Any]:
     if file and args.job not in (None, file.job):
         raise ValueError(f"{args.config} is of the job {file.job!r}, not {args.job!r}")
     if name is None:
-        raise ValueError("say which job to train, for example: gpunn train digits")
+        raise ValueError(
+            "say which job to train, for example: gpunn train digits; gpunn train --list has all"
+        )
     try:
         job = find_job(name)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """Datasets, splits, loaders, scaling and transforms of input data."""
 
 from gpunn.data.dataset import Dataset, Subset, TensorDataset, collate
-from gpunn.data.digits import load_digits
+from gpunn.data.datasets.digits import load_digits
 from gpunn.data.loader import DataLoader
 from gpunn.data.scaling import Normalizer
 from gpunn.data.splits import Split, random_split, split_indices, train_validation_test_split

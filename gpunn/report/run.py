@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 
 from gpunn.io import load_metadata
+from gpunn.report.job_run import job_run_page
 from gpunn.report.page import Page
 from gpunn.report.pieces import value_text
 from gpunn.report.training import Report
 from gpunn.train import run_folder as files
 from gpunn.train.history import History
+from gpunn.train.job import Job
+from gpunn.train.job_runs import job_of
 from gpunn.train.trained import TrainedModel
 
 PAGE = "report.html"
@@ -31,6 +34,8 @@ def run_page(folder: str | os.PathLike[str]) -> Page:
     file, if one is damaged or of a job that this version does not know.
     """
     folder = Path(folder)
+    if isinstance(job := job_of(folder), Job):
+        return job_run_page(folder, job)
     metrics = _metrics(folder)
     trained = TrainedModel.load(folder, "cpu")
     history = _history(folder, metrics)

@@ -16,7 +16,7 @@ A model of one's own::
 
 A ready-made job, as ``gpunn train digits`` does it::
 
-    result = run_job(JOBS["digits"], DigitsConfig(seed=1))
+    result = run_job(find_job("digits"), DigitsConfig(seed=1))
     images_to_probabilities = TrainedModel.load(result.folder).probabilities
 """
 
@@ -29,9 +29,19 @@ from gpunn.train.callbacks import (
 )
 from gpunn.train.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from gpunn.train.checkpoint_file import CheckpointError
-from gpunn.train.classification import JobResult, resume_job, run_job
+from gpunn.train.classification import JobResult
+from gpunn.train.configuration import check, setting
 from gpunn.train.history import History
-from gpunn.train.jobs import JOBS, DigitsConfig, find_job
+from gpunn.train.job import Job, Outcome
+from gpunn.train.job_runs import (
+    RunResult,
+    evaluate_run,
+    job_of,
+    opened,
+    resume_job,
+    run_job,
+)
+from gpunn.train.jobs import JOBS, ClassificationJob, DigitsConfig
 from gpunn.train.learning_rate_finder import LearningRates, find_learning_rate
 from gpunn.train.limits import LambdaCallback, TerminateOnTarget, TimeLimit, WeightAverage
 from gpunn.train.loggers import JSONLinesLogger, read_json_lines
@@ -74,7 +84,9 @@ from gpunn.train.metrics import (
 )
 from gpunn.train.nan_watch import NaNWatch
 from gpunn.train.progress import ProgressBar
+from gpunn.train.run import Run
 from gpunn.train.running import TrainingError
+from gpunn.train.scripts import find_job, job_names
 from gpunn.train.tensorboard import TensorBoardLogger
 from gpunn.train.trained import TrainedModel
 from gpunn.train.trainer import Trainer
@@ -94,6 +106,7 @@ __all__ = [
     "Callback",
     "CharacterErrorRate",
     "CheckpointError",
+    "ClassificationJob",
     "Checkpoints",
     "ChrF",
     "ConfusionMatrix",
@@ -105,6 +118,7 @@ __all__ = [
     "IntervalCoverage",
     "IntervalWidth",
     "JSONLinesLogger",
+    "Job",
     "JobResult",
     "LambdaCallback",
     "LearningRateScheduler",
@@ -118,6 +132,7 @@ __all__ = [
     "ModelCheckpoint",
     "MultilabelAccuracy",
     "NaNWatch",
+    "Outcome",
     "Perplexity",
     "PinballLoss",
     "Precision",
@@ -125,6 +140,8 @@ __all__ = [
     "R2Score",
     "Recall",
     "RootMeanSquaredError",
+    "Run",
+    "RunResult",
     "Statistics",
     "TensorBoardLogger",
     "TerminateOnTarget",
@@ -136,16 +153,22 @@ __all__ = [
     "WeightAverage",
     "WordErrorRate",
     "accuracy",
+    "check",
     "confusion_matrix",
+    "evaluate_run",
     "find_job",
     "find_learning_rate",
+    "job_names",
+    "job_of",
     "load_checkpoint",
     "mean_absolute_error",
     "mean_squared_error",
+    "opened",
     "r2_score",
     "read_json_lines",
     "resume_job",
     "run_job",
     "save_checkpoint",
+    "setting",
     "top_k_accuracy",
 ]

@@ -1,8 +1,7 @@
-"""`run_job`: train a job's model and write its run folder; `resume_job`: go on with that."""
+"""Classification jobs: train the model and write its run folder; go on with an interrupted run."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -21,11 +20,12 @@ from gpunn.data import DataLoader, Normalizer, RandomAffine, Split
 from gpunn.device import Device, as_device
 from gpunn.io import write_text
 from gpunn.train import run_folder as files
+from gpunn.train.blas_threads import one_blas_thread
 from gpunn.train.callbacks import EarlyStopping, LearningRateScheduler
 from gpunn.train.checkpoint import Checkpoints
 from gpunn.train.configuration import config_from_dict, config_to_dict, config_to_toml
 from gpunn.train.history import History
-from gpunn.train.jobs import Job, find_job
+from gpunn.train.jobs import JOBS, ClassificationJob
 from gpunn.train.plots import confusion_matrix_figure, save_figure
 from gpunn.train.trained import TrainedModel
 from gpunn.train.trainer import Trainer
@@ -52,8 +52,8 @@ class JobResult:
     notes: list[str]
 
 
-def run_job(
-    job: Job,
+def run_classification(
+    job: ClassificationJob,
     config: Any = None,
     output: str | os.PathLike[str] | None = None,
     verbose: bool = True,
@@ -71,8 +71,8 @@ def run_job(
     verbose : say what is trained and show the progress, through `say`
     profile : profile some steps, and put the tables and the trace into the run folder
 
-    Checkpoints are written into the folder's ``checkpoints/``; `resume_job` goes on from them. If
-    the training fails before there is one besides the first, the folder is removed.
+    Checkpoints are written into the folder's ``checkpoints/``; `resume_classification` goes on from
+    them. If the training fails before there is one besides the first, the folder is removed.
 
     Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
     matplotlib only leaves out its files, with a note.
@@ -92,31 +92,31 @@ def run_job(
         raise
 
 
-def resume_job(
+def resume_classification(
     folder: str | os.PathLike[str], verbose: bool = True, say: Callable[[str], None] = print
 ) -> JobResult:
-    """Go on with a run of `run_job` that was interrupted or killed; it ends as it would have.
+    """Go on with a run that was interrupted or killed; it ends as it would have.
 
     Parameters
     ----------
     folder : the run folder
-    verbose, say : as of `run_job`
+    verbose, say : as of `run_classification`
 
     Raises FileNotFoundError if it has no checkpoints; ValueError if the run is complete;
-    FileFormatError if its checkpoints are damaged; and what `run_job` raises.
+    FileFormatError if its checkpoints are damaged; and what `run_classification` raises.
     """
     extra = files.last_checkpoint(folder)["extra"]
-    if "job" not in extra:
+    if extra.get("job") not in JOBS:
         raise ValueError(f"the checkpoints in {folder} are not of a job of gpunn train")
-    job = find_job(extra["job"])
+    job = JOBS[extra["job"]]
     config = config_from_dict(job.config, extra["config"], f"the checkpoint in {folder}")
     split, test_rows = job.split(config)
     return _run(job, config, Path(folder), split, test_rows, verbose, say)
 
 
 def _run(
-    job: Job, config: Any, folder: Path, split: Split, test_rows: np.ndarray, verbose: bool,
-    say: Callable[[str], None], profile: bool = False,
+    job: ClassificationJob, config: Any, folder: Path, split: Split, test_rows: np.ndarray,
+    verbose: bool, say: Callable[[str], None], profile: bool = False,
 ) -> JobResult:  # fmt: skip
     """Train from the beginning, or from the last checkpoint in the folder, and write the rest."""
     device = Device(config.device)
@@ -148,20 +148,9 @@ def _named(device: str) -> str | None:
     return None if device == "auto" else device
 
 
-def one_blas_thread() -> contextlib.AbstractContextManager[Any]:
-    """A context in which NumPy's matrix products use one thread, where threadpoolctl is installed.
-
-    The products of a job are too small to gain from a second thread, lose much when other programs
-    want the cores, and could round differently on a machine with another number of cores.
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        return contextlib.nullcontext()
-    return threadpool_limits(1, user_api="blas")
-
-
-def describe(job: Job, config: Any, split: Split, model: Any, device: Device) -> list[str]:
+def describe(
+    job: ClassificationJob, config: Any, split: Split, model: Any, device: Device
+) -> list[str]:
     """A few lines on what is about to be trained."""
     train, validation, test = (len(part[1]) for part in split)
     shape = " x ".join(map(str, job.shape))

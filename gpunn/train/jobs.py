@@ -1,4 +1,4 @@
-"""Named training jobs: each is real data, a model and a configuration that reproduces a run."""
+"""The job `gpunn train digits`: real data, a model and a configuration that reproduces a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from gpunn import nn
 from gpunn.data import Split, load_digits, split_indices
 from gpunn.data.splits import permutation
-from gpunn.text import known
 from gpunn.train.configuration import check, setting
 from gpunn.train.precision import NAMES as PRECISIONS
 
@@ -80,7 +79,7 @@ class DigitsConfig:
 
 
 @dataclass(frozen=True)
-class Job:
+class ClassificationJob:
     """A classification task: where its data come from and what its model looks like.
 
     Attributes
@@ -132,8 +131,8 @@ def digits_model(config: DigitsConfig) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, 10))
 
 
-JOBS: dict[str, Job] = {
-    "digits": Job(
+JOBS: dict[str, ClassificationJob] = {
+    "digits": ClassificationJob(
         name="digits",
         title="Handwritten digits",
         what="images",
@@ -144,10 +143,3 @@ JOBS: dict[str, Job] = {
         model=digits_model,
     ),
 }
-
-
-def find_job(name: str) -> Job:
-    """The job of that name. ValueError, naming those there are, if there is none."""
-    if name not in JOBS:
-        raise ValueError(f"there is no training job {name!r}{known(name, JOBS)}")
-    return JOBS[name]

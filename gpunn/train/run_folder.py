@@ -50,22 +50,29 @@ def last_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a run folder: it does not exist")
-    if (folder / METRICS).is_file():
-        metrics = read_json(folder / METRICS)
-        if not metrics.get("interrupted"):
-            raise ValueError(
-                f"the run in {folder} is complete ({metrics.get('epochs')} epochs); there is "
-                "nothing to go on with"
-            )
+    refuse_complete(folder)
     if not (folder / CHECKPOINTS).is_dir():
         raise FileNotFoundError(f"{folder} has no checkpoints to go on from")
     return newest(folder / CHECKPOINTS)[1]
 
 
+def refuse_complete(folder: Path) -> None:
+    """ValueError if the run is complete, so that there is nothing to go on with."""
+    if not (folder / METRICS).is_file():
+        return
+    metrics = read_json(folder / METRICS)
+    if not metrics.get("interrupted"):
+        epochs = f" ({metrics['epochs']} epochs)" if "epochs" in metrics else ""
+        raise ValueError(f"the run in {folder} is complete{epochs}; there is nothing to go on with")
+
+
 def has_progress(folder: Path) -> bool:
     """Whether a run has a checkpoint besides the one before its first step."""
     checkpoints = folder / CHECKPOINTS
-    return checkpoints.is_dir() and any(number > 1 for number, _ in numbered(checkpoints))
+    if not checkpoints.is_dir():
+        return False
+    places = [checkpoints, *(place for place in checkpoints.iterdir() if place.is_dir())]
+    return any(number > 1 for place in places for number, _ in numbered(place))
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from gpunn.data import Normalizer
 from gpunn.device import Device, default_device, to_device, to_numpy
 from gpunn.nn import functional as F
 from gpunn.train.configuration import config_from_dict, config_to_dict
-from gpunn.train.jobs import Job, find_job
+from gpunn.train.jobs import JOBS, ClassificationJob
 from gpunn.train.metrics import accuracy, confusion_matrix
 from gpunn.train.run_folder import MODEL, NORMALIZER
 
@@ -34,7 +34,7 @@ class TrainedModel:
     ``TrainedModel.load("runs/digits-20261123-160000").probabilities(images)``
     """
 
-    job: Job
+    job: ClassificationJob
     config: Any
     model: Any
     normalizer: Normalizer
@@ -66,7 +66,9 @@ class TrainedModel:
             raise ValueError(f"{folder / MODEL} was not written by gpunn train: it names no job")
         try:
             about = json.loads(metadata[_ABOUT])
-            job = find_job(about["job"])
+            if about["job"] not in JOBS:
+                raise ValueError(f"there is no classification job {about['job']!r}")
+            job = JOBS[about["job"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{folder / MODEL} does not say how it was made: {error}") from None
         config = config_from_dict(job.config, about["config"], str(folder / MODEL))

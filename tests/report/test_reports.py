@@ -146,7 +146,7 @@ def test_the_command(run, tmp_path, monkeypatch, capsys):
         ("history.csv", "epoch\n1\n", "line 2: there is no epoch or no loss"),
         ("test_predictions.csv", "row,label,prediction,probability\n1,2,3\n", "line 2"),
         ("test_predictions.csv", "row,label,prediction,probability\n1,2,3,7\n", "out of range"),
-        ("config.toml", "job = ", "config.toml is not a TOML file"),
+        ("config.toml", "job = ", "config.toml:1: this is not TOML"),
     ],
 )
 def test_damaged_runs(run, tmp_path, capsys, what, change, said):

@@ -1,0 +1,276 @@
+"""Run the examples with several seeds and rebuild the table and the pictures of examples/README.md.
+
+    python examples/gallery.py                    all of them, three seeds each
+    python examples/gallery.py weather finance    some of them
+    python examples/gallery.py --table            only the table, from the results that are there
+    python examples/gallery.py --quick            a few steps of each, into a temporary folder
+
+Each example is trained by `gpunn train` in a process of its own, two at a time. What came out is
+kept in examples/results/NAME.json, the pictures of the first seed in examples/pictures/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gpunn
+from gpunn.io import write_text
+from gpunn.text import known
+from gpunn.train import Job, find_job, job_names
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PICTURES, PAGE = HERE / "results", HERE / "pictures", HERE / "README.md"
+BEGIN, END = "<!-- gallery: begin -->", "<!-- gallery: end -->"
+# The order of the table: as one reads of the uses of neural networks.
+USES = (
+    "image recognition", "speech recognition", "text generation", "translation", "sentiment",
+    "medical diagnosis", "finance", "weather", "process control", "robotics", "games",
+)  # fmt: skip
+_WIDEST = 1100  # pixels of a picture
+
+
+def gallery_jobs() -> dict[str, Job]:
+    """The jobs that are scripts, in the order of their uses."""
+    jobs = {name: find_job(name) for name in job_names()}
+    found = {name: job for name, job in jobs.items() if isinstance(job, Job)}
+    for name, job in found.items():
+        if job.use not in USES:
+            raise ValueError(f"{name}: its use {job.use!r} is none of {', '.join(USES)}")
+    return dict(sorted(found.items(), key=lambda item: (USES.index(item[1].use), item[0])))
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def run_once(name: str, variant: str, seed: int, device: str, quick: bool, folder: Path) -> Path:
+    """Train one example once in a process of its own; returns its run folder."""
+    job = find_job(name)
+    settings = {**(job.quick if quick else {}), **job.variants[variant]}
+    output = folder / f"{name}{'-' + variant.replace(' ', '-') if variant else ''}-{seed}"
+    command = [
+        sys.executable, "-m", "gpunn", "train", name, "--quiet", "--seed", str(seed),
+        "--device", device, "--output", str(output),
+        *(part for key, value in settings.items() for part in ("--set", f"{key}={toml(value)}")),
+    ]  # fmt: skip
+    # One process a core: threads of BLAS would only get into each other's way.
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        raise RuntimeError(f"{name} {variant} with seed {seed} failed:\n{done.stderr[-2000:]}")
+    return output
+
+
+def toml(value: Any) -> str:
+    """A setting as `gpunn train --set` reads it."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+def summarise(job: Job, variant: str, runs: list[Path]) -> dict[str, Any]:
+    """What the runs of one example measured, the first of them being of the first seed."""
+    measured = [json.loads((run / "metrics.json").read_text("utf-8")) for run in runs]
+    first = measured[0]
+    return {
+        "job": job.name,
+        "variant": variant,
+        "title": job.title,
+        "use": job.use,
+        "data": job.data,
+        **{name: first[name] for name in ("metric", "higher_is_better", "unit", "what", "device")},
+        "samples": first["samples"],
+        "values": [one["value"] for one in measured],
+        "baselines": {
+            name: [one["baselines"][name] for one in measured] for name in first["baselines"]
+        },
+        "more": {name: [one["more"].get(name) for one in measured] for name in first["more"]},
+        "notes": first["notes"],
+        "seconds": [one["seconds"] for one in measured],
+        "cpu_seconds": [one["cpu_seconds"] for one in measured],
+        "made_with": {
+            "gpunn": gpunn.__version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "processor": processor(),
+        },
+    }
+
+
+def processor() -> str:
+    """The name of the CPU."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def keep_pictures(name: str, variant: str, run: Path) -> None:
+    """Copy the pictures of a run, no wider than a page."""
+    from PIL import Image
+
+    PICTURES.mkdir(exist_ok=True)
+    prefix = f"{name}{'-' + variant.replace(' ', '-') if variant else ''}-"
+    for old in PICTURES.glob(f"{prefix}*.png"):
+        old.unlink()
+    for path in sorted(run.glob("*.png")):
+        with Image.open(path) as picture:
+            picture = picture.convert("RGB")
+            if picture.width > _WIDEST:
+                height = round(picture.height * _WIDEST / picture.width)
+                picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
+            # 128 colours are plenty for curves and bars, and a third of the bytes.
+            picture.quantize(128).save(PICTURES / f"{prefix}{path.name}", optimize=True)
+
+
+def run_all(names: list[str], seeds: int, processes: int, device: str, quick: bool) -> None:
+    """Run examples, and keep the results and the pictures of each as soon as it is done."""
+    from tqdm import tqdm
+
+    jobs = gallery_jobs()
+    kinds = [(name, variant) for name in names for variant in jobs[name].variants]
+    with (
+        tempfile.TemporaryDirectory() as place,
+        concurrent.futures.ThreadPoolExecutor(processes) as pool,
+        tqdm(total=len(kinds) * seeds, unit="run", disable=not sys.stderr.isatty()) as bar,
+    ):
+        waiting = {
+            kind: [
+                pool.submit(run_once, *kind, seed, device, quick, Path(place))
+                for seed in range(seeds)
+            ]
+            for kind in kinds
+        }
+        for futures in waiting.values():
+            for future in futures:
+                future.add_done_callback(lambda _: bar.update())
+        failed = []
+        for (name, variant), futures in waiting.items():
+            try:
+                runs = [future.result() for future in futures]
+            except RuntimeError as error:
+                failed.append(str(error))
+                continue
+            result = summarise(jobs[name], variant, runs)
+            bar.write(line_of(result))
+            if not quick:
+                RESULTS.mkdir(exist_ok=True)
+                suffix = f"-{variant.replace(' ', '-')}" if variant else ""
+                text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+                write_text(RESULTS / f"{name}{suffix}.json", text)
+                keep_pictures(name, variant, runs[0])
+    if failed:
+        raise RuntimeError("\n".join(failed))
+
+
+def line_of(result: dict[str, Any]) -> str:
+    """A result in a line, for the terminal."""
+    name = f"{result['job']} {result['variant']}".strip()
+    best = next(iter(result["baselines"]))
+    return (
+        f"{name}: {result['metric']} {spread(result['values'], result['unit'])}; {best} "
+        f"{spread(result['baselines'][best], result['unit'])}; "
+        f"{statistics.mean(result['cpu_seconds']):.0f} s"
+    )
+
+
+# ---- the page ------------------------------------------------------------------------------------
+
+
+def spread(values: list[float], unit: str = "") -> str:
+    """The mean, and how far the seeds lie apart: "0.991 ± 0.002 °C"."""
+    mean = statistics.mean(values)
+    digits = 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
+    text = f"{mean:.{digits}f}"
+    if len(values) > 1 and max(values) > min(values):
+        text += f" ± {statistics.stdev(values):.{digits}f}"
+    return f"{text} {unit}".rstrip()
+
+
+def results() -> list[dict[str, Any]]:
+    """The results that are there, in the order of the table."""
+    found = [json.loads(path.read_text("utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    return sorted(found, key=lambda one: (USES.index(one["use"]), one["job"]))
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """The table of the gallery in Markdown."""
+    lines = [
+        "| use | example | measured on data held out | network | compared with | time |",
+        "| --- | --- | --- | ---: | --- | ---: |",
+    ]
+    for one in found:
+        name = f"[{one['job']}]({one['job']}.py)"
+        if one["variant"]:
+            name += f", {one['variant']}"
+        better = "" if one["higher_is_better"] else " (lower is better)"
+        compared = "; ".join(
+            f"{other} {spread(values, one['unit'])}" for other, values in one["baselines"].items()
+        )
+        lines.append(
+            f"| {one['use']} | {name} | {one['metric']}{better}, {one['samples']:,} {one['what']} "
+            f"| {spread(one['values'], one['unit'])} | {compared} "
+            f"| {statistics.mean(one['cpu_seconds']):.0f} s |"
+        )
+    machines = sorted({one["made_with"]["processor"] for one in found})
+    seeds = sorted({len(one["values"]) for one in found})
+    lines += [
+        "",
+        f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds. The time is that of "
+        f"one core ({'; '.join(machines)}), training and measuring together, without a GPU.",
+    ]
+    return "\n".join(lines)
+
+
+def rebuild_page() -> None:
+    """Put the table into examples/README.md."""
+    text = PAGE.read_text("utf-8")
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    write_text(PAGE, f"{before}{BEGIN}\n{table(results())}\n{END}{after}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the gallery; returns 0, or 1 if an example failed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("names", nargs="*", metavar="NAME", help="the examples to run (default: all)")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each (default: 3)")
+    add("--processes", type=int, default=min(2, os.cpu_count() or 1), metavar="N",
+        help="how many at a time (default: 2); 1 with a GPU")  # fmt: skip
+    add("--device", default="auto", help="cpu or cuda (default: a GPU if one is usable)")
+    add("--quick", action="store_true", help="a few steps of each; nothing is kept")
+    add("--table", action="store_true", help="only rebuild the table")
+    args = parser.parse_args(arguments)
+    jobs = gallery_jobs()
+    for name in args.names:
+        if name not in jobs:
+            parser.error(f"there is no example {name!r}{known(name, jobs)}")
+    if args.seeds < 1 or args.processes < 1:
+        parser.error("--seeds and --processes must be 1 or more")
+    try:
+        if not args.table:
+            run_all(args.names or list(jobs), args.seeds, args.processes, args.device, args.quick)
+        if not args.quick:
+            rebuild_page()
+    except RuntimeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

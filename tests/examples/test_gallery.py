@@ -1,0 +1,188 @@
+"""Every example: a few steps of it, what its run folder holds, and the table made of the results."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpunn
+from gpunn import nn, optim
+from gpunn.cli.main import main
+from gpunn.train import Job, Outcome, Trainer, check, find_job, job_names, run_job, setting
+from gpunn.train.configuration import build, read_config
+from gpunn.train.job_runs import evaluate_run, resume_job
+from gpunn.train.run import Run
+from gpunn.train.scripts import script_paths
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+spec = importlib.util.spec_from_file_location("gallery", EXAMPLES / "gallery.py")
+gallery = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(gallery)
+
+
+@pytest.mark.parametrize("name", script_paths())
+def test_every_example(name, tmp_path, capsys):
+    job = find_job(name)
+    assert job.name == name and job.use in gallery.USES
+    for variant, changes in job.variants.items():
+        assert isinstance(job.configure(**changes), job.config), variant
+    config = job.configure(**{**job.quick, **list(job.variants.values())[-1]}, device="cpu")
+    result = run_job(job, config, tmp_path / "run", verbose=False)
+    folder, outcome = result.folder, result.outcome
+    assert result.notes == [] and not result.metrics["interrupted"]
+    assert outcome.samples > 0 and outcome.baselines
+    # The folder says all: the configuration, the measurements; and measuring again gives them again.
+    file = read_config(folder)
+    assert build(job.config, [file.layer()], file.problems) == result.config
+    assert evaluate_run(folder) == outcome
+    assert list(folder.glob("history*.csv")) and list(folder.glob("*.png"))
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text("utf-8")
+    assert outcome.metric[1:] in page and "data:image/png" in page
+    assert main(["train", name, "--set", "seed=-1"]) == 2
+    assert "seed is -1; it must be 0 or more" in capsys.readouterr().err
+    if job.predict is None:
+        assert main(["predict", str(folder), "x"]) == 2
+        assert "predicts nothing" in capsys.readouterr().err
+
+
+def test_the_table_is_of_the_results():
+    text = (EXAMPLES / "README.md").read_text("utf-8")
+    inside = text.partition(gallery.BEGIN)[2].partition(gallery.END)[0]
+    found = gallery.results()
+    assert inside.strip() == gallery.table(found)
+    shown = {(one["job"], one["variant"]) for one in found}
+    assert shown == {(name, v) for name in script_paths() for v in find_job(name).variants}
+    for one in found:
+        assert len(one["values"]) == 3 and np.isfinite(one["values"]).all()
+
+
+def test_the_list_of_jobs(capsys):
+    assert main(["train", "--list", "--json"]) == 0
+    lines = {one["job"]: one["about"] for one in json.loads(capsys.readouterr().out)["jobs"]}
+    assert list(lines) == job_names() and all(lines.values())
+    assert main(["train", "image"]) == 2
+    assert "did you mean images?" in capsys.readouterr().err
+
+
+# ---- the frame in which examples run, on a job that is made here ---------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = setting(0, "seed", low=0)
+    device: str = setting("cpu", "where to train")
+
+    def __post_init__(self):
+        check(self)
+
+
+class Memory:
+    """Something of a job's own that changes from one iteration to the next."""
+
+    def __init__(self):
+        self.values = np.zeros(3, np.float32)
+
+    def state_dict(self):
+        return {"values": self.values}
+
+    def load_state_dict(self, state):
+        self.values = np.array(state["values"])
+
+
+class Line:
+    """A job with two trainings, one of them a loop of its own, that fails where it is told to."""
+
+    def __init__(self):
+        self.stop_epoch = self.stop_iteration = None
+
+    def train(self, run):
+        x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
+        model = nn.Linear(1, 1)
+        trainer = Trainer(
+            model, nn.MSELoss(), lambda p: optim.AdamW(p, lr=0.1), device=run.device, seed=1
+        )
+        line = self
+
+        class Stop(gpunn.train.Callback):
+            def on_epoch_end(self, trainer, epoch, record):
+                if epoch == line.stop_epoch:
+                    raise KeyboardInterrupt
+
+        trainer.callbacks.append(Stop())
+        run.fit(trainer, (x, 2 * x), epochs=4)
+        memory, optimizer = Memory(), optim.SGD(model.parameters(), lr=0.01)
+        parts = {"model": model, "optimizer": optimizer, "memory": memory}
+        for number, record in run.loop(7, "loop", every=2, **parts):
+            if number == self.stop_iteration:
+                raise KeyboardInterrupt
+            loss = ((model(gpunn.tensor(x)) - gpunn.randn(40, 1)) ** 2).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            memory.values = memory.values + gpunn.randn(3).numpy()
+            record["loss"] = loss.item()
+        run.save("model", model)
+        run.save("memory", {"values": memory.values})
+
+    def evaluate(self, run):
+        model = run.load("model", into=nn.Linear(1, 1))
+        values = run.load("memory")["values"]
+        value = float(model.weight.detach().numpy()[0, 0]) + float(values.sum())
+        return Outcome("slope", value, {"nothing": 0.0}, 40)
+
+    def job(self):
+        return Job("line", "A line", "a line", "made here", Config, self.train, self.evaluate)
+
+
+@pytest.mark.parametrize("at", [{"stop_epoch": 2}, {"stop_iteration": 5}, {"stop_iteration": 1}])
+def test_an_interrupted_run_ends_as_the_other(at, tmp_path, monkeypatch):
+    line = Line()
+    monkeypatch.setattr("gpunn.train.job_runs.find_job", lambda name: line.job())
+    whole = run_job(line.job(), Config(), tmp_path / "whole", verbose=False)
+    for name, value in at.items():
+        setattr(line, name, value)
+    folder = tmp_path / "cut"
+    cut = run_job(line.job(), Config(), folder, verbose=False)
+    assert cut.outcome is None and cut.metrics["interrupted"]
+    with pytest.raises(FileNotFoundError, match="the run is not complete. Go on with"):
+        evaluate_run(folder)
+    line.stop_epoch = line.stop_iteration = None
+    result = resume_job(folder, verbose=False)
+    assert result.outcome == whole.outcome and not result.metrics["interrupted"]
+    for name in ("history.csv", "history-loop.csv"):
+        histories = [gpunn.train.History.from_csv(place / name) for place in (folder, whole.folder)]
+        losses = [history["loss"] for history in histories]
+        assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="is complete; there is nothing to go on with"):
+        resume_job(folder)
+
+
+def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
+    def fail(run):
+        raise ImportError("the data are missing")
+
+    job = dataclasses.replace(Line().job(), train=fail)
+    with pytest.raises(ImportError, match="missing"):
+        run_job(job, Config(), tmp_path / "run", verbose=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_outcomes_and_runs_refuse(tmp_path):
+    with pytest.raises(ValueError, match="needs a baseline and samples"):
+        Outcome("accuracy", 0.9, {}, 10)
+    with pytest.raises(ValueError, match="chance is nan"):
+        Outcome("accuracy", 0.9, {"chance": float("nan")}, 10)
+    assert Outcome("error", 1.0, {"other": 2.0}, 3, higher_is_better=False).wins
+    assert not Outcome("accuracy", 0.9, {"a": 0.8, "b": 0.95}, 3).wins
+    run = Run(Line().job(), Config(), tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
+        run.load("model", into=nn.Linear(1, 1))
+    run.save("model", nn.Linear(2, 1))
+    with pytest.raises(ValueError, match="does not fit its configuration"):
+        run.load("model", into=nn.Linear(1, 1))
+    with pytest.raises(ValueError, match="count and every must be 1 or more"):
+        next(run.loop(0))
