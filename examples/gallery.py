@@ -1,4 +1,4 @@
-"""Run the examples with several seeds and rebuild the table and the pictures of examples/README.md.
+"""Run the examples with several seeds and rebuild the table and the pictures that show them.
 
     python examples/gallery.py                    all of them, three seeds each
     python examples/gallery.py weather finance    some of them
@@ -6,7 +6,8 @@
     python examples/gallery.py --quick            a few steps of each, into a temporary folder
 
 Each example is trained by `gpunn train` in a process of its own, two at a time. What came out is
-kept in examples/results/NAME.json, the pictures of the first seed in examples/pictures/.
+kept in docs/gallery/results/NAME.json, the pictures of the first seed in docs/gallery/; the pages
+examples/README.md and docs/gallery.md are made of these.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ from gpunn.text import known
 from gpunn.train import Job, find_job, job_names
 
 HERE = Path(__file__).resolve().parent
-RESULTS, PICTURES, PAGE = HERE / "results", HERE / "pictures", HERE / "README.md"
+DOCS = HERE.parent / "docs"
+RESULTS, PICTURES = DOCS / "gallery" / "results", DOCS / "gallery"
+# The pages with the table, and where from there the examples and the pictures are.
+PAGES = {
+    HERE / "README.md": ("", "../docs/gallery/"),
+    DOCS / "gallery.md": ("../examples/", "gallery/"),
+}
 BEGIN, END = "<!-- gallery: begin -->", "<!-- gallery: end -->"
 # The order of the table: as one reads of the uses of neural networks.
 USES = (
@@ -58,7 +65,7 @@ def run_once(name: str, variant: str, seed: int, device: str, quick: bool, folde
     """Train one example once in a process of its own; returns its run folder."""
     job = find_job(name)
     settings = {**(job.quick if quick else {}), **job.variants[variant]}
-    output = folder / f"{name}{'-' + variant.replace(' ', '-') if variant else ''}-{seed}"
+    output = folder / f"{label(name, variant)}-{seed}"
     command = [
         sys.executable, "-m", "gpunn", "train", name, "--quiet", "--seed", str(seed),
         "--device", device, "--output", str(output),
@@ -70,6 +77,11 @@ def run_once(name: str, variant: str, seed: int, device: str, quick: bool, folde
     if done.returncode:
         raise RuntimeError(f"{name} {variant} with seed {seed} failed:\n{done.stderr[-2000:]}")
     return output
+
+
+def label(name: str, variant: str) -> str:
+    """What files of an example are called."""
+    return f"{name}-{variant.replace(' ', '-')}" if variant else name
 
 
 def toml(value: Any) -> str:
@@ -121,7 +133,7 @@ def keep_pictures(name: str, variant: str, run: Path) -> None:
     from PIL import Image
 
     PICTURES.mkdir(exist_ok=True)
-    prefix = f"{name}{'-' + variant.replace(' ', '-') if variant else ''}-"
+    prefix = f"{label(name, variant)}-"
     for old in PICTURES.glob(f"{prefix}*.png"):
         old.unlink()
     for path in sorted(run.glob("*.png")):
@@ -165,10 +177,9 @@ def run_all(names: list[str], seeds: int, processes: int, device: str, quick: bo
             result = summarise(jobs[name], variant, runs)
             bar.write(line_of(result))
             if not quick:
-                RESULTS.mkdir(exist_ok=True)
-                suffix = f"-{variant.replace(' ', '-')}" if variant else ""
+                RESULTS.mkdir(parents=True, exist_ok=True)
                 text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-                write_text(RESULTS / f"{name}{suffix}.json", text)
+                write_text(RESULTS / f"{label(name, variant)}.json", text)
                 keep_pictures(name, variant, runs[0])
     if failed:
         raise RuntimeError("\n".join(failed))
@@ -204,14 +215,14 @@ def results() -> list[dict[str, Any]]:
     return sorted(found, key=lambda one: (USES.index(one["use"]), one["job"]))
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(found: list[dict[str, Any]], to_examples: str) -> str:
     """The table of the gallery in Markdown."""
     lines = [
         "| use | example | measured on data held out | network | compared with | time |",
         "| --- | --- | --- | ---: | --- | ---: |",
     ]
     for one in found:
-        name = f"[{one['job']}]({one['job']}.py)"
+        name = f"[{one['job']}]({to_examples}{one['job']}.py)"
         if one["variant"]:
             name += f", {one['variant']}"
         better = "" if one["higher_is_better"] else " (lower is better)"
@@ -233,12 +244,36 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def rebuild_page() -> None:
-    """Put the table into examples/README.md."""
-    text = PAGE.read_text("utf-8")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    write_text(PAGE, f"{before}{BEGIN}\n{table(results())}\n{END}{after}")
+def sections(found: list[dict[str, Any]], to_pictures: str) -> str:
+    """Of each example what its data are, what is to be said, and its pictures, in Markdown."""
+    lines = []
+    for one in found:
+        variant = f": {one['variant']}" if one["variant"] else ""
+        lines += [f"## {one['title']}{variant}", "", f"Data: {one['data']}.", ""]
+        lines += [part for note in one["notes"] for part in (note, "")]
+        pictures = sorted(PICTURES.glob(f"{label(one['job'], one['variant'])}-*.png"))
+        named = {label(other["job"], other["variant"]) for other in found}
+        for path in pictures:
+            owner = max((name for name in named if path.name.startswith(f"{name}-")), key=len)
+            if owner == label(one["job"], one["variant"]):  # not of a longer name
+                what = path.stem.removeprefix(f"{owner}-").replace("_", " ").replace("-", " ")
+                lines += [f"![{one['title']}: {what}]({to_pictures}{path.name})", ""]
+    return "\n".join(lines).rstrip()
+
+
+def block(to_examples: str, to_pictures: str) -> str:
+    """What the results make of a page."""
+    found = results()
+    return f"{table(found, to_examples)}\n\n{sections(found, to_pictures)}"
+
+
+def rebuild_pages() -> None:
+    """Put the table and the pictures into the pages."""
+    for page, places in PAGES.items():
+        text = page.read_text("utf-8")
+        before, _, rest = text.partition(BEGIN)
+        _, _, after = rest.partition(END)
+        write_text(page, f"{before}{BEGIN}\n{block(*places)}\n{END}{after}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -265,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
         if not args.table:
             run_all(args.names or list(jobs), args.seeds, args.processes, args.device, args.quick)
         if not args.quick:
-            rebuild_page()
+            rebuild_pages()
     except RuntimeError as error:
         print(error, file=sys.stderr)
         return 1

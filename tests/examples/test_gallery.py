@@ -50,10 +50,10 @@ def test_every_example(name, tmp_path, capsys):
 
 
 def test_the_table_is_of_the_results():
-    text = (EXAMPLES / "README.md").read_text("utf-8")
-    inside = text.partition(gallery.BEGIN)[2].partition(gallery.END)[0]
+    for page, places in gallery.PAGES.items():
+        inside = page.read_text("utf-8").partition(gallery.BEGIN)[2].partition(gallery.END)[0]
+        assert inside.strip() == gallery.block(*places)
     found = gallery.results()
-    assert inside.strip() == gallery.table(found)
     shown = {(one["job"], one["variant"]) for one in found}
     assert shown == {(name, v) for name in script_paths() for v in find_job(name).variants}
     for one in found:
