@@ -1,10 +1,15 @@
-"""Where the jobs that are scripts are found: examples/ in a checkout, or inside the wheel."""
+"""Where the jobs that are scripts are found: examples/ in a checkout, or inside the wheel.
+
+Scripts of one's own join them through the environment: ``GPUNN_JOBS`` names scripts, or folders of
+scripts, separated as in ``PATH``.
+"""
 
 from __future__ import annotations
 
 import ast
 import functools
 import importlib.util
+import os
 import re
 import sys
 from pathlib import Path
@@ -28,9 +33,17 @@ def examples_folder() -> Path | None:
 
 @functools.cache
 def script_paths() -> dict[str, Path]:
-    """The scripts that define a job, by its name, in the order of the alphabet."""
+    """The scripts that define a job, by its name: the gallery's, then those of ``GPUNN_JOBS``.
+
+    Raises FileNotFoundError for a path in ``GPUNN_JOBS`` that is not there.
+    """
     folder = examples_folder()
     paths = sorted(folder.glob("*.py")) if folder else []
+    for named in filter(None, os.environ.get("GPUNN_JOBS", "").split(os.pathsep)):
+        place = Path(named)
+        if not place.exists():
+            raise FileNotFoundError(f"GPUNN_JOBS names {named}, which does not exist")
+        paths += sorted(place.glob("*.py")) if place.is_dir() else [place.resolve()]
     return {
         path.stem: path for path in paths if _DEFINES_A_JOB.search(path.read_text(encoding="utf-8"))
     }
@@ -66,6 +79,10 @@ def _load(path: Path) -> Job:
     job: Any = getattr(module, "JOB", None)
     if not isinstance(job, Job):
         raise ValueError(f"{path}: JOB is no gpunn.train.Job but {job!r}")
+    if job.name != path.stem:
+        raise ValueError(
+            f"{path}: the job must be named {path.stem!r} as its script, not {job.name!r}"
+        )
     return job
 
 

@@ -1,4 +1,4 @@
-"""Every example: a few steps of it, what its run folder holds, and the table made of the results."""
+"""Every example: a few steps of it, what its run folder holds, the table made of the results."""
 
 import dataclasses
 import importlib.util
@@ -34,7 +34,7 @@ def test_every_example(name, tmp_path, capsys):
     folder, outcome = result.folder, result.outcome
     assert result.notes == [] and not result.metrics["interrupted"]
     assert outcome.samples > 0 and outcome.baselines
-    # The folder says all: the configuration, the measurements; and measuring again gives them again.
+    # The folder says all: the configuration, and measuring again gives what was measured.
     file = read_config(folder)
     assert build(job.config, [file.layer()], file.problems) == result.config
     assert evaluate_run(folder) == outcome
@@ -66,6 +66,30 @@ def test_the_list_of_jobs(capsys):
     assert list(lines) == job_names() and all(lines.values())
     assert main(["train", "image"]) == 2
     assert "did you mean images?" in capsys.readouterr().err
+
+
+def test_a_script_of_ones_own(tmp_path, monkeypatch, capsys):
+    code = (EXAMPLES.parent / "docs" / "gallery.md").read_text("utf-8")
+    code = code.partition("```python\n")[2].partition("with tempfile")[0]
+    (tmp_path / "waves.py").write_text(f'"""Waves."""\n{code}', "utf-8")
+    (tmp_path / "other.py").write_text("import missing\n", "utf-8")
+    monkeypatch.setenv("GPUNN_JOBS", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    script_paths.cache_clear()
+    try:
+        assert main(["train", "waves", "--epochs", "2", "--output", "run", "--quiet"]) == 0
+        assert main(["evaluate", "run", "--at-least", "1e-6"]) == 1
+        assert "mean squared error" in capsys.readouterr().out
+        (tmp_path / "waves.py").rename(tmp_path / "seas.py")
+        script_paths.cache_clear()
+        assert main(["train", "seas"]) == 2
+        assert "must be named 'seas' as its script" in capsys.readouterr().err
+        monkeypatch.setenv("GPUNN_JOBS", str(tmp_path / "none"))
+        script_paths.cache_clear()
+        assert main(["train", "seas"]) == 2
+        assert "which does not exist" in capsys.readouterr().err
+    finally:
+        script_paths.cache_clear()
 
 
 # ---- the frame in which examples run, on a job that is made here ---------------------------------
