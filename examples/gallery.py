@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import json
 import os
 import platform
@@ -93,6 +94,8 @@ def summarise(job: Job, variant: str, runs: list[Path]) -> dict[str, Any]:
     """What the runs of one example measured, the first of them being of the first seed."""
     measured = [json.loads((run / "metrics.json").read_text("utf-8")) for run in runs]
     first = measured[0]
+    if any(set(one["baselines"]) != set(first["baselines"]) for one in measured):
+        raise RuntimeError(f"{job.name} {variant}: its baselines have other names with other seeds")
     return {
         "job": job.name,
         "variant": variant,
@@ -134,9 +137,9 @@ def keep_pictures(name: str, variant: str, run: Path) -> None:
 
     PICTURES.mkdir(exist_ok=True)
     prefix = f"{label(name, variant)}-"
-    for old in PICTURES.glob(f"{prefix}*.png"):
+    for old in pictures_of(name, variant):
         old.unlink()
-    for path in sorted(run.glob("*.png")):
+    for path in one_curve(sorted(run.glob("*.png"))):
         with Image.open(path) as picture:
             picture = picture.convert("RGB")
             if picture.width > _WIDEST:
@@ -144,6 +147,21 @@ def keep_pictures(name: str, variant: str, run: Path) -> None:
                 picture = picture.resize((_WIDEST, height), Image.Resampling.LANCZOS)
             # 128 colours are plenty for curves and bars, and a third of the bytes.
             picture.quantize(128).save(PICTURES / f"{prefix}{path.name}", optimize=True)
+
+
+def pictures_of(name: str, variant: str) -> list[Path]:
+    """The pictures that are kept of an example, without those of one with a longer name."""
+    mine = label(name, variant)
+    named = {label(job.name, each) for job in gallery_jobs().values() for each in job.variants}
+    longer = tuple(f"{other}-" for other in named if other.startswith(f"{mine}-"))
+    found = sorted(PICTURES.glob(f"{mine}-*.png"))
+    return [path for path in found if not path.name.startswith(longer)]
+
+
+def one_curve(pictures: list[Path]) -> list[Path]:
+    """The pictures with the curves of only the first of several trainings."""
+    curves = [path for path in pictures if "curves-" in path.name]
+    return [path for path in pictures if path not in curves[1:]]
 
 
 def run_all(names: list[str], seeds: int, processes: int, device: str, quick: bool) -> None:
@@ -155,8 +173,11 @@ def run_all(names: list[str], seeds: int, processes: int, device: str, quick: bo
     with (
         tempfile.TemporaryDirectory() as place,
         concurrent.futures.ThreadPoolExecutor(processes) as pool,
+        contextlib.ExitStack() as stack,
         tqdm(total=len(kinds) * seeds, unit="run", disable=not sys.stderr.isatty()) as bar,
     ):
+        # After Ctrl-C, which the runs under way hear as well, no more are begun.
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         waiting = {
             kind: [
                 pool.submit(run_once, *kind, seed, device, quick, Path(place))
@@ -171,10 +192,10 @@ def run_all(names: list[str], seeds: int, processes: int, device: str, quick: bo
         for (name, variant), futures in waiting.items():
             try:
                 runs = [future.result() for future in futures]
+                result = summarise(jobs[name], variant, runs)
             except RuntimeError as error:
                 failed.append(str(error))
                 continue
-            result = summarise(jobs[name], variant, runs)
             bar.write(line_of(result))
             if not quick:
                 RESULTS.mkdir(parents=True, exist_ok=True)
@@ -202,7 +223,7 @@ def line_of(result: dict[str, Any]) -> str:
 def spread(values: list[float], unit: str = "") -> str:
     """The mean, and how far the seeds lie apart: "0.991 ± 0.002 °C"."""
     mean = statistics.mean(values)
-    digits = 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
+    digits = 4 if abs(mean) < 0.1 else 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
     text = f"{mean:.{digits}f}"
     if len(values) > 1 and max(values) > min(values):
         text += f" ± {statistics.stdev(values):.{digits}f}"
@@ -228,18 +249,23 @@ def table(found: list[dict[str, Any]], to_examples: str) -> str:
         better = "" if one["higher_is_better"] else " (lower is better)"
         compared = "; ".join(
             f"{other} {spread(values, one['unit'])}" for other, values in one["baselines"].items()
-        )
+        ).replace("|", "\\|")
         lines.append(
             f"| {one['use']} | {name} | {one['metric']}{better}, {one['samples']:,} {one['what']} "
             f"| {spread(one['values'], one['unit'])} | {compared} "
             f"| {statistics.mean(one['cpu_seconds']):.0f} s |"
         )
-    machines = sorted({one["made_with"]["processor"] for one in found})
+    machines = sorted({
+        one["made_with"]["processor"] + ("" if one["device"] == "cpu" else f", on {one['device']}")
+        for one in found
+    })  # fmt: skip
     seeds = sorted({len(one["values"]) for one in found})
     lines += [
         "",
-        f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds. The time is that of "
-        f"one core ({'; '.join(machines)}), training and measuring together, without a GPU.",
+        f"Mean ± standard deviation over {' or '.join(map(str, seeds))} seeds; a lead no larger "
+        "than that may be chance. The time is that of one CPU core, training and measuring "
+        f"together ({'; '.join(machines)}). What is said and shown below is of the run with seed "
+        "0 alone.",
     ]
     return "\n".join(lines)
 
@@ -249,15 +275,13 @@ def sections(found: list[dict[str, Any]], to_pictures: str) -> str:
     lines = []
     for one in found:
         variant = f": {one['variant']}" if one["variant"] else ""
-        lines += [f"## {one['title']}{variant}", "", f"Data: {one['data']}.", ""]
-        lines += [part for note in one["notes"] for part in (note, "")]
-        pictures = sorted(PICTURES.glob(f"{label(one['job'], one['variant'])}-*.png"))
-        named = {label(other["job"], other["variant"]) for other in found}
-        for path in pictures:
-            owner = max((name for name in named if path.name.startswith(f"{name}-")), key=len)
-            if owner == label(one["job"], one["variant"]):  # not of a longer name
-                what = path.stem.removeprefix(f"{owner}-").replace("_", " ").replace("-", " ")
-                lines += [f"![{one['title']}: {what}]({to_pictures}{path.name})", ""]
+        lines += [f"## {one['title']}{variant}", "", f"Data: {one['data'].rstrip('.')}.", ""]
+        if one["notes"]:
+            lines += ["With seed 0:", "", *(f"- {note}" for note in one["notes"]), ""]
+        for path in one_curve(pictures_of(one["job"], one["variant"])):
+            what = path.stem.removeprefix(f"{label(one['job'], one['variant'])}-")
+            what = what.replace("_", " ").replace("-", " ")
+            lines += [f"![{one['title']}: {what}]({to_pictures}{path.name})", ""]
     return "\n".join(lines).rstrip()
 
 
@@ -271,13 +295,15 @@ def rebuild_pages() -> None:
     """Put the table and the pictures into the pages."""
     for page, places in PAGES.items():
         text = page.read_text("utf-8")
-        before, _, rest = text.partition(BEGIN)
-        _, _, after = rest.partition(END)
+        before, begin, rest = text.partition(BEGIN)
+        _, end, after = rest.partition(END)
+        if not (begin and end):
+            raise RuntimeError(f"{page} has no lines {BEGIN} and {END} for the table")
         write_text(page, f"{before}{BEGIN}\n{block(*places)}\n{END}{after}")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the gallery; returns 0, or 1 if an example failed."""
+    """Run the gallery; returns 0, or 1 if an example failed: the others are kept all the same."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -296,15 +322,16 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"there is no example {name!r}{known(name, jobs)}")
     if args.seeds < 1 or args.processes < 1:
         parser.error("--seeds and --processes must be 1 or more")
+    failed = 0
     try:
         if not args.table:
             run_all(args.names or list(jobs), args.seeds, args.processes, args.device, args.quick)
-        if not args.quick:
-            rebuild_pages()
     except RuntimeError as error:
         print(error, file=sys.stderr)
-        return 1
-    return 0
+        failed = 1
+    if not args.quick and RESULTS.is_dir():
+        rebuild_pages()
+    return failed
 
 
 if __name__ == "__main__":

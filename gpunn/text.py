@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 _MANY = 30
 
@@ -72,7 +75,35 @@ def bytes_text(count: float) -> str:
 
 
 def number_text(value: float, unit: str = "") -> str:
-    """A measured number with four digits or more: "0.9917", "12.3 °C", "1,234"."""
+    """A measured number with four digits or more: "0.9917", "12.30 °C", "1,234"; "not defined".
+
+    >>> number_text(0.9917), number_text(12.3, "°C"), number_text(0.000012), number_text(1234)
+    ('0.9917', '12.30 °C', '1.2e-05', '1,234')
+    """
     size = abs(value)
-    text = f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
+    if not math.isfinite(value):
+        return "not defined"
+    if 0 < size < 0.001:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:.4f}" if size < 10 else f"{value:.2f}" if size < 1000 else f"{value:,.0f}"
     return f"{text} {unit}".rstrip()
+
+
+def plain(value: Any) -> Any:
+    """The value as JSON has it: tuples, paths and NumPy's numbers, NaN and infinity as None.
+
+    >>> plain({"x": (1, float("nan"))})
+    {'x': [1, None]}
+    """
+    if isinstance(value, dict):
+        return {str(name): plain(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

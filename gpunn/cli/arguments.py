@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from gpunn.text import known, nearest, table
+from gpunn.text import known, nearest, plain, table
 
 DEVICE = "cpu, cuda, cuda:1 or emulator (default: a GPU if one is usable)"
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
@@ -112,23 +112,8 @@ def print_json(result: Any) -> None:
     """Print one JSON document; NaN and infinity, which JSON has not, as null."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = codecs.lookup(encoding).name != "utf-8"  # where "?" would stand for what it has not
-    text = json.dumps(_plain(result), indent=1, ensure_ascii=escaped, allow_nan=False)
+    text = json.dumps(plain(result), indent=1, ensure_ascii=escaped, allow_nan=False)
     print(text, flush=True)
-
-
-def _plain(value: Any) -> Any:
-    """The value with tuples, paths and NumPy's numbers as what JSON has."""
-    if isinstance(value, dict):
-        return {str(name): _plain(part) for name, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, float) and not -float("inf") < value < float("inf"):
-        return None
-    return value
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import shlex
 import sys
 from collections.abc import Callable, Iterable
@@ -112,7 +113,10 @@ def _settings() -> list[str]:
     from gpunn.train import find_job, job_names
     from gpunn.train.configuration import settings_of
 
-    configs = [find_job(name).config for name in job_names()]
+    configs = []
+    for name in job_names():
+        with contextlib.suppress(Exception):  # a script of one's own that has a mistake
+            configs.append(find_job(name).config)
     return sorted({f"{name}=" for config in configs for name in settings_of(config)})
 
 

@@ -41,7 +41,8 @@ def add_parser(subparsers: Any) -> None:
     add = parser.add_argument
     add("data", metavar="DATA", nargs="?", help="a labelled file (default: the held-out samples)")
     add("--at-least", type=float, metavar="X",
-        help="exit with 1 if the accuracy, or what the job measures, is worse than X")  # fmt: skip
+        help="exit with 1 if the accuracy, or what the job measures, is worse than X: below it, or "
+        "above it where lower is better")  # fmt: skip
     add_json(parser)
     add_quiet(parser, "no table of classes")
     parser.set_defaults(run=run)

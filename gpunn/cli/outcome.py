@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -9,7 +10,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from gpunn.text import aligned, number_text, table
+from gpunn.text import aligned, number_text, plain, table
 
 
 def outcome_rows(outcome: Any) -> list[tuple[str, str]]:
@@ -58,6 +59,8 @@ def evaluation(args: Any) -> tuple[dict[str, Any], str, bool]:
     """`gpunn evaluate` of a run of a `Job`: for programs, for people, whether it is good enough."""
     from gpunn.train import evaluate_run
 
+    if args.at_least is not None and not math.isfinite(args.at_least):
+        raise ValueError(f"--at-least is {args.at_least}; it must be a finite number")
     if args.data is not None:
         raise ValueError(
             f"{args.folder} is measured on the data that its job held out; leave out {args.data}"
@@ -95,7 +98,7 @@ def print_predictions(args: Any, rows: list[dict[str, Any]]) -> None:
     shown = [[_cell(row.get(name, "")) for name in names] for row in rows[: args.rows]]
     numeric = [
         at for at, name in enumerate(names)
-        if all(isinstance(row.get(name, 0), (int, float)) for row in rows)
+        if all(isinstance(row.get(name) or 0, (int, float)) for row in rows)
     ]  # fmt: skip
     print(table(names, shown, right=numeric))
     if len(rows) > args.rows:
@@ -103,7 +106,10 @@ def print_predictions(args: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    """A value in one line of a table."""
+    if value is None:
+        return ""
+    return f"{value:.4f}" if isinstance(value, float) else " ".join(str(value).split())
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -131,7 +137,7 @@ def stream(pieces: Iterator[dict[str, Any] | str], show: bool) -> tuple[list[dic
             if show:
                 print(piece, end="", flush=True)
         else:
-            rows.append(piece)
+            rows.append(plain(piece))  # NumPy's numbers as Python's
     if texts and show:
         sys.stdout.write("\n")
     return rows, "".join(texts)

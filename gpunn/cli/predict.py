@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from pathlib import Path
@@ -122,7 +123,7 @@ def run_script(args: argparse.Namespace, output: Path | None) -> int:
     result = {"folder": args.folder, "data": args.data}
     result |= {"text": text} if text else {}
     result |= {"predictions": rows} if rows or not text else {}
-    if args.output is None and not rows:
+    if args.output is None and not rows and not args.quiet:
         output = None  # a text was printed already
     if output is not None and output.suffix.lower() == ".json":
         write_json(output, result)
@@ -133,15 +134,18 @@ def run_script(args: argparse.Namespace, output: Path | None) -> int:
         return 0
     print_predictions(args, rows)
     if output is not None:
-        print(f"wrote {len(rows) or 1} predictions to {output}")
+        count = len(rows) or 1
+        print(f"wrote {count} prediction{'' if count == 1 else 's'} to {output}")
     return 0
 
 
 def target(args: argparse.Namespace) -> Path | None:
     """Where to write. ValueError for a suffix that is not known."""
     if args.output is None:
-        data = Path(args.data)
-        stem = re.sub(r"[^\w-]+", "-", data.stem if data.is_file() else args.data)[:40]
+        stem = args.data
+        with contextlib.suppress(OSError, ValueError):  # a text that no file could be named
+            stem = Path(stem).stem if Path(stem).is_file() else stem
+        stem = re.sub(r"[^\w-]+", "-", stem)[:40]
         name = f"predictions-{stem}.csv"
         return None if args.json else Path(args.folder) / name
     output = Path(args.output)

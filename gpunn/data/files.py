@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from gpunn.errors import FileFormatError
 
 _DATA_NAMES = ("x", "data", "images", "features")
 _LABEL_NAMES = ("y", "label", "labels", "target", "targets", "class")
@@ -96,11 +100,7 @@ def _load_text(path: Path, features: int | None) -> tuple[np.ndarray, np.ndarray
         raise ValueError(f"{path} is not a text file in UTF-8") from None
     first_line = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t", key=first_line.count)
-    rows = [
-        (line, row)
-        for line, row in enumerate(csv.reader(text.splitlines(), delimiter=delimiter), start=1)
-        if any(cell.strip() for cell in row)
-    ]
+    rows = list(csv_rows(path, text, delimiter))
     if not rows:
         raise ValueError(f"{path} is empty")
     header = None if all(map(_is_number, rows[0][1])) else [c.strip() for c in rows.pop(0)[1]]
@@ -117,6 +117,22 @@ def _load_text(path: Path, features: int | None) -> tuple[np.ndarray, np.ndarray
     if column is None:
         return table, None
     return np.delete(table, column, axis=1), table[:, column]
+
+
+def csv_rows(path: Path, text: str, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """(line on which it ends, cells) of each row of a table that is not empty.
+
+    FileFormatError, naming the line, where it is no table: a cell is too long to be one.
+    """
+    reader = csv.reader(io.StringIO(text, newline=None), delimiter=delimiter)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise FileFormatError(
+            f"{path}, line {reader.line_num}: this is not a table: {error}"
+        ) from None
 
 
 def _is_number(cell: str) -> bool:

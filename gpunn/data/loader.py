@@ -17,6 +17,7 @@ import numpy as np
 from gpunn.autograd.random import default_generator
 from gpunn.data.dataset import Subset, TensorDataset, as_dataset, is_plain
 from gpunn.data.fields import each, staged, started, taken, tensor
+from gpunn.data.sequences import checked_lengths, like_lengths
 from gpunn.data.splits import permutation, resolve_seed
 from gpunn.data.workers import KINDS, Batches, Job, Workers, generator
 from gpunn.device import Device, device_of, to_device
@@ -39,6 +40,8 @@ class DataLoader:
     dataset : a `Dataset`, ``(x, y)`` arrays, one array, or any sequence of samples
     batch_size : samples in a batch, 1 or more
     shuffle : a new order each epoch
+    lengths : of the samples, if they are sequences of different lengths, whole numbers (samples,):
+        shuffling then puts sequences of like length into one batch (see `TrimPadding`)
     generator : a NumPy Generator (or an object with ``initial_seed()``) that gives the seed
     seed : the seed itself; if neither is given, that of `gpunn.manual_seed`
     drop_last : leave out the last batch if it is not full
@@ -88,6 +91,7 @@ class DataLoader:
         generator: Any = None,
         seed: int | None = None,
         drop_last: bool = False,
+        lengths: Any = None,
         transform: Callable[[Any, np.random.Generator], Any] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
         device: Any = None,
@@ -112,6 +116,12 @@ class DataLoader:
         self.dataset = as_dataset(dataset, "DataLoader")
         self.batch_size = int(batch_size)
         self.shuffle, self.drop_last = bool(shuffle), bool(drop_last)
+        self.lengths = None if lengths is None else checked_lengths(lengths, len(self.dataset))
+        if self.lengths is not None and not shuffle:
+            raise ValueError(
+                "DataLoader: lengths change how samples are shuffled; give shuffle=True, or sort "
+                "the samples by length"
+            )
         self.collate_fn, self.device = collate_fn, device
         self.transform: Any = transform
         source = generator if seed is None else seed
@@ -219,7 +229,10 @@ class DataLoader:
         """The sample numbers of epoch `epoch` in the order in which they are given."""
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return permutation(len(self.dataset), self.seed, epoch)
+        order = permutation(len(self.dataset), self.seed, epoch)
+        if self.lengths is None:
+            return order
+        return like_lengths(order, self.lengths, self.batch_size, self.seed, epoch)
 
     def __iter__(self) -> Iterator[Any]:
         epoch, first = self._next_epoch, self._resume_at

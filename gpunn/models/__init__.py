@@ -11,8 +11,11 @@ Seq2Seq                one sequence from another, with attention: translation
 GPT                    the next token by attention; loads GPT-2's weights
 ViT                    images by attention
 =====================  ===========================================================
+
+`beam_search` finds the likeliest sequences of any model that says the next token.
 """
 
+from gpunn.models.beam_search import Beams, beam_search, select_rows
 from gpunn.models.gpt import GPT, GPTConfig
 from gpunn.models.lenet import LeNet
 from gpunn.models.lstm import LSTMClassifier, LSTMLanguageModel
@@ -25,6 +28,7 @@ from gpunn.models.vit import ViT
 __all__ = [
     "GPT",
     "MLP",
+    "Beams",
     "GPTConfig",
     "LSTMClassifier",
     "LSTMLanguageModel",
@@ -34,4 +38,6 @@ __all__ = [
     "Seq2Seq",
     "UNet",
     "ViT",
+    "beam_search",
+    "select_rows",
 ]

@@ -7,7 +7,7 @@ parameters are those of the published GPT-2 (and of Karpathy's nanoGPT, which wr
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,6 @@ class GPT(nn.Module):
             for _ in range(config.n_layer)
         ]
 
-    @no_grad()
     def generate(
         self, tokens: Tensor, count: int, temperature: float = 1.0, top_k: int | None = None
     ) -> Tensor:
@@ -181,18 +180,26 @@ class GPT(nn.Module):
         are kept, so a token costs one position; where the text outgrows block_size, its last half
         is read again. Call `eval` first, or dropout takes part.
         """
+        return cat([tokens, *self.stream(tokens, count, temperature, top_k)], 1)
+
+    def stream(
+        self, tokens: Tensor, count: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Iterator[Tensor]:
+        """The tokens that `generate` puts behind `tokens`, (B, 1) each, as they are drawn."""
         if tokens.ndim != 2:
             raise ValueError(f"GPT: tokens have shape {tokens.shape}; expected (B, T)")
+        size = self.config.block_size
         caches = self.caches(tokens.shape[0])
-        fresh = tokens[:, -self.config.block_size :]
+        recent = fresh = tokens[:, -size:].detach()
         for _ in range(count):
-            if caches[0].length + fresh.shape[1] > self.config.block_size:
+            if caches[0].length + fresh.shape[1] > size:
                 for cache in caches:
                     cache.reset()
-                fresh = tokens[:, -max(1, self.config.block_size // 2) :]
-            fresh = draw(self(fresh, caches)[:, -1], temperature, top_k).to(tokens.dtype)
-            tokens = cat([tokens, fresh], 1)
-        return tokens
+                fresh = recent[:, -max(1, size // 2) :]
+            with no_grad():
+                fresh = draw(self(fresh, caches)[:, -1], temperature, top_k).to(tokens.dtype)
+                recent = cat([recent[:, -size:], fresh], 1)
+            yield fresh
 
     def load_gpt2(self, state: Mapping[str, Any]) -> None:
         """Load the published weights of GPT-2, as `gpunn.io.load` gives them.

@@ -5,6 +5,7 @@ Hochreiter, Schmidhuber: Long short-term memory, 1997.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ class LSTMClassifier(nn.Module):
     Parameters
     ----------
     num_features : size of the vectors of a sequence; with `vocabulary` that of its embedding
-    hidden_size, num_layers, bidirectional, dropout : as of `nn.LSTM`
+    hidden_size, num_layers, bidirectional, dropout : as of `nn.LSTM`; dropout also acts before the
+        last layer
     num_classes : how many logits
     vocabulary : number of tokens where sequences are tokens, else None
     padding_idx : the token that fills short sequences
@@ -42,8 +44,8 @@ class LSTMClassifier(nn.Module):
             None if vocabulary is None else nn.Embedding(vocabulary, num_features, padding_idx)
         )
         self.lstm = nn.LSTM(
-            num_features, hidden_size, num_layers, batch_first=True, dropout=dropout,
-            bidirectional=bidirectional,
+            num_features, hidden_size, num_layers, batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0, bidirectional=bidirectional,
         )  # fmt: skip
         self.directions = 1 + bidirectional
         self.dropout = nn.Dropout(dropout)
@@ -78,8 +80,9 @@ class LSTMLanguageModel(nn.Module):
             )
         self.embedding = nn.Embedding(vocabulary, embedding_size)
         self.lstm = nn.LSTM(
-            embedding_size, hidden_size, num_layers, batch_first=True, dropout=dropout
-        )
+            embedding_size, hidden_size, num_layers, batch_first=True,
+            dropout=dropout if num_layers > 1 else 0.0,
+        )  # fmt: skip
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(hidden_size, vocabulary)
         nn.init.normal_(self.embedding.weight, std=embedding_size**-0.5)
@@ -91,18 +94,26 @@ class LSTMLanguageModel(nn.Module):
         x, state = self.lstm(x, state)
         return self.head(self.dropout(x)), state
 
-    @no_grad()
-    def generate(self, tokens: Tensor, count: int, temperature: float = 1.0) -> Tensor:
+    def generate(
+        self, tokens: Tensor, count: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Tensor:
         """`tokens` (B, T) and `count` more, drawn from the model's distribution.
 
-        `temperature` 0 takes the likeliest each time. Raises ValueError for a negative one.
+        `temperature` 0 takes the likeliest each time; `top_k` draws among so many. Raises
+        ValueError for a negative temperature. Call `eval` first, or dropout takes part.
         """
-        fresh, state = tokens, None
+        return cat([tokens, *self.stream(tokens, count, temperature, top_k)], 1)
+
+    def stream(
+        self, tokens: Tensor, count: int, temperature: float = 1.0, top_k: int | None = None
+    ) -> Iterator[Tensor]:
+        """The tokens that `generate` puts behind `tokens`, (B, 1) each, as they are drawn."""
+        fresh, state = tokens.detach(), None
         for _ in range(count):
-            logits, state = self(fresh, state)
-            fresh = draw(logits[:, -1], temperature).to(tokens.dtype)
-            tokens = cat([tokens, fresh], 1)
-        return tokens
+            with no_grad():
+                logits, state = self(fresh, state)
+                fresh = draw(logits[:, -1], temperature, top_k).to(tokens.dtype)
+            yield fresh
 
 
 def draw(logits: Tensor, temperature: float = 1.0, top_k: int | None = None) -> Tensor:

@@ -8,14 +8,16 @@ recurrent kernel and one attention kernel.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from gpunn import nn
-from gpunn.autograd.creation import full
-from gpunn.autograd.functions.activation import tanh
+from gpunn.autograd.creation import arange, full
+from gpunn.autograd.functions.activation import softmax, tanh
 from gpunn.autograd.functions.attention import scaled_dot_product_attention
+from gpunn.autograd.functions.linalg import matmul
 from gpunn.autograd.functions.shape import cat
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.tensor import Tensor
@@ -74,13 +76,27 @@ class Seq2Seq(nn.Module):
         return self.decode(target, *self.encode(source, lengths), lengths)[0]
 
     @no_grad()
+    def attention(self, source: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """How much of each source token went into what follows each of `target`: (B, T, S).
+
+        Each row is a share of 1 over the encoder's states.
+        """
+        states, hidden = self.encode(source, lengths)
+        x, _ = self.decoder(self.target(target), hidden)
+        scores = matmul(x, states.transpose(1, 2)) / math.sqrt(x.shape[-1])
+        if lengths is not None:
+            places = arange(source.shape[1], device=source.device)
+            scores = scores.masked_fill((places >= lengths.unsqueeze(1)).unsqueeze(1), -math.inf)
+        return softmax(scores, -1)
+
+    @no_grad()
     def translate(
         self, source: Tensor, start: int, end: int, max_length: int = 50,
         lengths: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """The likeliest token at each step, from `start` to `end`: (B, at most max_length).
 
-        Rows that ended are filled with `end`.
+        Rows that ended are filled with `end`. `gpunn.models.beam_search` finds likelier sequences.
         """
         states, hidden = self.encode(source, lengths)
         token = full((source.shape[0], 1), start, dtype=np.int64, device=source.device)

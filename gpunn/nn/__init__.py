@@ -28,7 +28,7 @@ from gpunn.nn.convolution import (
     ConvTranspose3d,
 )
 from gpunn.nn.ctc import CTCLoss, ctc_beam_decode, ctc_greedy_decode
-from gpunn.nn.dropout import Dropout
+from gpunn.nn.dropout import Dropout, Dropout1d, Dropout2d
 from gpunn.nn.embedding import Embedding, EmbeddingBag
 from gpunn.nn.key_value_cache import KeyValueCache
 from gpunn.nn.linear import Flatten, Identity, Linear, Unflatten
@@ -41,6 +41,7 @@ from gpunn.nn.loss import (
     LinearCrossEntropyLoss,
     MSELoss,
     NLLLoss,
+    QuantileLoss,
     SmoothL1Loss,
 )
 from gpunn.nn.module import Module
@@ -153,6 +154,8 @@ __all__ = [
     "ConvTranspose3d",
     "CrossEntropyLoss",
     "Dropout",
+    "Dropout1d",
+    "Dropout2d",
     "Embedding",
     "EmbeddingBag",
     "Flatten",
@@ -195,6 +198,7 @@ __all__ = [
     "MultiheadAttention",
     "NLLLoss",
     "Parameter",
+    "QuantileLoss",
     "RMSNorm",
     "RNNCell",
     "ReLU",

@@ -42,6 +42,7 @@ from gpunn.autograd.functions.loss import (
     l1_loss,
     mse_loss,
     nll_loss,
+    quantile_loss,
     smooth_l1_loss,
 )
 from gpunn.autograd.functions.padding import pad
@@ -131,6 +132,7 @@ __all__ = [
     "one_hot",
     "packed_attention",
     "pad",
+    "quantile_loss",
     "relu",
     "rms_norm",
     "rotary_embedding",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+
 from gpunn.autograd.aliases import DeviceLike, DTypeLike
+from gpunn.autograd.creation import tensor
 from gpunn.autograd.functions.loss import check_reduction
 from gpunn.autograd.tensor import Tensor
 from gpunn.nn import functional as F
@@ -53,6 +58,28 @@ class SmoothL1Loss(Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.smooth_l1_loss(input, target, reduction=self.reduction, beta=self.beta)
+
+
+class QuantileLoss(Loss):
+    """The pinball loss of predicted quantiles: input (..., Q), target (...)
+
+    A network trained with it predicts the quantiles of what it cannot know, so intervals: those of
+    0.05 and 0.95 hold nine of ten targets between them.
+    """
+
+    def __init__(self, quantiles: Sequence[float], reduction: str = "mean"):
+        super().__init__(reduction)
+        given = np.asarray(quantiles, np.float64)
+        if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all():
+            raise ValueError(
+                f"QuantileLoss: quantiles is {quantiles!r}; expected a list of numbers from 0 to 1"
+            )
+        self.quantiles = tuple(given.tolist())
+        values = tensor(given, dtype=np.float64, device="cpu")
+        self.register_buffer("values", values, persistent=False)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return F.quantile_loss(input, target, self._buffers["values"], reduction=self.reduction)
 
 
 class _Weighted(Loss):

@@ -18,13 +18,15 @@ from gpunn.autograd.creation import empty
 from gpunn.autograd.functions.activation import dropout
 from gpunn.autograd.functions.recurrent import pick_rows, place_rows, recurrent
 from gpunn.autograd.functions.shape import cat, reshape, stack, transpose, unsqueeze
-from gpunn.autograd.tensor import Tensor
+from gpunn.autograd.tensor import Tensor, raw_array
 from gpunn.device import to_numpy
 from gpunn.nn import init
 from gpunn.nn.module import Module
 from gpunn.nn.parameter import Parameter
 from gpunn.nn.utils.rnn import PackedSequence, check_lengths, packed_rows
+from gpunn.primitives.indices import CHECK_EVERYWHERE
 from gpunn.primitives.recurrent_plan import GATES
+from gpunn.primitives.samples import INTEGERS
 
 
 def _check_sizes(name: str, **sizes: Any) -> None:
@@ -86,6 +88,14 @@ def _states(name: str, hx: Any, mode: str, shape: tuple[int, ...], dtype: DTypeL
     for argument, state in zip(("h_0", "c_0"), hx, strict=True):
         _check_state(name, argument, state, shape, dtype)
     return hx[0], hx[1]
+
+
+def _placed(lengths: Any, batch: int, input: Tensor) -> bool:
+    """Whether these are lengths on the input's GPU, which are taken as they are."""
+    if input.device.type == "cpu" or CHECK_EVERYWHERE or not isinstance(lengths, Tensor):
+        return False
+    fits = lengths.shape == (batch,) and lengths.dtype in INTEGERS
+    return fits and lengths.device == input.device
 
 
 class _Recurrent(Module):
@@ -153,9 +163,10 @@ class _Recurrent(Module):
         hx : the initial states of all layers and directions, (num_layers * directions, B,
             hidden_size), without B for one sequence; for LSTM the pair (h_0, c_0); None for zeros
         lengths : B whole numbers from 1 to T, where the sequences of a padded batch end (beyond
-            PyTorch): a list, an array or a tensor, best on the CPU, where they are looked at.
-            Past its length a sequence's output is 0, and it ends in the state of its last step;
-            what stands there in the input must be finite
+            PyTorch): a list, an array or a tensor. On the input's GPU they are not looked at and
+            nothing waits: less than 0 counts as 0 there, more than T as T
+            (``GPUNN_CHECK_INDICES=1`` looks). Past its length a sequence's output is 0, and it ends
+            in the state of its last step; what stands there in the input must be finite
 
         Returns
         -------
@@ -186,8 +197,9 @@ class _Recurrent(Module):
         if one:
             states = tuple(None if s is None else unsqueeze(s, 1) for s in states)
         if lengths is not None:
-            lengths = check_lengths(name, [lengths] if one and np.ndim(lengths) == 0 else lengths,
-                                    steps, batch)  # fmt: skip
+            lengths = [lengths] if one and np.ndim(lengths) == 0 else lengths
+            if not _placed(lengths, batch, input):
+                lengths = check_lengths(name, lengths, steps, batch)
         output, *ends = self._run(sequence, states, lengths)
         if one:
             output, *ends = (None if t is None else t[:, 0] for t in (output, *ends))
@@ -219,7 +231,7 @@ class _Recurrent(Module):
         """(output, h_n, c_n or None) of a batch (T, B, I) with checked arguments."""
         if lengths is not None:
             whole = type(lengths) is np.ndarray and (lengths == len(sequence)).all()
-            lengths = None if whole else sequence._xp.asarray(lengths)
+            lengths = None if whole else sequence._xp.asarray(raw_array(lengths))
         directions, ends = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             if layer:

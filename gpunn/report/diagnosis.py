@@ -30,6 +30,8 @@ def of_history(history: Any) -> list[Finding]:
         found.append(Finding("note", f"It ended early: {history.stop_reason}."))
     if broken:
         return found
+    if "loss" not in history:  # of a loop of one's own, which measures what it likes
+        return found
     loss = np.array(history["loss"], float)
     if len(loss) >= 3 and loss[-1] > 0.98 * loss[0]:
         found.append(

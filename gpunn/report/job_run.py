@@ -15,7 +15,7 @@ from gpunn.report.svg import element
 from gpunn.report.training import Report
 from gpunn.text import number_text
 from gpunn.train import run_folder as files
-from gpunn.train.configuration import build, read_config
+from gpunn.train.configuration import read_config
 from gpunn.train.history import History
 from gpunn.train.job import Job, Outcome
 
@@ -25,7 +25,8 @@ _OUTCOME = tuple(Outcome.__dataclass_fields__)
 def job_run_page(folder: Path, job: Job) -> Page:
     """The page of a run folder; nothing is loaded or measured, all is in its files.
 
-    FileNotFoundError if the run is not complete; ValueError, naming the file, if one is damaged.
+    The settings are those of its file, whatever the job has by now. FileNotFoundError if the run is
+    not complete; ValueError, naming the file, if one is damaged.
     """
     path = folder / files.METRICS
     if not path.is_file():
@@ -36,7 +37,6 @@ def job_run_page(folder: Path, job: Job) -> Page:
     metrics = files.read_json(path)
     history = folder / files.HISTORY  # of several trainings the main one; the rest are pictures
     file = read_config(folder)
-    config = build(job.config, [file.layer()], file.problems)
     outcome = None if metrics.get("interrupted") else outcome_of(metrics, path)
     report = Report(
         job.title,
@@ -51,8 +51,7 @@ def job_run_page(folder: Path, job: Job) -> Page:
     _pictures(report, folder)
     section = report.page.section("Configuration")
     section.facts([("job", job.name)] + [
-        (name.replace("_", " "), value_text(getattr(config, name)))
-        for name in config.__dataclass_fields__
+        (name.replace("_", " "), value_text(value)) for name, value in file.values.items()
     ])  # fmt: skip
     again = report.page.section(
         "Reproduce",
@@ -75,10 +74,7 @@ def _outcome(report: Report, outcome: Outcome, metrics: dict[str, Any]) -> None:
     detail = f"{outcome.samples:,} {outcome.what}"
     shown = number_text(outcome.value, outcome.unit)
     report.page.cards.insert(0, Card(_title(outcome.metric), shown, detail))
-    kind, text = "good", "The network is better than everything it is compared with."
-    if not outcome.wins:
-        kind, text = "note", "The network does not win here: see the comparison."
-    report.page.sections[0].findings([Finding(kind, text)])
+    report.page.sections[0].findings([_verdict(outcome)])
     section = report.page.section(
         "Comparison", f"{'Higher' if outcome.higher_is_better else 'Lower'} is better. All are "
         f"measured on the same {outcome.samples:,} {outcome.what} that were held out."
@@ -94,8 +90,26 @@ def _outcome(report: Report, outcome: Outcome, metrics: dict[str, Any]) -> None:
         section.text(note)
     if outcome.more:
         section.facts([(name, number_text(value)) for name, value in outcome.more.items()])
-    if "seconds" in metrics:
+    if isinstance(metrics.get("seconds"), (int, float)):
         report.add_card("Time", f"{metrics['seconds']:.1f} s", "training and measuring")
+
+
+def _verdict(outcome: Outcome) -> Finding:
+    """What the numbers show, and no more: of one run, on these samples."""
+    order = max if outcome.higher_is_better else min
+    name, best = order(outcome.baselines.items(), key=lambda item: item[1])
+    numbers = (
+        f"{number_text(outcome.value, outcome.unit)} against {number_text(best, outcome.unit)} of "
+        f"{name}"
+    )
+    if not outcome.wins:
+        return Finding("note", f"The network does not win here: {numbers}.")
+    return Finding(
+        "good",
+        f"On these {outcome.samples:,} {outcome.what} the network is ahead of all that it is "
+        f"compared with: {numbers}. Whether it would be with another seed or other samples, one "
+        "run does not say.",
+    )
 
 
 def _title(text: str) -> str:

@@ -79,8 +79,6 @@ def _metrics(folder: Path) -> dict[str, Any]:
             f"{folder} is not a run folder: it {problem}. Make one with: gpunn train digits"
         )
     metrics = files.read_json(path)
-    if not isinstance(metrics, dict):
-        raise ValueError(f"{path} holds no measurements of a run: it is no JSON object")
     for name in _NUMBERS:
         value = metrics.get(name)
         if not isinstance(value, (int, float)) or isinstance(value, bool):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -22,8 +21,7 @@ from gpunn.train.checkpoint import Checkpoints, newest, numbered
 from gpunn.train.checkpoint_file import CheckpointError
 from gpunn.train.resume import before_validation, optional_state, training_state
 from gpunn.train.running import TrainingError
-
-_SAID = b"\nstops after this step, with a checkpoint; once more: at once, without\n"
+from gpunn.train.signals import Signals
 
 
 class Checkpointing:
@@ -51,7 +49,7 @@ class Checkpointing:
         self._place = self.folder.absolute()  # callbacks may change the working directory
         self.last: Path | None = None
         self.found: tuple[Path, dict[str, Any]] | None = None
-        self._asked: int | None = None  # the signal that came
+        self._signals = Signals()
         self._stopped = False  # by it
         self._number, self._failed = 0, False
         self._lock: int | None = None
@@ -111,7 +109,10 @@ class Checkpointing:
                 f"fit: checkpoint={str(self.folder)!r} is a file; give a folder for this run's"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(self.folder)
+        self._lock = locked(
+            self.folder,
+            f"fit: another training writes its checkpoints to {self.folder}; choose another folder",
+        )
         for path in self.folder.glob(".checkpoint-*.safetensors"):  # half written: of `atomic_path`
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -138,10 +139,10 @@ class Checkpointing:
         """
         try:
             self._find()
-            with self._listening():
+            with self._signals.listening() if self.on else contextlib.nullcontext():
                 yield
-            if self._asked == signal.SIGTERM and not self._stopped:  # it came after the last step
-                raise SystemExit(128 + signal.SIGTERM)
+            if self._signals.asked == signal.SIGTERM and not self._stopped:  # after the last step
+                self._signals.leave()
         except Exception as error:
             if self.on and self.last and not isinstance(error, CheckpointError):
                 error.add_note(self._note(error))
@@ -165,35 +166,6 @@ class Checkpointing:
             return self.wanted.advice
         return f"fit(…, checkpoint={str(self.folder)!r}, resume='auto')"
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[None]:
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        if not self.on or not in_main_thread:  # to which signals go
-            yield
-            return
-        before: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            before[signal.SIGTERM] = signal.SIG_DFL
-        # None is a handler that another language has set; Python cannot put it back.
-        before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
-
-        def note(number: int, frame: Any) -> None:
-            if self._asked is None:
-                self._asked = number
-                with contextlib.suppress(OSError):
-                    os.write(2, _SAID)  # print may be what was interrupted
-                return
-            signal.signal(number, before[number])
-            signal.raise_signal(number)
-
-        for number in before:
-            signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, old in before.items():
-                signal.signal(number, old)
-
     def start(self, loop: Any) -> None:
         """Before the first step: a checkpoint that proves that there can be some."""
         if self.on and not loop.trainer.resumed:
@@ -209,7 +181,7 @@ class Checkpointing:
         if not self.on:
             return
         self._steps += steps
-        if (self._asked is not None or self._due()) and not _epoch_given(loop):
+        if (self._signals.asked is not None or self._due()) and not _epoch_given(loop):
             self._save(loop)
             self._leave_if_asked()
 
@@ -218,13 +190,13 @@ class Checkpointing:
         if not self.on:
             return
         loop.place.before = before_validation(loop)
-        if self._asked is not None or self._due():
+        if self._signals.asked is not None or self._due():
             self._save(loop)
             self._leave_if_asked()
 
     def in_validation(self, loop: Any) -> None:
         """After each of its batches."""
-        if self._asked is not None:
+        if self._signals.asked is not None:
             self._save(loop)
             self._leave_if_asked()
 
@@ -234,9 +206,9 @@ class Checkpointing:
             return
         self._epochs += 1
         due = self.wanted.epochs is not None and self._epochs >= self.wanted.epochs
-        if due or final or self._asked is not None or self._due():
+        if due or final or self._signals.asked is not None or self._due():
             self._save(loop)
-        if not final or self._asked == signal.SIGTERM:
+        if not final or self._signals.asked == signal.SIGTERM:
             self._leave_if_asked()
 
     def _due(self) -> bool:
@@ -246,12 +218,9 @@ class Checkpointing:
         return wanted.seconds is not None and time.monotonic() - self._time >= wanted.seconds
 
     def _leave_if_asked(self) -> None:
-        if self._asked is None:
-            return
-        self._stopped = True
-        if self._asked == signal.SIGTERM:
-            raise SystemExit(128 + signal.SIGTERM)
-        raise KeyboardInterrupt
+        if self._signals.asked is not None:
+            self._stopped = True
+            self._signals.leave()
 
     def _save(self, loop: Any) -> None:
         place = loop.place
@@ -288,8 +257,11 @@ def _epoch_given(loop: Any) -> bool:
     return loop.place.step == loop.trainer.steps
 
 
-def _locked(folder: Path) -> int | None:
-    """A handle that keeps other processes out of the folder while it is open, where that works."""
+def locked(folder: Path, otherwise: str) -> int | None:
+    """A handle that keeps other processes out of the folder while it is open, where that works.
+
+    BlockingIOError, which says `otherwise`, if another process is in it.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -299,9 +271,7 @@ def _locked(folder: Path) -> int | None:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise BlockingIOError(
-            f"fit: another training writes its checkpoints to {folder}; choose another folder"
-        ) from None
+        raise BlockingIOError(otherwise) from None
     except OSError:  # a file system without locks
         os.close(handle)
         return None

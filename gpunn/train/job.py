@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -36,10 +37,11 @@ class Outcome:
     what : what a sample is, in the plural
     higher_is_better : else lower is
     unit : of value and baselines, such as "°C"; empty for a share or a ratio
-    more : further numbers by name
+    more : further numbers by name; NaN or None for one that is not defined
     notes : sentences that belong to the numbers, such as where the network does not win
 
-    ValueError for a value that is not finite, and without a baseline or samples.
+    Numbers of NumPy become Python's. ValueError for a value or a baseline that is not finite, and
+    without a baseline or samples.
     """
 
     metric: str
@@ -53,10 +55,16 @@ class Outcome:
     notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "value", float(self.value))
-        for name in ("baselines", "more"):
-            values = {key: float(number) for key, number in getattr(self, name).items()}
-            object.__setattr__(self, name, values)
+        def become(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        become("value", float(self.value))
+        become("samples", int(self.samples))
+        become("higher_is_better", bool(self.higher_is_better))
+        become("baselines", {str(name): float(one) for name, one in self.baselines.items()})
+        more = {str(name): math.nan if one is None else one for name, one in self.more.items()}
+        become("more", {name: float(one) for name, one in more.items()})
+        become("notes", [self.notes] if isinstance(self.notes, str) else list(self.notes))
         if not self.baselines or self.samples < 1:
             raise ValueError(f"{self.metric}: an outcome needs a baseline and samples")
         for name, number in {self.metric: self.value, **self.baselines}.items():
@@ -65,7 +73,7 @@ class Outcome:
 
     @property
     def wins(self) -> bool:
-        """Whether the network is better than every baseline."""
+        """Whether its number is better than that of every baseline; by how little, it may be."""
         sign = 1 if self.higher_is_better else -1
         return all(sign * (self.value - other) > 0 for other in self.baselines.values())
 
@@ -89,6 +97,9 @@ class Job:
     takes : what `data` may be, for messages: "a text to begin with"
     variants : changes of the configuration that the gallery shows beside each other, by name
     quick : changes of the configuration with which all steps are made, but few; for tests
+
+    TypeError if `config` is no dataclass with the fields ``seed`` and ``device``; ValueError for a
+    name of other characters than letters, digits, "_" and "-", and for no variants.
     """
 
     name: str
@@ -102,6 +113,16 @@ class Job:
     takes: str = ""
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
     quick: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fields = {one.name for one in dataclasses.fields(self.config)}
+        lost = [name for name in ("seed", "device") if name not in fields]
+        if lost:
+            raise TypeError(f"job {self.name}: its config has no field {' and no '.join(lost)}")
+        if not re.fullmatch("[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"a job's name is of letters, digits, _ and -, not {self.name!r}")
+        if not self.variants:
+            raise ValueError(f"job {self.name}: variants is empty; leave it out")
 
     def configure(self, base: Any = None, **changes: Any) -> Any:
         """A configuration: `base` or the defaults, with those `changes` that are not None."""

@@ -12,14 +12,18 @@ from typing import Any
 
 import gpunn
 from gpunn.device import as_device
-from gpunn.io import write_text
+from gpunn.io import FileFormatError, write_text
 from gpunn.train import run_folder as files
 from gpunn.train.blas_threads import one_blas_thread
+from gpunn.train.checkpoint import numbered
+from gpunn.train.checkpoint_file import CheckpointError
+from gpunn.train.checkpointing import locked
 from gpunn.train.classification import JobResult, resume_classification, run_classification
 from gpunn.train.configuration import build, config_to_dict, config_to_toml, read_config
 from gpunn.train.job import Job, Outcome
 from gpunn.train.jobs import ClassificationJob
 from gpunn.train.run import Run, RunInterrupted
+from gpunn.train.running import TrainingError
 from gpunn.train.scripts import find_job
 
 Say = Callable[[str], None]
@@ -88,11 +92,19 @@ def resume_job(
 ) -> RunResult | JobResult:
     """Go on with a run of `run_job` that was interrupted or killed; it ends as it would have.
 
-    Raises FileNotFoundError if it is no run folder; ValueError if the run is complete;
-    FileFormatError if its checkpoints are damaged; and what `run_job` raises.
+    A run that was killed before its first checkpoint begins anew; one whose training is complete
+    is only measured. Raises FileNotFoundError if it is no run folder; ValueError if the run is
+    complete; ConfigurationError if its settings are damaged, or are none of the job by now;
+    FileFormatError if its checkpoints are damaged; BlockingIOError if another process is at work
+    on it; and what `run_job` raises.
     """
     job = job_of(folder)
     if not isinstance(job, Job):
+        checkpoints = Path(folder) / files.CHECKPOINTS
+        if job is None and checkpoints.is_dir() and not numbered(checkpoints):
+            raise FileNotFoundError(
+                f"{folder} has no {files.CONFIG}, which says what to go on with; begin a new run"
+            )
         return resume_classification(folder, verbose, say)
     files.refuse_complete(Path(folder))
     return _run(opened(folder, verbose=verbose, say=say), resumed=True)
@@ -128,10 +140,17 @@ def opened(
 
 
 def job_of(folder: str | os.PathLike[str]) -> Any:
-    """The job that a run folder is of; None if its configuration does not say."""
+    """The job that a run folder is of; None if there is no such folder with a configuration.
+
+    ConfigurationError if that is damaged; ValueError for a job that there is not.
+    """
     if not (Path(folder) / files.CONFIG).is_file():
         return None
-    return find_job(read_config(folder).job)
+    name = read_config(folder).job
+    try:
+        return find_job(name)
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / files.CONFIG}: {error}") from None
 
 
 def _placed(config: Any) -> Any:
@@ -141,26 +160,73 @@ def _placed(config: Any) -> Any:
 
 
 def _run(run: Run, resumed: bool = False) -> RunResult:
-    job, started, worked = run.job, time.perf_counter(), time.process_time()
-    outcome = None
-    about = {"job": job.name, "interrupted": True, "device": str(run.device)}
-    run.say(f"{job.title}\n  device      {run.device}\n  data        {job.data}")
+    """Train, unless that was done, and measure; an interruption or an error says how to go on."""
+    handle = locked(run.folder, f"another process is at work on the run in {run.folder}")
     try:
         with one_blas_thread():
-            job.train(run)
-            run.begin()
-            outcome = job.evaluate(run)
+            return _trained_and_measured(run, resumed)
     except (RunInterrupted, KeyboardInterrupt):
         if not files.has_progress(run.folder):
             raise KeyboardInterrupt from None
-    else:
+        about = _about(run) | (_trained(run) or {})
+        files.write_json(run.folder / files.METRICS, about)
+        return RunResult(run.folder, run.job, run.config, None, about, run.notes)
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and "pip install" not in str(error):
+            error.add_note('What the examples need: pip install "gpunn[gallery]"')
+        # Of a training that diverges, or with damaged or foreign checkpoints, it comes to the same.
+        again = not isinstance(error, (TrainingError, CheckpointError, FileFormatError))
+        told = any(str(run.folder) in note for note in getattr(error, "__notes__", ()))
+        if again and not told and files.has_progress(run.folder):
+            error.add_note(f"What was trained is kept; go on with {run.advice}.")
+        raise
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def _trained_and_measured(run: Run, resumed: bool) -> RunResult:
+    job, started, worked = run.job, time.perf_counter(), time.process_time()
+    run.say(f"{job.title}\n  device      {run.device}\n  data        {job.data}")
+    before = _trained(run) if resumed else None
+    if before is None:
+        job.train(run)
+        if run.profiles:
+            run.note(f"nothing was profiled: {job.name} trains in a loop of its own")
         seconds = max(time.perf_counter() - started, run.seconds)
-        about |= {"interrupted": False, **asdict(outcome), "seconds": round(seconds, 3)}
-        if not resumed:
-            about["cpu_seconds"] = round(time.process_time() - worked, 3)
-    about["gpunn"] = gpunn.__version__
+        kept = sorted(path.name for path in run.folder.iterdir() if path.is_file())
+        before = {"trained": kept, "seconds": round(seconds, 3), "notes": list(run.notes)}
+        files.write_json(run.folder / files.METRICS, _about(run) | before)
+    else:
+        run.say("nothing is left to train; it is measured")
+        run.notes += before["notes"]
+    started = time.perf_counter()
+    run.begin()
+    outcome = job.evaluate(run)
+    seconds = before["seconds"] + time.perf_counter() - started
+    about = _about(run) | {"interrupted": False, **asdict(outcome), "seconds": round(seconds, 3)}
+    if not resumed:
+        about["cpu_seconds"] = round(time.process_time() - worked, 3)
     files.write_json(run.folder / files.METRICS, about)
     return RunResult(run.folder, job, run.config, outcome, about, run.notes)
+
+
+def _about(run: Run) -> dict[str, Any]:
+    """What the measurements of a run say of it while there are none."""
+    return {"job": run.job.name, "interrupted": True, "device": str(run.device),
+            "gpunn": gpunn.__version__}  # fmt: skip
+
+
+def _trained(run: Run) -> dict[str, Any] | None:
+    """Of a run that was trained and not measured: its files, seconds and notes; else None."""
+    if not (run.folder / files.METRICS).is_file():
+        return None
+    metrics = files.read_json(run.folder / files.METRICS)
+    found = {name: metrics.get(name) for name in ("trained", "seconds", "notes")}
+    kinds = {"trained": list, "seconds": (int, float), "notes": list}
+    whole = all(isinstance(found[name], kind) for name, kind in kinds.items())
+    there = whole and all((run.folder / str(name)).is_file() for name in found["trained"])
+    return found if there else None
 
 
 def as_dict(result: RunResult) -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Run:
     verbose : whether to show progress
     seconds : of the trainings so far, resumed ones included
     keeps : whether pictures and texts are written; a run that is only measured again writes none
+    notes : what is to be said at the end
+    profiles : whether some steps of the next `fit` shall be profiled
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class Run:
     ):  # fmt: skip
         self.job, self.config, self.folder = job, config, Path(folder)
         self.device = Device(config.device) if config.device != "auto" else as_device(None)
-        self.verbose, self._say, self._profile = verbose, say, profile
+        self.verbose, self._say, self.profiles = verbose, say, profile
         self.seconds = 0.0
         self.notes: list[str] = []
         self.keeps = True
@@ -56,6 +58,11 @@ class Run:
         """A line for people, unless the run is a quiet one."""
         if self.verbose:
             self._say(text)
+
+    @property
+    def advice(self) -> str:
+        """What to type to go on with the run."""
+        return f"gpunn train --resume {shlex.quote(str(self.folder))}"
 
     # ---- training ----------------------------------------------------------------------------
 
@@ -73,9 +80,9 @@ class Run:
         After an interruption nothing that follows in the script is run; when the run is resumed, a
         training that was complete is not repeated, and an interrupted one goes on.
         """
-        if self._profile:
+        if self.profiles:
             trainer.step.profiler = make_profiler(self.folder, trainer.model)
-            self._profile = False  # of the first training
+            self.profiles = False  # of the first training
         history = trainer.fit(
             train,
             validation,
@@ -99,7 +106,10 @@ class Run:
         others that have ``state_dict()`` and ``load_state_dict(state)`` of numbers, texts, arrays,
         lists and dictionaries of them), or come from gpunn's random numbers, or from the number of
         the iteration: then an interrupted run ends as it would have. A checkpoint is written every
-        so many iterations.
+        so many iterations, and at Ctrl-C or SIGTERM, which are heeded when an iteration is done.
+
+        ValueError for counts below 1; TypeError for a part without these methods; CheckpointError
+        if the checkpoints there are of other parts.
 
         Examples
         --------
@@ -110,10 +120,7 @@ class Run:
         yield from run_loop(self, count, name, every, parts)
 
     def _checkpoints(self, name: str) -> Checkpoints:
-        return Checkpoints(
-            self.folder / files.CHECKPOINTS / name,
-            advice=f"gpunn train --resume {shlex.quote(str(self.folder))}",
-        )
+        return Checkpoints(self.folder / files.CHECKPOINTS / name, advice=self.advice)
 
     def _keep(self, name: str, history: History) -> None:
         """Write a history and its curves; count its time."""
@@ -143,8 +150,8 @@ class Run:
         path = self.folder / f"{name}.safetensors"
         if not path.is_file():
             raise FileNotFoundError(
-                f"{self.folder} holds no {path.name}: the run is not complete. Go on with: gpunn "
-                f"train --resume {shlex.quote(str(self.folder))}"
+                f"{self.folder} holds no {path.name}: the run is not complete. Go on with: "
+                f"{self.advice}"
             )
         if into is None:
             return io.load_arrays(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpunn.io import write_text
+from gpunn.text import plain
 from gpunn.train.checkpoint import newest, numbered
 
 MODEL, NORMALIZER = "model.safetensors", "normalizer.safetensors"
@@ -67,8 +68,10 @@ def refuse_complete(folder: Path) -> None:
 
 
 def has_progress(folder: Path) -> bool:
-    """Whether a run has a checkpoint besides the one before its first step."""
+    """Whether a run has a checkpoint besides the one before its first step, or was trained."""
     checkpoints = folder / CHECKPOINTS
+    if (folder / METRICS).is_file():
+        return True
     if not checkpoints.is_dir():
         return False
     places = [checkpoints, *(place for place in checkpoints.iterdir() if place.is_dir())]
@@ -76,13 +79,17 @@ def has_progress(folder: Path) -> bool:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a dictionary as indented JSON."""
-    write_text(path, json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    """Write a dictionary as indented JSON; NaN and infinity, which JSON has not, as null."""
+    text = json.dumps(plain(values), indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(path, text + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON file. ValueError if it is damaged."""
+    """Read a JSON file. ValueError if it is damaged, or no dictionary."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not a JSON file: {error}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no measurements of a run: it is no JSON object")
+    return values

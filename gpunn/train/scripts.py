@@ -19,7 +19,7 @@ from gpunn.text import known
 from gpunn.train.job import Job
 from gpunn.train.jobs import JOBS
 
-_DEFINES_A_JOB = re.compile(r"^JOB\s*=", re.MULTILINE)
+_DEFINES_A_JOB = re.compile(rb"^JOB\s*(:[^=\n]+)?=", re.MULTILINE)
 
 
 def examples_folder() -> Path | None:
@@ -35,18 +35,21 @@ def examples_folder() -> Path | None:
 def script_paths() -> dict[str, Path]:
     """The scripts that define a job, by its name: the gallery's, then those of ``GPUNN_JOBS``.
 
-    Raises FileNotFoundError for a path in ``GPUNN_JOBS`` that is not there.
+    A later script of the same name wins. Raises FileNotFoundError for a path in ``GPUNN_JOBS`` that
+    is not there, ValueError for a script there with the name of a job that is no script.
     """
     folder = examples_folder()
     paths = sorted(folder.glob("*.py")) if folder else []
     for named in filter(None, os.environ.get("GPUNN_JOBS", "").split(os.pathsep)):
-        place = Path(named)
+        place = Path(named).resolve()
         if not place.exists():
             raise FileNotFoundError(f"GPUNN_JOBS names {named}, which does not exist")
-        paths += sorted(place.glob("*.py")) if place.is_dir() else [place.resolve()]
-    return {
-        path.stem: path for path in paths if _DEFINES_A_JOB.search(path.read_text(encoding="utf-8"))
-    }
+        paths += sorted(place.glob("*.py")) if place.is_dir() else [place]
+    found = {path.stem: path for path in paths if _DEFINES_A_JOB.search(path.read_bytes())}
+    for name in JOBS:
+        if name in found:
+            raise ValueError(f"{found[name]}: there is a job {name!r} already; rename the script")
+    return found
 
 
 def job_names() -> list[str]:
@@ -58,7 +61,10 @@ def job_lines() -> dict[str, str]:
     """Of each job a line for people. No script is run for it: it is the first of its docstring."""
     lines = {name: f"{job.title} by a multilayer perceptron" for name, job in JOBS.items()}
     for name, path in script_paths().items():
-        said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        try:
+            said = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+        except (SyntaxError, ValueError) as error:
+            said = f"cannot be read: {error}"
         lines[name] = said.partition("\n")[0].rstrip(".")
     return lines
 
@@ -74,6 +80,9 @@ def _load(path: Path) -> Job:
     sys.path.insert(0, str(path.parent))  # as when Python is given the script
     try:
         spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
     finally:
         sys.path.remove(str(path.parent))
     job: Any = getattr(module, "JOB", None)

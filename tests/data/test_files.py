@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gpunn.data.files import read_samples
+from gpunn.data import read_samples
 
 X = np.arange(12, dtype=np.float64).reshape(3, 4)
 

@@ -1,8 +1,11 @@
 """Every example: a few steps of it, what its run folder holds, the table made of the results."""
 
+import argparse
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,10 @@ import pytest
 import gpunn
 from gpunn import nn, optim
 from gpunn.cli.main import main
+from gpunn.cli.outcome import print_predictions, stream
+from gpunn.cli.predict import target
 from gpunn.train import Job, Outcome, Trainer, check, find_job, job_names, run_job, setting
+from gpunn.train.checkpointing import locked
 from gpunn.train.configuration import build, read_config
 from gpunn.train.job_runs import evaluate_run, resume_job
 from gpunn.train.run import Run
@@ -58,6 +64,19 @@ def test_the_table_is_of_the_results():
     assert shown == {(name, v) for name in script_paths() for v in find_job(name).variants}
     for one in found:
         assert len(one["values"]) == 3 and np.isfinite(one["values"]).all()
+
+
+def test_what_the_pages_say(tmp_path, monkeypatch):
+    assert gallery.spread([0.04, 0.05, 0.06], "°C") == "0.0500 ± 0.0100 °C"
+    assert gallery.spread([25.0, 25.0]) == "25.0"
+    monkeypatch.setattr(gallery, "PICTURES", tmp_path)
+    for name in ("GPT-curves-a", "GPT-curves-b", "GPT-roc", "x"):
+        (tmp_path / f"text-{name}.png").touch()
+    mine = gallery.pictures_of("text", "GPT")
+    assert [path.name for path in gallery.one_curve(mine)] == [
+        "text-GPT-curves-a.png", "text-GPT-roc.png",
+    ]  # fmt: skip
+    assert [path.name for path in gallery.pictures_of("text", "")] == ["text-x.png"]
 
 
 def test_the_list_of_jobs(capsys):
@@ -121,9 +140,11 @@ class Line:
     """A job with two trainings, one of them a loop of its own, that fails where it is told to."""
 
     def __init__(self):
-        self.stop_epoch = self.stop_iteration = None
+        self.stop_epoch = self.stop_iteration = self.signal_iteration = self.stop_measuring = None
+        self.trained = 0
 
     def train(self, run):
+        self.trained += 1
         x = np.linspace(-1, 1, 40, dtype=np.float32)[:, None]
         model = nn.Linear(1, 1)
         trainer = Trainer(
@@ -143,6 +164,8 @@ class Line:
         for number, record in run.loop(7, "loop", every=2, **parts):
             if number == self.stop_iteration:
                 raise KeyboardInterrupt
+            if number == self.signal_iteration:
+                signal.raise_signal(signal.SIGINT)  # heeded when the iteration is done
             loss = ((model(gpunn.tensor(x)) - gpunn.randn(40, 1)) ** 2).mean()
             optimizer.zero_grad()
             loss.backward()
@@ -153,20 +176,30 @@ class Line:
         run.save("memory", {"values": memory.values})
 
     def evaluate(self, run):
+        if self.stop_measuring:
+            raise self.stop_measuring
         model = run.load("model", into=nn.Linear(1, 1))
         values = run.load("memory")["values"]
         value = float(model.weight.detach().numpy()[0, 0]) + float(values.sum())
-        return Outcome("slope", value, {"nothing": 0.0}, 40)
+        return Outcome("slope", value, {"nothing": 0.0}, 40, more={"undefined": None})
 
     def job(self):
         return Job("line", "A line", "a line", "made here", Config, self.train, self.evaluate)
 
 
-@pytest.mark.parametrize("at", [{"stop_epoch": 2}, {"stop_iteration": 5}, {"stop_iteration": 1}])
-def test_an_interrupted_run_ends_as_the_other(at, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("line") / "whole"
+    return run_job(Line().job(), Config(), folder, verbose=False)
+
+
+@pytest.mark.parametrize(
+    "at",
+    [{"stop_epoch": 2}, {"stop_iteration": 5}, {"stop_iteration": 1}, {"signal_iteration": 2}],
+)
+def test_an_interrupted_run_ends_as_the_other(at, whole, tmp_path, monkeypatch):
     line = Line()
     monkeypatch.setattr("gpunn.train.job_runs.find_job", lambda name: line.job())
-    whole = run_job(line.job(), Config(), tmp_path / "whole", verbose=False)
     for name, value in at.items():
         setattr(line, name, value)
     folder = tmp_path / "cut"
@@ -174,15 +207,56 @@ def test_an_interrupted_run_ends_as_the_other(at, tmp_path, monkeypatch):
     assert cut.outcome is None and cut.metrics["interrupted"]
     with pytest.raises(FileNotFoundError, match="the run is not complete. Go on with"):
         evaluate_run(folder)
-    line.stop_epoch = line.stop_iteration = None
+    if "signal_iteration" in at:
+        assert len(gpunn.train.History.from_csv(folder / "history-loop.csv")) == 3
+    line.stop_epoch = line.stop_iteration = line.signal_iteration = None
     result = resume_job(folder, verbose=False)
-    assert result.outcome == whole.outcome and not result.metrics["interrupted"]
+    assert result.outcome.value == whole.outcome.value and not result.metrics["interrupted"]
     for name in ("history.csv", "history-loop.csv"):
         histories = [gpunn.train.History.from_csv(place / name) for place in (folder, whole.folder)]
         losses = [history["loss"] for history in histories]
         assert losses[0] == losses[1]
     with pytest.raises(ValueError, match="is complete; there is nothing to go on with"):
         resume_job(folder)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), ModuleNotFoundError("No module 'x'")])
+def test_a_run_that_is_stopped_while_it_is_measured_is_only_measured(error, tmp_path, monkeypatch):
+    line, folder = Line(), tmp_path / "run"
+    monkeypatch.setattr("gpunn.train.job_runs.find_job", lambda name: line.job())
+    line.stop_measuring = error
+    if isinstance(error, KeyboardInterrupt):
+        assert run_job(line.job(), Config(), folder, verbose=False).outcome is None
+    else:
+        with pytest.raises(ModuleNotFoundError) as found:
+            run_job(line.job(), Config(), folder, verbose=False)
+        assert "gpunn[gallery]" in found.value.__notes__[0]
+        assert f"go on with gpunn train --resume {folder}" in found.value.__notes__[1]
+    line.stop_measuring = None
+    handle = locked(folder, "")
+    with pytest.raises(BlockingIOError, match="another process is at work on the run in"):
+        resume_job(folder, verbose=False)
+    os.close(handle)
+    result = resume_job(folder, verbose=False)
+    assert line.trained == 1 and not result.metrics["interrupted"]
+    assert "NaN" not in (folder / "metrics.json").read_text("utf-8")
+    assert "trained" not in result.metrics and result.metrics["seconds"] > 0
+    assert main(["report", str(folder)]) == 0
+    page = (folder / "report.html").read_text("utf-8")
+    assert "not defined" in page and "Whether it would be with another seed" in page
+
+
+def test_predictions_become_plain_and_their_file_gets_a_name(tmp_path, capsys):
+    args = argparse.Namespace(output=None, data="and/or", json=False, folder=tmp_path, quiet=False)
+    assert target(args) == tmp_path / "predictions-and-or.csv"
+    args.data = "x" * 5000  # no file could be named so
+    assert target(args) == tmp_path / f"predictions-{'x' * 40}.csv"
+    piece = {"a": np.float32(0.5), "b": float("nan"), "text": "two\nlines"}
+    rows, text = stream(iter([piece, "one ", "two"]), show=True)
+    assert rows == [{"a": 0.5, "b": None, "text": "two\nlines"}] and text == "one two"
+    args.rows = 10
+    print_predictions(args, rows)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["0.5000", "two", "lines"]
 
 
 def test_a_run_that_fails_at_once_leaves_nothing(tmp_path):
@@ -202,6 +276,12 @@ def test_outcomes_and_runs_refuse(tmp_path):
         Outcome("accuracy", 0.9, {"chance": float("nan")}, 10)
     assert Outcome("error", 1.0, {"other": 2.0}, 3, higher_is_better=False).wins
     assert not Outcome("accuracy", 0.9, {"a": 0.8, "b": 0.95}, 3).wins
+    numbers = Outcome("x", np.float32(1), {"y": np.float64(2)}, np.int64(3), notes="one")
+    assert json.loads(json.dumps(dataclasses.asdict(numbers)))["notes"] == ["one"]
+    with pytest.raises(TypeError, match="its config has no field device"):
+        dataclasses.replace(Line().job(), config=dataclasses.make_dataclass("C", ["seed"]))
+    with pytest.raises(ValueError, match="a job's name is of letters"):
+        dataclasses.replace(Line().job(), name="a/b")
     run = Run(Line().job(), Config(), tmp_path)
     with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors"):
         run.load("model", into=nn.Linear(1, 1))

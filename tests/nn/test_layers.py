@@ -108,6 +108,24 @@ def test_dropout_acts_in_training_only():
         nn.Dropout(-0.1)
 
 
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(nn.Dropout1d, (50, 40, 3)), (nn.Dropout2d, (9, 4, 5))]
+)
+def test_dropout_of_channels(kind, shape):
+    g.manual_seed(0)
+    layer, x = kind(0.25), g.ones(*shape, device="cpu", requires_grad=True)
+    dropped = layer(x)
+    channels = dropped.detach().numpy().reshape(-1, 3 if kind is nn.Dropout1d else 20)
+    assert (channels == channels[:, :1]).all()
+    assert set(np.unique(channels)) == {0.0, np.float32(1 / 0.75)}
+    assert kind is nn.Dropout2d or abs((channels == 0).mean() - 0.25) < 0.03
+    dropped.sum().backward()
+    assert g.equal(x.grad, dropped.detach())  # where a one was kept it was scaled
+    assert layer.eval()(x) is x
+    with pytest.raises(ValueError, match=f"{kind.__name__}: input has shape"):
+        layer(g.ones(2))
+
+
 def test_flatten_and_unflatten():
     x = g.zeros(2, 3, 4, device="cpu")
     assert nn.Flatten()(x).shape == (2, 12)

@@ -279,3 +279,28 @@ def test_the_kernels_give_the_same_layer(kind):
         found.append([result.detach().cpu().numpy() for result in results])
     for mine, expected in zip(*found, strict=True):
         np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+def test_lengths_on_the_device_are_not_looked_at():
+    """So nothing waits for them, and a step with them can be compiled."""
+    layer, x, h0 = nn.GRU(3, 4, bidirectional=True), g.randn(5, 3, 3), g.randn(2, 3, 4)
+    found = []
+    for device, counts in (("cpu", [3, 5, 1]), ("emulator", [3, 9, 1])):  # 9 counts as 5
+        layer.to(device)
+        layer.zero_grad()
+        lengths = g.tensor(counts, device=device)
+        output, h = layer(x.to(device), h0.to(device), lengths=lengths)
+        (output.sum() + h.square().sum()).backward()
+        results = (output, h, *(parameter.grad for parameter in layer.parameters()))
+        found.append([result.detach().cpu().numpy() for result in results])
+    for expected, mine in zip(*found, strict=True):
+        np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
+    lengths = g.tensor([3, -1, 1], device="emulator")  # -1 counts as 0
+    output, h = layer(x.to("emulator"), h0.to("emulator"), lengths=lengths)
+    assert not output[:, 1].detach().cpu().numpy().any()
+    np.testing.assert_array_equal(h[:, 1].detach().cpu().numpy(), h0[:, 1].numpy())
+    with pytest.raises(ValueError, match="lengths"):
+        layer(x.to("emulator"), lengths=lengths[:2])
+    with pytest.raises(ValueError, match=r"lengths\[1\] is 9"):
+        layer(x.to("emulator"), lengths=[3, 9, 1])

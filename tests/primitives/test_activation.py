@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from gpunn.primitives import activation_cpu
 from gpunn.primitives.activation import ACTIVATIONS, activation_backward, activation_forward
 
 KNOWN = {  # (x, f(x)) from the closed forms, evaluated in Python's own float64
@@ -38,6 +39,22 @@ def test_known_values(activation):
     np.testing.assert_allclose(
         activation_forward(x, activation=activation), expected, rtol=1e-14, atol=1e-300
     )
+
+
+@pytest.mark.parametrize("activation", ["gelu_tanh", "leaky_relu"])
+def test_a_large_array_is_made_of_its_parts(activation):
+    size = 2 * activation_cpu._PART + 5
+    x, grad = np.random.default_rng(2).normal(size=(2, size, 1)).astype(np.float32)
+    out = activation_forward(x, activation=activation)
+    back = activation_backward(grad, x, activation=activation)
+    for some in (slice(0, 1000), slice(activation_cpu._PART - 3, activation_cpu._PART + 3),
+                 slice(size - 7, size)):  # fmt: skip
+        part = activation_forward(x[some], activation=activation)
+        np.testing.assert_allclose(out[some], part, rtol=1e-6)
+        part = activation_backward(grad[some], x[some], activation=activation)
+        np.testing.assert_allclose(back[some], part, rtol=1e-6)
+    activation_backward(grad, x, activation=activation, out=grad)
+    np.testing.assert_array_equal(grad, back)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -9,7 +9,7 @@ import pytest
 from gpunn import kernels
 from gpunn.device import probe
 from gpunn.device.launch import RecordingLauncher
-from gpunn.primitives import attention_reference
+from gpunn.primitives import attention_cpu, attention_reference
 from gpunn.primitives.registry import intercepting, using
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -120,6 +120,34 @@ def test_tiles_do_not_change_the_result(monkeypatch):
     monkeypatch.setattr(attention_reference, "_FLAGS", 0)
     for got, want in zip(both(q, k, v, **options), whole, strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3, 1.0])
+def test_short_sequences_together_give_what_each_gives_alone(dtype, dropout):
+    q, k, v = inputs(batch=5, dtype=dtype)
+    mask = np.random.default_rng(1).random((5, 1, 5, 7)) > 0.3
+    lengths = np.array([1, 3, 7, 0, 5])
+    options = {"causal_offset": 2, "window": 3, "dropout_p": dropout, "seed": 4}
+    cases = [{"mask": mask}, {"causal": True, **options}, {"kv_lengths": lengths, "mask": mask}]
+    for case in cases:
+        together = both(q, k, v, **case)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention_cpu.Short, "fits", False)
+            alone = both(q, k, v, **case)
+        for got, want in zip(together, alone, strict=True):
+            if "kv_lengths" in case:  # sums over as many more zeros
+                np.testing.assert_allclose(
+                    got.astype(float), want.astype(float), rtol=2e-3, atol=1e-5
+                )
+            else:
+                np.testing.assert_array_equal(got, want)
+        with pytest.MonkeyPatch.context() as patch:  # two at a time, the last one alone
+            patch.setattr(attention_reference, "_TILE", 2 * 4 * 5 * 7)
+            patch.setattr(attention_reference, "_THREADS", 0)
+            pieces = both(q, k, v, **case)
+        for got, want in zip(pieces, together, strict=True):
+            np.testing.assert_array_equal(got, want)
 
 
 # ---- dropout -------------------------------------------------------------------------------------

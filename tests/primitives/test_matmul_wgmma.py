@@ -22,6 +22,7 @@ from gpunn.primitives.matmul_parity import (
     run_and_check,
 )
 from gpunn.primitives.matmul_problem import Finish, problem_of
+from gpunn.primitives.registry import reachable_kernels
 
 LAYOUTS = ("NN", "NT", "TN", "TT")
 # Something beside a bias: the other ways out of the kernel.
@@ -236,6 +237,8 @@ def test_every_tile_compiles_without_warnings_and_spills():
     names = sorted({e for source, e in recorder.launches if source == "matmul_wgmma.cu"})
     assert len(names) > 100
     names = names[::2]  # neighbours differ in little
+    # And those that samples reach: so the test of all sources leaves this one out.
+    names = sorted({*names, *reachable_kernels("sm_90a")["matmul_wgmma.cu"]})
     made = compiler.build("matmul_wgmma.cu", names, "sm_90a")
     assert len(made.reports) == len(names) and not made.warnings
-    assert not [r for r in made.reports if r.spill_stores or r.stack]
+    assert not [r for r in made.reports if r.spill_stores or r.spill_loads or r.stack]

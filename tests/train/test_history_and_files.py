@@ -6,9 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from gpunn.train import run_folder
+from gpunn.train import DigitsConfig, find_job, run_folder
 from gpunn.train.history import History, resolve_mode
-from gpunn.train import DigitsConfig, find_job
 from gpunn.train.plots import confusion_matrix_figure, save_figure, training_curves
 
 RECORDS = [

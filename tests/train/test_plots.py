@@ -253,6 +253,30 @@ def test_regression_forecast_and_attention(tmp_path):
         plots.plot_attention(weights, ["a", "b"])
 
 
+def test_words():
+    words = [["so", "$bad$"], ["x" * 60, "y" * 60]]
+    figure = plots.plot_word_weights(words, [[0, 2], [1, 1]], ["said", "said"])
+    texts = {text.get_text(): text for text in figure.axes[0].texts if text.get_text() != "said"}
+    grounds = [text.get_bbox_patch().get_alpha() for text in texts.values()]
+    assert [*texts] == ["so", r"\$bad\$", *words[1]] and grounds == [0, 0.75, 0.75, 0.75]
+    first, second = (texts[word].get_position() for word in words[1])
+    assert second[0] == first[0] and second[1] > first[1]  # in a line further down
+    with pytest.raises(ValueError, match="for 2 words"):
+        plots.plot_word_weights([["a", "b"]], [[1.0]])
+    with pytest.raises(ValueError, match="0 or more"):
+        plots.plot_word_weights([["a", "b"]], [[1.0, np.nan]])
+    with pytest.raises(ValueError, match="1 texts, 2 weights"):
+        plots.plot_word_weights([["a"]], [[1], [2]])
+
+    weights = np.array([[1.0, 0.0], [3.0, 1.0], [2.0, 5.0]])
+    figure = plots.plot_top_words(["a", "b", "c"], weights, ["no", "yes"], count=2)
+    panels = {axes.get_title(): axes for axes in figure.axes}
+    assert [label.get_text() for label in panels["no"].get_yticklabels()] == ["c", "b"]
+    assert [bar.get_width() for bar in panels["yes"].patches] == [1, 5]
+    with pytest.raises(ValueError, match="2 words"):
+        plots.plot_top_words(["a", "b"], weights)
+
+
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="pip install matplotlib"):

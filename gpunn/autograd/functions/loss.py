@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from gpunn.autograd import mode
 from gpunn.autograd.autocast import widened
 from gpunn.autograd.dtypes import is_float, promote
 from gpunn.autograd.function import Function
+from gpunn.autograd.functions.activation import relu
 from gpunn.autograd.functions.arithmetic import where
 from gpunn.autograd.functions.common import array_xp, cast, check_broadcast
 from gpunn.autograd.functions.reduction import Pick, mean, sum
@@ -182,6 +184,48 @@ def smooth_l1_loss(
     if beta == 0:
         return l1_loss(input, target, reduction=reduction)
     return huber_loss(input, target, reduction, beta) * (1.0 / beta)
+
+
+def quantile_loss(
+    input: Tensor, target: Tensor, quantiles: Sequence[float] | Tensor, *, reduction: str = "mean"
+) -> Tensor:
+    """The pinball loss, which the quantiles of a target make least: q·e for e >= 0, else (q - 1)·e.
+
+    Parameters
+    ----------
+    input : (..., Q), a prediction for each quantile in the last place
+    target : (...) or (..., 1), what was observed; e = target - input
+    quantiles : (Q,) from 0 to 1. A Tensor is taken as it is, without a look at its values
+    reduction : "mean" over all elements, as of `train.metrics.PinballLoss`; "sum"; "none", (..., Q)
+
+    Half the absolute error for the one quantile 0.5. Nothing keeps the predictions in order: give
+    the model an output that is ordered if they must not cross. ValueError for shapes that do not
+    fit and quantiles outside 0 … 1.
+    """
+    check_reduction("quantile_loss", reduction)
+    if mode.state.low is not None:
+        input, target = widened(input), widened(target)
+    if not isinstance(quantiles, Tensor):
+        given = np.asarray(quantiles, np.float64)
+        if given.ndim != 1 or not given.size or not ((given >= 0) & (given <= 1)).all():
+            raise ValueError(
+                f"quantile_loss: quantiles is {quantiles!r}; expected a list of numbers from 0 to 1"
+            )
+        quantiles = wrap(input._xp.asarray(given, input.dtype))
+    if input.ndim < 1 or quantiles.shape != input.shape[-1:]:
+        raise ValueError(
+            f"quantile_loss: input has shape {input.shape} and there are {quantiles.shape} "
+            "quantiles; the last dimension of input must be one for each"
+        )
+    if target.shape == input.shape[:-1]:
+        target = reshape(target, *target.shape, 1)
+    if target.shape != (*input.shape[:-1], 1):
+        raise ValueError(
+            f"quantile_loss: target has shape {target.shape}, input {input.shape}; expected "
+            f"{input.shape[:-1]}, one observation for all quantiles"
+        )
+    error = cast(target, input.dtype) - input
+    return _reduced(error * cast(quantiles, input.dtype) + relu(-error), reduction)
 
 
 def binary_cross_entropy_with_logits(

@@ -112,7 +112,8 @@ class Recurrent(Function):
         elif lengths is None:
             first = grad[-1]
         else:
-            first = grad[lengths - 1, array_xp(grad).arange(len(lengths))]
+            last = (lengths - 1).clip(0, len(grad) - 1)  # the kernels take any lengths
+            first = grad[last, array_xp(grad).arange(len(lengths))]
         return matmul(first, h0, transpose_a=True, residual=total, out=total)
 
 

@@ -16,7 +16,8 @@ from gpunn.train.plots.embedding import plot_embedding, principal_components
 from gpunn.train.plots.figures import new_figure, save_figure
 from gpunn.train.plots.histograms import layer_outputs, plot_histograms
 from gpunn.train.plots.images import plot_filters
-from gpunn.train.plots.values import plot_attention, plot_forecast, plot_regression
+from gpunn.train.plots.values import plot_attention, plot_forecast, plot_quantiles, plot_regression
+from gpunn.train.plots.words import plot_top_words, plot_word_weights
 
 __all__ = [
     "confusion_matrix_figure",
@@ -32,8 +33,11 @@ __all__ = [
     "plot_histograms",
     "plot_misclassified",
     "plot_precision_recall",
+    "plot_quantiles",
     "plot_regression",
     "plot_roc",
+    "plot_top_words",
+    "plot_word_weights",
     "principal_components",
     "save_figure",
     "smoothed",

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gpunn.train.plots.figures import (
     BEST,
+    MARKS,
+    PALETTE,
     TRAINING,
     VALIDATION,
     finished,
@@ -139,6 +141,49 @@ def plot_forecast(
     axes.legend(
         fontsize=9, frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0
     )
+    return finished(figure, path)
+
+
+def plot_quantiles(
+    levels: Sequence[float],
+    predicted: Any,
+    true: Any,
+    *,
+    title: str = "Calibration of the quantiles",
+    path: str | os.PathLike[str] | None = None,
+) -> Any:
+    """How often what came lay below each predicted quantile, against how often it should.
+
+    Parameters
+    ----------
+    levels : of the quantiles, from 0 to 1, such as (0.05, 0.5, 0.95)
+    predicted : (samples, levels), or name → that for several models
+    true : (samples,)
+
+    On the diagonal the intervals can be believed. Above it at the left and below it at the right
+    they are too narrow. Returns the Figure. ValueError for shapes that do not match.
+    """
+    shares = np.asarray(levels, float)
+    true = _vector(true, "true")
+    models = predicted if isinstance(predicted, Mapping) else {"": predicted}
+    figure = new_figure(5.2, 5.0)
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=BEST, lw=1, ls=":", label="perfect")
+    for number, (name, values) in enumerate(models.items()):
+        array = values_of(values, "predicted").astype(float)
+        if array.shape != (len(true), len(shares)):
+            raise ValueError(
+                f"predicted has shape {array.shape}; expected {(len(true), len(shares))}, a row "
+                "for each true value and a column for each level"
+            )
+        below = (true[:, None] <= array).mean(axis=0)
+        style = {"color": PALETTE[number % len(PALETTE)], "marker": MARKS[number % len(MARKS)]}
+        axes.plot(shares, below, ms=5, lw=1.6, label=literal(name) or "model", **style)
+    axes.set(xlabel="predicted share below", ylabel="observed share below")
+    axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axes.set_title(title, fontsize=12, fontweight="bold")
+    plain(axes)
+    legend(axes, loc="upper left")
     return finished(figure, path)
 
 
