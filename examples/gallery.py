@@ -30,7 +30,8 @@ import numpy as np
 import gpunn
 from gpunn.io import write_text
 from gpunn.text import known
-from gpunn.train import Job, find_job, job_names
+from gpunn.train import Job, find_job
+from gpunn.train.scripts import examples_folder, script_paths
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -50,9 +51,9 @@ _WIDEST = 1100  # pixels of a picture
 
 
 def gallery_jobs() -> dict[str, Job]:
-    """The jobs that are scripts, in the order of their uses."""
-    jobs = {name: find_job(name) for name in job_names()}
-    found = {name: job for name, job in jobs.items() if isinstance(job, Job)}
+    """The jobs of the examples, in the order of their uses; not those of ``GPUNN_JOBS``."""
+    paths = script_paths()
+    found = {name: find_job(name) for name in paths if paths[name].parent == examples_folder()}
     for name, job in found.items():
         if job.use not in USES:
             raise ValueError(f"{name}: its use {job.use!r} is none of {', '.join(USES)}")

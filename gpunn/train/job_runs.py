@@ -222,11 +222,13 @@ def _trained(run: Run) -> dict[str, Any] | None:
     if not (run.folder / files.METRICS).is_file():
         return None
     metrics = files.read_json(run.folder / files.METRICS)
-    found = {name: metrics.get(name) for name in ("trained", "seconds", "notes")}
-    kinds = {"trained": list, "seconds": (int, float), "notes": list}
-    whole = all(isinstance(found[name], kind) for name, kind in kinds.items())
-    there = whole and all((run.folder / str(name)).is_file() for name in found["trained"])
-    return found if there else None
+    kept, seconds, notes = (metrics.get(name) for name in ("trained", "seconds", "notes"))
+    if not isinstance(seconds, (int, float)):
+        return None
+    if not isinstance(kept, list) or not isinstance(notes, list):
+        return None
+    there = all((run.folder / str(name)).is_file() for name in kept)
+    return {"trained": kept, "seconds": seconds, "notes": notes} if there else None
 
 
 def as_dict(result: RunResult) -> dict[str, Any]:
