@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -83,7 +84,7 @@ def run_once(name: str, variant: str, seed: int, device: str, quick: bool, folde
 
 def label(name: str, variant: str) -> str:
     """What files of an example are called."""
-    return f"{name}-{variant.replace(' ', '-')}" if variant else name
+    return re.sub(r"\W+", "-", f"{name} {variant}".strip())
 
 
 def toml(value: Any) -> str:
