@@ -47,7 +47,7 @@ from cartpole_rivals import Act, at_random, balance_cart, swing_up
 import gpunn
 import gpunn.nn.functional as F
 from gpunn import models, nn, optim
-from gpunn.train import History, Job, Outcome, Run, check, setting
+from gpunn.train import History, Job, Outcome, Run, check, device_setting, setting
 
 # Environments are reset with seeds below 2**32 in training, with these and those above to measure.
 HELD_OUT, FURTHER = 3 * 2**32, 5 * 2**32
@@ -83,7 +83,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the initial weights, the start states and the actions", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable")
+    device: str = device_setting()
     environment: str = setting("cartpole", "which robot", choices=tuple(TASKS))
     iterations: int | None = setting(None, "how often it plays and improves", low=1,
         unset="30 for the cart, 70 for the pendulum")  # fmt: skip

@@ -36,7 +36,7 @@ from connect4_search import Evaluate, Trees, by_network, by_nothing, by_policy, 
 import gpunn
 import gpunn.nn.functional as F
 from gpunn import nn, optim
-from gpunn.train import History, Job, Outcome, Run, check, setting
+from gpunn.train import History, Job, Outcome, Run, check, device_setting, setting
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the weights, the games and the openings", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     rows: int = setting(6, "rows of the board", low=2)
     columns: int = setting(7, "columns of the board", low=2)
     in_a_row: int = setting(4, "stones in a row that win", low=2)

@@ -28,7 +28,7 @@ import numpy as np
 
 import gpunn
 from gpunn import Tensor, data, nn, optim
-from gpunn.train import EarlyStopping, Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import EarlyStopping, Job, Outcome, Run, Trainer, check, device_setting, setting
 from gpunn.train.metrics import brier_score, calibration_error, log_loss, roc_auc, roc_curve
 from gpunn.train.plots import confusion_matrix_figure, new_figure, plot_calibration
 
@@ -42,9 +42,7 @@ class Config:
 
     seed: int = setting(0, "seed of the folds, the initial weights, the shuffling and the dropout",
         low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     folds: int = setting(5, "parts of the cross-validation, and so networks", low=2, below=51)
     hidden: tuple[int, ...] = setting((32, 16), "widths of the hidden layers", low=1)
     dropout: float = setting(0.3, "share of the hidden values that are left out while training",

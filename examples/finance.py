@@ -56,7 +56,7 @@ from finance_baselines import (
 import gpunn
 from gpunn import data, nn, optim
 from gpunn.nn import functional as F
-from gpunn.train import Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import Job, Outcome, Run, Trainer, check, device_setting, setting
 from gpunn.train.metrics import interval_coverage
 from gpunn.train.plots import new_figure, plot_forecast, plot_quantiles
 
@@ -70,8 +70,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the weights, the shuffling and the dropout", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda"), pattern=r"auto|cpu|cuda(:\d+)?|emulator")  # fmt: skip
+    device: str = device_setting()
     index: str = setting("sp500", "whose prices", choices=("sp500", "nasdaq"))
     file: str | None = setting(None, "your own prices: a CSV with Date, High, Low and Close",
         unset="those of the index")  # fmt: skip

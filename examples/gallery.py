@@ -223,9 +223,9 @@ def line_of(result: dict[str, Any]) -> str:
 
 
 def spread(values: list[float], unit: str = "") -> str:
-    """The mean, and how far the seeds lie apart: "0.991 ± 0.002 °C"."""
+    """The mean, and how far the seeds lie apart: "0.9913 ± 0.0021 °C"."""
     mean = statistics.mean(values)
-    digits = 4 if abs(mean) < 0.1 else 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
+    digits = 4 if abs(mean) < 1 else 3 if abs(mean) < 10 else 1 if abs(mean) < 1000 else 0
     text = f"{mean:.{digits}f}"
     if len(values) > 1 and max(values) > min(values):
         text += f" ± {statistics.stdev(values):.{digits}f}"

@@ -30,7 +30,16 @@ import numpy as np
 
 from gpunn import Tensor, data, nn, no_grad, optim
 from gpunn.nn import functional as F
-from gpunn.train import Job, LearningRateScheduler, Outcome, Run, Trainer, check, setting
+from gpunn.train import (
+    Job,
+    LearningRateScheduler,
+    Outcome,
+    Run,
+    Trainer,
+    check,
+    device_setting,
+    setting,
+)
 from gpunn.train.metrics import confusion_matrix
 from gpunn.train.plots import confusion_matrix_figure, plot_filters, plot_misclassified
 
@@ -69,9 +78,7 @@ class Config:
 
     seed: int = setting(0, "seed of the validation images, the initial weights, the shuffling and "
         "the augmentation", low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     data: str = setting("digits", "which images", choices=tuple(SOURCES))
     folder: str = setting("", "where your copy of MNIST, Fashion-MNIST or CIFAR-10 is")
     epochs: int | None = setting(None, "epochs", low=1, unset="what suits the data")

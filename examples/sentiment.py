@@ -48,6 +48,7 @@ from gpunn.train import (
     Run,
     Trainer,
     check,
+    device_setting,
     setting,
 )
 from gpunn.train.metrics import F1, accuracy, f1_score
@@ -61,9 +62,7 @@ class Config:
 
     seed: int = setting(0, "seed of the initial weights, the shuffling and the dropout; the split "
         "is the same for all", low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     folder: str = setting(
         "", "where your copy of IMDB's reviews, aclImdb, is; without it the tweets"
     )

@@ -36,7 +36,7 @@ from speech_templates import constant, matched
 import gpunn
 from gpunn import data, nn, optim
 from gpunn.nn import functional as F
-from gpunn.train import Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import Job, Outcome, Run, Trainer, check, device_setting, setting
 from gpunn.train.metrics import WordErrorRate, word_error_rate
 from gpunn.train.plots import new_figure
 
@@ -49,8 +49,7 @@ class Config:
 
     seed: int = setting(0, "seed of the utterances, the weights, the shuffling and the dropout",
         low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda"), pattern=r"auto|cpu|cuda(:\d+)?|emulator")  # fmt: skip
+    device: str = device_setting()
     folder: str | None = setting(None, "a folder with Speech Commands",
         unset="the digits that ship with captcha")  # fmt: skip
     words: tuple[str, ...] = setting(data.SPOKEN_DIGITS, "the words of the folder to tell apart")

@@ -57,7 +57,7 @@ from tanks_rivals import PID, LinearModel, TrueModel, tune_pid
 
 import gpunn
 from gpunn import models, nn, optim
-from gpunn.train import Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import Job, Outcome, Run, Trainer, check, device_setting, setting
 
 FUTURE = 12  # steps that the network learns to predict, one after the other
 FURTHER = 40  # steps that are predicted in the test
@@ -69,7 +69,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the recordings, the initial weights and the shuffling", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable")
+    device: str = device_setting()
     epochs: int = setting(60, "epochs", low=1)
     batch_size: int = setting(64, "stretches of recording in a training step", low=1)
     learning_rate: float = setting(1e-2, "the peak of the one-cycle schedule", above=0)

@@ -34,7 +34,7 @@ from text_pictures import context_picture, learning_picture, next_picture
 import gpunn
 import gpunn.nn.functional as F
 from gpunn import data, models, nn, optim
-from gpunn.train import History, Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import History, Job, Outcome, Run, Trainer, check, device_setting, setting
 
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 TEMPERATURES = (0.5, 0.8, 1.0)
@@ -60,9 +60,7 @@ class Config:
     """All that decides a run."""
 
     seed: int = setting(0, "seed of the initial weights, of the order and the dropout", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     model: str = setting("gpt", "attention or recurrence", choices=tuple(SIZES))
     file: str | None = setting(None, "a text file of your own, UTF-8",
         unset="the documentation that comes with Python")  # fmt: skip

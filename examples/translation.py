@@ -47,6 +47,7 @@ from gpunn.train import (
     Run,
     Trainer,
     check,
+    device_setting,
     setting,
 )
 from gpunn.train.metrics import bleu, chrf
@@ -62,9 +63,7 @@ class Config:
 
     seed: int = setting(0, "seed of the split, the initial weights, the shuffling and the dropout",
         low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     model: str = setting("transformer", "which network: a Transformer, or GRUs with attention",
         choices=("transformer", "seq2seq"))  # fmt: skip
     file: str = setting("", "your copy of Tatoeba's sentence pairs (manythings.org's fra.txt or "

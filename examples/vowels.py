@@ -34,7 +34,7 @@ import numpy as np
 import gpunn
 from gpunn import data, nn, optim
 from gpunn.nn import functional as F
-from gpunn.train import Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import Job, Outcome, Run, Trainer, check, device_setting, setting
 from gpunn.train.metrics import confusion_matrix
 from gpunn.train.plots import confusion_matrix_figure, new_figure
 
@@ -46,8 +46,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the parts, the weights, the shuffling and the dropout", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda"), pattern=r"auto|cpu|cuda(:\d+)?|emulator")  # fmt: skip
+    device: str = device_setting()
     parts: int = setting(5, "parts of the training utterances, and networks in the committee",
         low=2, below=31)  # fmt: skip
     hidden: int = setting(100, "size of the LSTM's state, in each direction", low=1)

@@ -47,7 +47,7 @@ from weather_baselines import linear_quantiles, simple_forecasts
 import gpunn
 from gpunn import data, nn, optim
 from gpunn.nn import functional as F
-from gpunn.train import Job, Outcome, Run, Trainer, check, setting
+from gpunn.train import Job, Outcome, Run, Trainer, check, device_setting, setting
 from gpunn.train.metrics import interval_coverage, mean_absolute_error, pinball_loss
 from gpunn.train.plots import new_figure, plot_forecast, plot_quantiles
 
@@ -60,8 +60,7 @@ class Config:
     """Everything that decides a run."""
 
     seed: int = setting(0, "seed of the weights, the shuffling and the dropout", low=0)
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda"), pattern=r"auto|cpu|cuda(:\d+)?|emulator")  # fmt: skip
+    device: str = device_setting()
     data: str = setting("hours", "what is forecast: the next 24 hours of Greensboro, the next 7 "
         "days of Seattle, or the next day of an ETT file",
         choices=("hours", "days", "ett"))  # fmt: skip

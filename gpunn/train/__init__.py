@@ -30,7 +30,7 @@ from gpunn.train.callbacks import (
 from gpunn.train.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from gpunn.train.checkpoint_file import CheckpointError
 from gpunn.train.classification import JobResult
-from gpunn.train.configuration import check, setting
+from gpunn.train.configuration import check, device_setting, setting
 from gpunn.train.history import History
 from gpunn.train.job import Job, Outcome
 from gpunn.train.job_runs import (
@@ -155,6 +155,7 @@ __all__ = [
     "accuracy",
     "check",
     "confusion_matrix",
+    "device_setting",
     "evaluate_run",
     "find_job",
     "find_learning_rate",

@@ -88,6 +88,16 @@ def setting(default: Any, meaning: str, **limits: Any) -> Any:
     return dataclasses.field(default=default, metadata={"setting": Setting(meaning, **limits)})
 
 
+def device_setting() -> Any:
+    """The field ``device`` of a configuration: "auto", "cpu", "cuda", "cuda:1" … or "emulator"."""
+    return setting(
+        "auto",
+        "where to train; auto is a GPU if one is usable",
+        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
+        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?",
+    )
+
+
 @functools.cache
 def settings_of(kind: Any) -> dict[str, tuple[Setting, Any, Any]]:
     """Of each field of a configuration: what is said of it, its type, its default."""

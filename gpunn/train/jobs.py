@@ -12,7 +12,7 @@ import numpy as np
 from gpunn import nn
 from gpunn.data import Split, load_digits, split_indices
 from gpunn.data.splits import permutation
-from gpunn.train.configuration import check, setting
+from gpunn.train.configuration import check, device_setting, setting
 from gpunn.train.precision import NAMES as PRECISIONS
 
 ACTIVATIONS = {
@@ -36,9 +36,7 @@ class DigitsConfig:
 
     seed: int = setting(0, "seed of the split, the initial weights, the shuffling, the dropout "
         "and the augmentation", low=0)  # fmt: skip
-    device: str = setting("auto", "where to train; auto is a GPU if one is usable",
-        choices=("auto", "cpu", "cuda", "cuda:1", "emulator"),
-        pattern=r"auto|cpu(:0)?|cuda(:\d+)?|emulator(:0)?")  # fmt: skip
+    device: str = device_setting()
     hidden: tuple[int, ...] = setting((256, 256, 128), "widths of the hidden layers", low=1)
     activation: str = setting("relu", "activation after each hidden layer",
         choices=tuple(ACTIVATIONS))  # fmt: skip
