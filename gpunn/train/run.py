@@ -129,7 +129,7 @@ class Run:
         self.seconds += sum(record.get("seconds", 0.0) for record in history)
         if len(history) > 1:
             try:
-                title = f"{self.job.title}: how it learned"
+                title = "How it learned"  # a whole title may be wider than the picture
                 history.plot(self.folder / f"curves{extra}.png", title)
             except ImportError as error:
                 self.note(str(error))
