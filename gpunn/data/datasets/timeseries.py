@@ -85,12 +85,11 @@ def load_japanese_vowels() -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ..
 
     Returns
     -------
-    train, test : of 270 and 370 utterances, each
-        x : float32 (utterances, 29, 12): for every frame of 6.4 ms twelve LPC cepstrum
-            coefficients, without unit; utterances have 7 to 29 frames, zeros fill the rest
-        lengths : int64 (utterances,), their frames
-        y : int64 (utterances,), the speaker, 0 to 8; 30 utterances of each in `train`, 24 to 88 in
-            `test`
+    train, test : of 270 and 370 utterances, each (x, lengths, y). x, float32 (utterances, 29,
+        12), has for every frame of 6.4 ms twelve LPC cepstrum coefficients, without unit;
+        utterances have 7 to 29 frames, zeros fill the rest. lengths, int64 (utterances,), are their
+        frames. y, int64 (utterances,), is the speaker, 0 to 8; 30 utterances of each in `train`, 24
+        to 88 in `test`
 
     ImportError, saying what to install, without sktime (which is not imported). Source: M. Kudo, J.
     Toyama, M. Shimbo, Multidimensional curve classification using passing-through regions, Pattern
