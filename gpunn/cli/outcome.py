@@ -48,13 +48,6 @@ def run_summary(result: Any) -> str:
     return "\n".join([*parts, "", "try next:", aligned(steps)])
 
 
-def run_json(result: Any) -> dict[str, Any]:
-    """The result of a run for programs."""
-    from gpunn.train.job_runs import as_dict
-
-    return as_dict(result)
-
-
 def evaluation(args: Any) -> tuple[dict[str, Any], str, bool]:
     """`gpunn evaluate` of a run of a `Job`: for programs, for people, whether it is good enough."""
     from gpunn.train import evaluate_run

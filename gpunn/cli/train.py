@@ -113,13 +113,14 @@ def run(args: argparse.Namespace) -> int:
         return 1
     for note in result.notes:
         print(f"note: {note}", file=sys.stderr)
-    from gpunn.cli.outcome import run_json, run_summary
+    from gpunn.cli.outcome import run_summary
     from gpunn.train import RunResult
+    from gpunn.train.job_runs import as_dict
 
+    made: Any = as_json
+    text: Any = summary
     if isinstance(result, RunResult):
-        made, text = run_json, run_summary
-    else:
-        made, text = as_json, summary
+        made, text = as_dict, run_summary
     if args.json:
         print_json(made(result))
     else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -81,15 +80,9 @@ def run_classification(
     config = replace(config, device=str(as_device(_named(config.device))))
     split, test_rows = job.split(config)
     folder = files.new_run_folder(job.name, output)
-    try:
+    with files.kept_if_progress(folder):
         write_text(folder / files.CONFIG, config_to_toml(config, job.name))
         return _run(job, config, folder, split, test_rows, verbose, say, profile)
-    except BaseException as error:
-        if not files.has_progress(folder):
-            shutil.rmtree(folder)
-            notes = getattr(error, "__notes__", [])  # of how to go on from what is gone now
-            notes[:] = [note for note in notes if str(folder) not in note]
-        raise
 
 
 def resume_classification(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -76,15 +75,9 @@ def run_job(
         return run_classification(job, config, output, verbose, say, profile)
     config = _placed(config or job.config())
     folder = files.new_run_folder(job.name, output)
-    try:
+    with files.kept_if_progress(folder):
         write_text(folder / files.CONFIG, config_to_toml(config, job.name))
         return _run(Run(job, config, folder, verbose, say, profile))
-    except BaseException as error:
-        if not files.has_progress(folder):
-            shutil.rmtree(folder)
-            notes = getattr(error, "__notes__", [])  # of how to go on from what is gone now
-            notes[:] = [note for note in notes if str(folder) not in note]
-        raise
 
 
 def resume_job(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +79,19 @@ def has_progress(folder: Path) -> bool:
         return False
     places = [checkpoints, *(place for place in checkpoints.iterdir() if place.is_dir())]
     return any(number > 1 for place in places for number, _ in numbered(place))
+
+
+@contextlib.contextmanager
+def kept_if_progress(folder: Path) -> Iterator[None]:
+    """Within, a new run; if it fails without progress to go on from, the folder is removed."""
+    try:
+        yield
+    except BaseException as error:
+        if not has_progress(folder):
+            shutil.rmtree(folder)
+            notes = getattr(error, "__notes__", [])  # of how to go on from what is gone now
+            notes[:] = [note for note in notes if str(folder) not in note]
+        raise
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

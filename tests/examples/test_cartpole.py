@@ -3,14 +3,13 @@
 import dataclasses
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 from scipy import linalg, stats
 
 import gpunn
 from gpunn.train import History, Run, find_job
-
-gymnasium = pytest.importorskip("gymnasium")
 
 JOB = find_job("cartpole")
 cartpole = sys.modules[JOB.train.__module__]
