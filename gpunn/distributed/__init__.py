@@ -1,0 +1,13 @@
+"""Training with several processes, one for each GPU: on MPI and NCCL.
+
+``mpirun -n 4 python train.py`` starts four processes; `init` makes them a `Group`, and a `Trainer`
+does so by itself. See docs/distributed.md.
+"""
+
+from __future__ import annotations
+
+from gpunn.distributed.environment import Launch, launched
+from gpunn.distributed.group import Group
+from gpunn.distributed.start import current, init
+
+__all__ = ["Group", "Launch", "current", "init", "launched"]
