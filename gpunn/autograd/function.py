@@ -34,6 +34,7 @@ class Walk(NamedTuple):
     retains: bool  # the graph stays, so that saved arrays are needed again
     unit: Function | None  # the node whose gradient is 1 because none was given
     late: dict[int, Any]  # what has gradients to bring to their places at the end, by its id
+    watch: Any  # told of each gradient of a leaf that has come, see `mode.watching`; or None
 
 
 class Function:
@@ -242,7 +243,7 @@ def backward(
         accumulate(root, gradient)
         return
     nodes, uses = _ordered(node)
-    walk = Walk(uses, retain_graph, node if implicit else None, {})
+    walk = Walk(uses, retain_graph, node if implicit else None, {}, mode.state.watch)
     node.grad = gradient
     try:
         for node in nodes:
@@ -309,6 +310,10 @@ def _hand_on(node: Function, grad: Any) -> None:
             edge.grad = given
         else:
             edge.grad = add_arrays(edge.grad, given)
+    if node.walk.watch is not None:
+        for edge in node.edges:
+            if isinstance(edge, Tensor):
+                node.walk.watch.came(edge, node.walk)
 
 
 def _ordered(root: Function) -> tuple[list[Function], dict[int, int]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -14,9 +15,24 @@ class _State(threading.local):
     enabled = True  # operations are recorded for `backward`
     low: Any = None  # the 16-bit dtype of products inside `autocast`, else None
     block: Any = None  # what lasts as long as the outermost `autocast` block
+    watch: Any = None  # who is told by `backward` of the gradients that have come
 
 
 state = _State()  # each thread has its own switch, as in PyTorch
+
+
+@contextlib.contextmanager
+def watching(watch: Any) -> Iterator[None]:
+    """Within, `backward` calls ``watch.came(leaf, walk)`` for each gradient of a leaf.
+
+    So for each node that a leaf goes into, when the node's turn is over, whether it gave a gradient
+    or not: ``walk.uses[id(leaf)]`` times, if the gradient reaches all of these nodes.
+    """
+    before, state.watch = state.watch, watch
+    try:
+        yield
+    finally:
+        state.watch = before
 
 
 def is_grad_enabled() -> bool:

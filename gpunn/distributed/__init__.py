@@ -7,7 +7,8 @@ does so by itself. See docs/distributed.md.
 from __future__ import annotations
 
 from gpunn.distributed.environment import Launch, launched
+from gpunn.distributed.gradients import GradientSync
 from gpunn.distributed.group import Group
 from gpunn.distributed.start import current, init
 
-__all__ = ["Group", "Launch", "current", "init", "launched"]
+__all__ = ["GradientSync", "Group", "Launch", "current", "init", "launched"]

@@ -65,7 +65,10 @@ class Arena:
     state : name -> flat array of float32 (float64 for float64)
     views, slots : the part of `parameters` and of `gradients` that belongs to each parameter
     cohorts : see `Cohort`
+    bounds : of an optimizer that is sharded: (start, stop) in the flat arrays of each rank's part
     """
+
+    bounds: list[tuple[int, int]] | None = None
 
     def __init__(self, tensors: list[Any], indices: list[int], hyper: np.ndarray):
         first = tensors[0]._array
@@ -134,12 +137,14 @@ class Arena:
             if grad is None:
                 continue
             if grad._array is not self.slots[i]:
-                self._take_gradient(i, grad)
+                self.take_gradient(i)
             active.append(i)
         return active
 
-    def _take_gradient(self, i: int, grad: Any) -> None:
-        array, slot = grad._array, self.slots[i]
+    def take_gradient(self, i: int) -> None:
+        """Copy the gradient of parameter `i` into its place, where it then lies."""
+        grad, slot = self.tensors[i].grad, self.slots[i]
+        array = grad._array
         if array.shape != slot.shape or device_of(array) != self.device:
             raise ValueError(
                 f"optimizer: the gradient of parameter {self.indices[i]} of its group has shape "

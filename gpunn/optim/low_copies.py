@@ -91,12 +91,15 @@ class LowCopies:
         self.drop()
         self._bring(received)
 
-    def deliver_to(self, tensor: Tensor) -> None:
-        """The same for one parameter, and before the walk ends: for who adds to a few places."""
-        source = tensor._low_source
-        if source is not None and source[0]() is self._arena() and source[1] in self._received:
-            self._received.remove(source[1])
-            self._bring([source[1]])
+    def deliver_to(self, *tensors: Tensor) -> None:
+        """The same for some parameters, and before the walk ends: for who needs theirs at once."""
+        arena, places = self._arena(), []
+        for tensor in tensors:
+            source = tensor._low_source
+            if source is not None and source[0]() is arena and source[1] in self._received:
+                self._received.remove(source[1])
+                places.append(source[1])
+        self._bring(sorted(places))
 
     def _bring(self, received: list[int]) -> None:
         arena, new, more = self._arena(), [], []

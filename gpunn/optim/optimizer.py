@@ -159,7 +159,12 @@ class Optimizer:
         hyper = hyper_array(self.rule)
         return [Arena([params[i] for i in own], own, hyper) for own in kinds.values()]
 
-    def _follow_parameters(self) -> None:
+    @property
+    def arenas(self) -> list[Arena]:
+        """The flat arrays in which the parameters lie, group by group."""
+        return [arena for arenas in self._arenas for arena in arenas]
+
+    def follow_parameters(self) -> None:
         """Take parameters whose data was replaced or moved back into an arena."""
         for k, (group, arenas) in enumerate(zip(self.param_groups, self._arenas, strict=True)):
             if sum(len(arena.tensors) for arena in arenas) != len(group["params"]):
@@ -210,7 +215,7 @@ class Optimizer:
         if closure is not None:
             with enable_grad():
                 loss = closure()
-        self._follow_parameters()
+        self.follow_parameters()
         for group, arenas in zip(self.param_groups, self._arenas, strict=True):
             for arena in arenas:
                 self._step_arena(group, arena)
@@ -238,7 +243,7 @@ class Optimizer:
 
         `step` does so itself. A replay of a captured step has it done before.
         """
-        self._follow_parameters()
+        self.follow_parameters()
         for group, arenas in zip(self.param_groups, self._arenas, strict=True):
             values = self.hyper_values(group)
             for arena in arenas:
@@ -286,14 +291,14 @@ class Optimizer:
 
     def prepare_low(self, dtype: np.dtype[Any]) -> None:
         """Take the memory that steps inside `gpunn.autocast` need for copies in a 16-bit dtype."""
-        self._follow_parameters()
+        self.follow_parameters()
         for arenas in self._arenas:
             for arena in arenas:
                 arena.copies_in(dtype).make_gradients()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forget all gradients, or fill them with zeros."""
-        self._follow_parameters()
+        self.follow_parameters()
         for arenas in self._arenas:
             for arena in arenas:
                 if set_to_none:
@@ -351,7 +356,7 @@ class Optimizer:
             )
         state = {int(number): entries for number, entries in state_dict["state"].items()}
         loaded = [self._read_state(k, group, state) for k, group in enumerate(groups)]
-        self._follow_parameters()
+        self.follow_parameters()
         for k, (group, given) in enumerate(zip(self.param_groups, groups, strict=True)):
             settings = {name: value for name, value in given.items() if name != "params"}
             group.update(copy.deepcopy(settings))

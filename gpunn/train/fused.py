@@ -204,7 +204,7 @@ class FusedNetwork:
         ``param_groups`` are read, not changed.
         """
         optimizer, steps = self._optimizer, len(order)
-        optimizer._follow_parameters()
+        optimizer.follow_parameters()
         (group,), ((arena,),) = optimizer.param_groups, optimizer._arenas
         if steps == 0:
             empty = arena.parameters[:0]
