@@ -28,7 +28,7 @@ from gpunn.autograd.dtypes import is_low
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import Device, array_module, device_of, to_device, to_numpy, tracing
 from gpunn.device.transfer import uploader
-from gpunn.optim.clip import contiguous, gradient_runs, mark_written, with_gradient
+from gpunn.optim.clip import contiguous, grouped_runs, mark_written, with_gradient
 from gpunn.primitives.amp import FOUND_INF, STATE, unscale_gradients, update_loss_scale
 
 __all__ = ["GradScaler", "autocast", "get_autocast_dtype", "is_autocast_enabled"]
@@ -155,8 +155,9 @@ class GradScaler:
     def unscale_(self, optimizer: Any) -> None:
         """Divide the gradients of the optimizer's parameters by the scale, in place.
 
-        To be called before gradients are clipped or read; `step` does it otherwise. RuntimeError
-        for a second call since `update`; ValueError for gradients in 16 bits.
+        To be called before gradients are clipped or read; `step` does it otherwise. All ranks call
+        it for a sharded optimizer: an overflow on one is noted on all. RuntimeError for a second
+        call since `update`; ValueError for gradients in 16 bits.
         """
         if not self._enabled:
             return
@@ -173,15 +174,18 @@ class GradScaler:
         if not parameters:
             return
         state = self._on(parameters[0].device)
-        for run in gradient_runs(parameters):
-            if is_low(run.dtype):
-                raise ValueError(
-                    f"GradScaler.unscale_: a gradient has dtype {run.dtype}. Keep the parameters in"
-                    " float32 and run the forward pass inside gpunn.autocast."
-                )
-            self._on(device_of(run))
-            with contiguous(run) as flat:
-                unscale_gradients(flat, state, found_inf=self._flag(place))
+        for group, runs in grouped_runs(parameters).items():
+            for run in runs:
+                if is_low(run.dtype):
+                    raise ValueError(
+                        f"GradScaler.unscale_: a gradient has dtype {run.dtype}. Keep the "
+                        "parameters in float32 and run the forward pass inside gpunn.autocast."
+                    )
+                self._on(device_of(run))
+                with contiguous(run) as flat:
+                    unscale_gradients(flat, state, found_inf=self._flag(place))
+            if group is not None:  # sharded: an overflow in the part of one rank is one for all
+                group.all_reduce(self._flag(place))
         mark_written(parameters)
 
     def step(self, optimizer: Any, *args: Any, **kwargs: Any) -> Any:

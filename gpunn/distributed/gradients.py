@@ -51,13 +51,15 @@ class Bucket:
 
     def begin(self, group: Group) -> Pending:
         """Put all gradients into their places in the arena, zeros for those missing, and begin."""
+        arena = self.arena
         for i, tensor in zip(self.places, self.tensors, strict=True):
-            slot = self.arena.slots[i]
-            if tensor.grad is None:
-                slot[...] = 0
-            elif tensor.grad._array is not slot:
-                self.arena.take_gradient(i)
-        return group.begin_reduce(self.arena.gradients[self.start : self.stop], self.root)
+            if tensor.grad is None:  # not all of its place: another bucket may have the rest
+                start = max(arena.offsets[i], self.start)
+                stop = min(arena.offsets[i] + arena.sizes[i], self.stop)
+                arena.gradients[start:stop].view(np.uint8)[...] = 0  # CuPy has no bfloat16
+            elif tensor.grad._array is not arena.slots[i]:
+                arena.take_gradient(i)
+        return group.begin_reduce(arena.gradients[self.start : self.stop], self.root)
 
 
 class GradientSync:

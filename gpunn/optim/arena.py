@@ -20,6 +20,7 @@ from gpunn.autograd.functions.layout import in_axes, is_channels_last, memory_or
 from gpunn.device import Device, device_of, empty, to_device
 from gpunn.device.transfer import uploader
 from gpunn.optim.low_copies import LowCopies
+from gpunn.optim.sharding import Part, Ranks
 from gpunn.primitives.samples import accumulator_dtype
 
 # Bytes: the widest load of a thread has 16, and half of 32 is left of a parameter in 16 bits.
@@ -62,15 +63,20 @@ class Arena:
     indices : the place of each in its parameter group
     parameters, gradients : flat arrays of their dtype
     orders : of the axes in memory, for each parameter; None for their own order
-    state : name -> flat array of float32 (float64 for float64)
+    own : the `Part` that this rank updates; all of it unless the optimizer is sharded
+    state : name -> flat array of float32 (float64 for float64), as long as that part
     views, slots : the part of `parameters` and of `gradients` that belongs to each parameter
     cohorts : see `Cohort`
     bounds : of an optimizer that is sharded: (start, stop) in the flat arrays of each rank's part
     """
 
-    bounds: list[tuple[int, int]] | None = None
-
-    def __init__(self, tensors: list[Any], indices: list[int], hyper: np.ndarray):
+    def __init__(
+        self,
+        tensors: list[Any],
+        indices: list[int],
+        hyper: np.ndarray,
+        group: Ranks | None = None,
+    ):
         first = tensors[0]._array
         self.device, self.dtype = device_of(first), first.dtype
         self.tensors, self.indices = tensors, indices
@@ -85,7 +91,8 @@ class Arena:
         self.offsets = [0]
         for size in self.sizes:
             self.offsets.append(self.offsets[-1] + -(-size // step) * step)
-        self.size = self.offsets.pop()
+        self.own = Part(self.offsets.pop(), step, group)
+        self.size = self.own.size
         self.parameters = zeros(self.size, self.dtype, self.device)
         self.gradients = zeros(self.size, self.dtype, self.device)
         self.state: dict[str, Any] = {}
@@ -98,11 +105,18 @@ class Arena:
 
     def part(self, flat: Any, i: int) -> Any:
         """The part of a flat array of this arena that belongs to parameter `i`, in its shape."""
+        return self._in_shape(flat[self.offsets[i] : self.offsets[i] + self.sizes[i]], i)
+
+    def _in_shape(self, flat: Any, i: int) -> Any:
         shape, order = self.shapes[i], self.orders[i]
-        part = flat[self.offsets[i] : self.offsets[i] + self.sizes[i]]
         if order is None:
-            return part.reshape(shape)
-        return in_axes(part.reshape([shape[axis] for axis in order]), order)
+            return flat.reshape(shape)
+        return in_axes(flat.reshape([shape[axis] for axis in order]), order)
+
+    @property
+    def bounds(self) -> list[tuple[int, int]] | None:
+        """(start, stop) in the flat arrays of each rank's part; None if it is not sharded."""
+        return self.own.bounds
 
     # ---- parameters and gradients ---------------------------------------------------------------
 
@@ -225,9 +239,10 @@ class Arena:
         return [run for run in found if run[0] < run[1]]
 
     def require_state(self, name: str, value: float = 0.0) -> Any:
-        """The flat state array `name`, made and filled with `value` when first asked for."""
+        """The state array `name` of the own part, made and filled with `value` at first."""
         if name not in self.state:
-            self.state[name] = zeros(self.size, accumulator_dtype(self.dtype), self.device)
+            dtype, size = accumulator_dtype(self.dtype), self.own.stop - self.own.start
+            self.state[name] = zeros(size, dtype, self.device)
             if value:
                 self.state[name] += value
         return self.state[name]
@@ -235,14 +250,18 @@ class Arena:
     # ---- state of single parameters -------------------------------------------------------------
 
     def state_of(self, step_slot: int) -> dict[int, dict[str, Any]]:
-        """Place in the group -> step and state arrays (views), of parameters that made a step."""
-        found = {}
-        for cohort in self.cohorts:
-            step = float(cohort.hyper[step_slot])
-            if step:
-                for i in cohort.members:
-                    arrays = {name: self.part(flat, i) for name, flat in self.state.items()}
-                    found[self.indices[i]] = {"step": step, **arrays}
+        """Place in the group -> step and state arrays (views), of parameters that made a step.
+
+        Of a sharded one they are views of NumPy arrays that all ranks gather; all take part.
+        """
+        found: dict[int, dict[str, Any]] = {}
+        steps = [(float(cohort.hyper[step_slot]), cohort.members) for cohort in self.cohorts]
+        if any(step for step, _ in steps):
+            state = {name: self.own.whole(own) for name, own in self.state.items()}
+        for step, members in steps:
+            for i in members if step else ():
+                arrays = {name: self.part(flat, i) for name, flat in state.items()}
+                found[self.indices[i]] = {"step": step, **arrays}
         return found
 
     def set_state(
@@ -260,8 +279,19 @@ class Arena:
             state = dict(saved.get(index, {}))
             steps.setdefault(float(state.pop("step", 1 if state else 0)), []).append(i)
             for name, array in state.items():
-                self.part(self.require_state(name), i)[...] = to_device(array, self.device)
+                self._put_state(self.require_state(name), i, array)
         self.cohorts = []
         for step, members in steps.items():
             hyper[step_slot] = step
             self.cohorts.append(Cohort(members, to_device(hyper.copy(), self.device)))
+
+    def _put_state(self, own: Any, i: int, array: Any) -> None:
+        """Take what lies in the own part of a whole state array of parameter `i`."""
+        if self.bounds is None:
+            self.part(own, i)[...] = to_device(array, self.device)
+            return
+        first = self.offsets[i]
+        for start, stop in self.own.inside(self.runs([i])):
+            whole = empty((self.sizes[i],), own.dtype, self.device)
+            self._in_shape(whole, i)[...] = to_device(array, self.device)
+            own[self.own.held(start, stop)] = whole[start - first : stop - first]

@@ -15,10 +15,11 @@ from gpunn.autograd.mode import enable_grad
 from gpunn.autograd.tensor import Tensor, wrap
 from gpunn.device import as_array, to_numpy, tracing
 from gpunn.optim.arena import Arena
+from gpunn.optim.sharding import Shardable
 from gpunn.primitives.optimizer import HYPER, advance_step, hyper_array
 
 
-class Optimizer:
+class Optimizer(Shardable):
     """Base of all optimizers, with the interface of `torch.optim.Optimizer`.
 
     Making one moves the parameters into flat arrays (`Arena`): their Tensors stay the same objects
@@ -157,7 +158,7 @@ class Optimizer:
         for i, parameter in enumerate(params):
             kinds.setdefault((parameter.device, parameter.dtype), []).append(i)
         hyper = hyper_array(self.rule)
-        return [Arena([params[i] for i in own], own, hyper) for own in kinds.values()]
+        return [Arena([params[i] for i in own], own, hyper, self._ranks) for own in kinds.values()]
 
     @property
     def arenas(self) -> list[Arena]:
@@ -184,10 +185,14 @@ class Optimizer:
                     elif tensor._grad_slot is None:
                         tensor._grad_slot = arena.slots[i]
             if moved:
-                saved = self._group_state(k)
-                with tracing.made_once():
-                    self._arenas[k] = self._make_arenas(group["params"])
-                    self._set_group_state(k, saved)
+                self._remake_arenas(k)
+
+    def _remake_arenas(self, k: int) -> None:
+        """Put the parameters of group `k`, as they are now, into new arenas with their states."""
+        saved = self._group_state(k)
+        with tracing.made_once():
+            self._arenas[k] = self._make_arenas(self.param_groups[k]["params"])
+            self._set_group_state(k, saved)
 
     @property
     def _step_slot(self) -> int:
@@ -282,10 +287,13 @@ class Optimizer:
             if self.counts_steps(group):
                 advance_step(cohort.hyper, rule=self.rule, skip=self.skip_flag)
             # In a gap, 0 / (sqrt(0) + eps) is 0 only if eps is not.
-            for start, stop in arena.runs(cohort.members, tight=group.get("eps") == 0):
+            runs = arena.runs(cohort.members, tight=group.get("eps") == 0)
+            for start, stop in arena.own.inside(runs):
                 run = slice(start, stop)
-                own = {name: array[run] for name, array in state.items()}
+                held = arena.own.held(start, stop)
+                own = {name: array[held] for name, array in state.items()}
                 self.update(group, arena.parameters[run], arena.gradients[run], own, cohort.hyper)
+        arena.own.gather(arena.parameters)
         for i in active:
             arena.tensors[i]._cell[0] += 1  # a graph that saved the old value must not be used
 
@@ -311,7 +319,15 @@ class Optimizer:
 
     @property
     def state(self) -> dict[Tensor, dict[str, Any]]:
-        """Parameter -> its step and its state as Tensors that are views. Waits for the GPU."""
+        """Parameter -> its step and its state as Tensors that are views. Waits for the GPU.
+
+        RuntimeError for a sharded optimizer, which has no more than parts of them.
+        """
+        if self._ranks is not None:
+            raise RuntimeError(
+                f"{self._name}.state: each of the {self._ranks.size} ranks has a part of the states"
+                " alone; state_dict(), called on all of them, gathers copies"
+            )
         found = {}
         for k, group in enumerate(self.param_groups):
             for i, entries in self._group_state(k).items():
@@ -325,13 +341,14 @@ class Optimizer:
         """Everything that training needs to go on exactly: copies, with NumPy arrays.
 
         ``state`` maps the number of a parameter, counted through all groups, to its ``step`` and
-        arrays; ``param_groups`` has the hyperparameters, with those numbers under ``params``.
+        arrays; ``param_groups`` has the hyperparameters, with those numbers under ``params``. Of a
+        sharded optimizer it is the same, whole, on every rank; all ranks must call it.
         """
         state, groups, first = {}, [], 0
         for k, group in enumerate(self.param_groups):
             for i, entries in sorted(self._group_state(k).items()):
                 state[first + i] = {
-                    name: value if name == "step" else np.array(to_numpy(value))
+                    name: value if name == "step" or self._ranks else np.array(to_numpy(value))
                     for name, value in entries.items()
                 }
             numbers = list(range(first, first + len(group["params"])))
@@ -342,6 +359,8 @@ class Optimizer:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over what `state_dict` returned, here or on another device; PyTorch's fits too.
+
+        A sharded optimizer is given it whole, on every rank, and keeps its part.
 
         Raises ValueError, before anything is changed, if groups, numbers of parameters or shapes
         differ.
@@ -390,7 +409,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """What `copy.deepcopy` and pickle take along: no arenas, whose views would come apart."""
-        left = ("_arenas", "skip_flag")
+        left = ("_arenas", "skip_flag", "_ranks")  # a copy of a sharded one is whole
         kept = {name: value for name, value in self.__dict__.items() if name not in left}
         return kept | {"_group_states": [self._group_state(k) for k in range(len(self._arenas))]}
 

@@ -18,7 +18,10 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from gpunn.device import empty, to_numpy
+import numpy as np
+
+from gpunn.device import device_of, empty, to_numpy
+from gpunn.primitives.samples import accumulator_dtype
 
 
 class Ranks(Protocol):
@@ -32,6 +35,9 @@ class Ranks(Protocol):
 
     def all_gather(self, flat: Any, bounds: list[tuple[int, int]]) -> None:
         """Give all ranks the parts ``flat[start:stop]`` of each; ``bounds[r]`` is rank r's."""
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """Make `array` everywhere what it is on rank `root`."""
 
     def exchange(self, value: Any) -> list[Any]:
         """What each rank gave, by rank: values that JSON knows."""
@@ -83,15 +89,67 @@ class Part:
         if self.group is not None and self.bounds is not None:
             self.group.all_gather(flat, self.bounds)
 
-    def gathered(self, own: Any, device: Any) -> Any:
-        """A state array of all ranks, as long as the arena, in NumPy. All take part."""
-        flat = empty((self.size,), own.dtype, device)
-        flat[self.start : self.stop] = own
-        self.gather(flat)
-        return to_numpy(flat)
+    def whole(self, own: Any) -> Any:
+        """A state array as long as the arena: `own`, or of a sharded one, in NumPy, all ranks'.
+
+        All take part. It comes part by part, as there may be no room for all of it on the device.
+        """
+        if self.group is None or self.bounds is None:
+            return own
+        flat = np.empty((self.size,), own.dtype)
+        for rank, (start, stop) in enumerate(self.bounds):
+            part = own if rank == self.group.rank else empty(own.shape, own.dtype, device_of(own))
+            self.group.broadcast(part, rank)
+            flat[start:stop] = to_numpy(part)
+        return flat
 
 
-def check_alike(name: str, group: Ranks, arenas: list[Any], step_slot: int) -> None:
+class Shardable:
+    """What `Optimizer` does for several ranks."""
+
+    _ranks: Ranks | None = None  # what `shard` got
+
+    def shard(self: Any, group: Ranks | None) -> None:
+        """Keep the states of this rank's part of all parameters alone; all ranks call it.
+
+        Each rank then updates its part, which is as long as the others', and gives it to them: ZeRO
+        stage 1. `step` wants complete gradients in that part only (`arena.bounds`), as
+        `gpunn.distributed.GradientSync` leaves them; what `zero_grad`, clipping and `GradScaler` do
+        stays the same. `state_dict` gathers the whole states, `load_state_dict` takes them.
+        `copy.deepcopy` and pickle make a whole one that is not sharded. These are for all ranks to
+        call, as `step` is, and in every step they must have gradients for the same parameters.
+
+        Parameters
+        ----------
+        group : a `gpunn.distributed.Group`; nothing is done for None, a single rank, and again for
+            the same
+
+        Raises ValueError, on all ranks, if they differ in parameters or in steps made.
+        """
+        if group is None or group.size == 1 or group is self._ranks:
+            return
+        self.follow_parameters()
+        _check_alike(type(self).__name__, group, self.arenas, self._step_slot)
+        lows = {dtype for arena in self.arenas for dtype in arena.lows}
+        self._ranks = group
+        for k in range(len(self._arenas)):
+            self._remake_arenas(k)
+        for dtype in lows:
+            self.prepare_low(dtype)
+
+    @property
+    def state_bytes(self: Any) -> tuple[int, int]:
+        """What the states take, once there are all: (on this rank, without sharding)."""
+        here = whole = 0
+        for group, arenas in zip(self.param_groups, self._arenas, strict=True):
+            for arena in arenas:
+                each = len(self.state_names(group)) * accumulator_dtype(arena.dtype).itemsize
+                here += each * (arena.own.stop - arena.own.start)
+                whole += each * arena.size
+        return here, whole
+
+
+def _check_alike(name: str, group: Ranks, arenas: list[Any], step_slot: int) -> None:
     """Raise ValueError, on all ranks, if their optimizers differ in layout or in steps made."""
     mine = [
         {

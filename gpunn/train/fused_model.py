@@ -130,6 +130,8 @@ def read_loss(loss: Any) -> dict[str, Any]:
 def check_optimizer(optimizer: Any, parameters: list[Any]) -> None:
     if type(optimizer) not in (SGD, Adam, AdamW):
         _refuse(f"the optimizer is {type(optimizer).__name__}, not SGD, Adam or AdamW")
+    if any(arena.bounds is not None for arena in optimizer.arenas):
+        _refuse("the optimizer's states are sharded over ranks")
     if len(optimizer.param_groups) != 1:
         _refuse(f"the optimizer has {len(optimizer.param_groups)} parameter groups, not one")
     (group,) = optimizer.param_groups
