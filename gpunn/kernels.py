@@ -22,8 +22,8 @@ FAMILIES = (
     "matmul", "matmul_backward", "activation", "activation_bias", "softmax", "loss",
     "cross_entropy", "optimizer", "optimizer_samples", "clip", "scale", "cast", "amp", "random",
     "random_samples", "augment", "reduce", "convolution", "pooling", "resize", "pad", "layer_norm",
-    "batch_norm", "group_norm", "recurrent", "attention", "embedding", "rotary", "ctc",
-    "running_loss", "mlp",
+    "batch_norm", "sync_batch_norm", "group_norm", "recurrent", "attention", "embedding", "rotary",
+    "ctc", "running_loss", "mlp",
 )  # fmt: skip
 
 for _family in FAMILIES:

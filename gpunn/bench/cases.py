@@ -33,7 +33,7 @@ CPU_ELEMENTS, CPU_PRODUCT = 1 << 22, 1 << 30
 STATE = {
     "momentum_buffer", "exp_avg", "exp_avg_sq", "square_avg", "grad_avg", "state_sum",
     "log_normalizer", "total", "grad_loss", "neg_log_likelihood", "log_alpha", "cos", "sin",
-    "log_sum_exp", "mean", "reciprocal", "spread",
+    "log_sum_exp", "mean", "reciprocal", "spread", "variance", "moments", "means", "count",
 }  # fmt: skip
 MAX_COPIES = 64
 

@@ -104,6 +104,7 @@ from gpunn.nn.positional import (
     SinusoidalPositionalEncoding,
 )
 from gpunn.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from gpunn.nn.synchronize import synchronize_batch_norm
 from gpunn.nn.transformer import (
     Transformer,
     TransformerDecoder,
@@ -228,5 +229,6 @@ __all__ = [
     "ctc_greedy_decode",
     "functional",
     "init",
+    "synchronize_batch_norm",
     "utils",
 ]

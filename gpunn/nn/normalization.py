@@ -128,6 +128,8 @@ class _BatchNorm(_StatisticsNorm):
         averages over that many batches.
     """
 
+    shared: Any = None  # what `synchronize_batch_norm` sets: the ranks whose batches count as one
+
     def __init__(
         self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1,
         affine: bool = True, track_running_stats: bool = True, device: DeviceLike = None,
@@ -152,7 +154,12 @@ class _BatchNorm(_StatisticsNorm):
             parameters["bias"], training, momentum, self.eps,
             num_batches_tracked=buffers["num_batches_tracked"], residual=residual,
             activation=self.activation, channels_last=self.channels_last,
+            group=self.shared.group if self.training and self.shared else None,
         )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        together = f", over {self.shared.group.size} ranks" if self.shared else ""
+        return super().extra_repr() + together
 
 
 class BatchNorm1d(_BatchNorm):

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 import gpunn  # noqa: E402
 import gpunn.nn.functional as F  # noqa: E402
-from gpunn import nn  # noqa: E402
+from gpunn import kernels, nn  # noqa: E402
 
 pytestmark = pytest.mark.oracle
 
@@ -197,3 +197,45 @@ def test_local_response_norm():
         want.backward(torch.tensor(grad))
         close(ours.grad, theirs.grad)
         close(F.local_response_norm(ours, size, 0.3, 0.6, 1.5), want)
+
+
+def by_ranks(parts, grads, weight, bias, running):
+    """What `sync_batch_norm_*` make of the parts of a batch; sends by lists."""
+    moments = np.stack([kernels.sync_batch_norm_moments(part) for part in parts])
+    how = {"activation": "silu", "eps": 1e-3}
+    made = []
+    for part in parts:
+        mine = {name: value.copy() for name, value in running.items()}
+        result = kernels.sync_batch_norm_forward(part, moments, weight, bias, **mine, **how)
+        made.append((*result, *mine.values()))
+    mean, variance, count, *moved = made[0][1:]
+    sums = [
+        kernels.sync_batch_norm_sums(grad, part, mean, variance, count, weight, bias, **how)
+        for grad, part in zip(grads, parts, strict=True)
+    ]
+    means, dweight, dbias = (sum(each[k] for each in sums) for k in range(3))
+    dx = [
+        kernels.sync_batch_norm_backward(grad, part, mean, variance, means, weight, bias, **how)
+        for grad, part in zip(grads, parts, strict=True)
+    ]
+    return np.concatenate([one[0] for one in made]), np.concatenate(dx), dweight, dbias, *moved
+
+
+def test_batch_norm_by_the_parts_of_a_batch():
+    """Of ranks with none, one and several of the samples, as PyTorch's of the whole batch."""
+    rng = np.random.default_rng(0)
+    for shape in ((9, 4), (9, 5, 3), (9, 2, 3, 4)):
+        x, grad = rng.normal(size=(2, *shape))
+        weight, bias = rng.normal(size=(2, shape[-1]))
+        running = {"running_mean": rng.normal(size=shape[-1]), "running_var": 1 + bias**2}
+        stops = [1, 1, 6]
+        ours = by_ranks(np.split(x, stops), np.split(grad, stops), weight, bias, running)
+        inputs = [torch.tensor(array, requires_grad=True) for array in (x, weight, bias)]
+        moved = [torch.tensor(value) for value in running.values()]
+        first = inputs[0].movedim(-1, 1)
+        z = torch.nn.functional.batch_norm(first, *moved, *inputs[1:], True, 0.1, 1e-3)
+        want = torch.nn.functional.silu(z).movedim(1, -1)
+        want.backward(torch.tensor(grad))
+        theirs = (want, *(tensor.grad for tensor in inputs), *moved)
+        for one, other in zip(ours, theirs, strict=True):
+            close(torch.tensor(one), other, 1e-12)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from gpunn.autograd.function import Function, check_devices
 from gpunn.autograd.functions.common import as_float, operands
 from gpunn.autograd.functions.layout import (
@@ -20,8 +22,11 @@ from gpunn.autograd.functions.padding import pad_dimensions
 from gpunn.autograd.functions.shape import narrow
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
+from gpunn.device import device_of, empty
 from gpunn.primitives import batch_norm as batch_primitives
 from gpunn.primitives import group_norm as group_primitives
+from gpunn.primitives import sync_batch_norm as sync_primitives
+from gpunn.primitives.samples import accumulator_dtype
 
 
 class _ChannelNorm(Function):
@@ -77,6 +82,55 @@ class BatchNorm(_ChannelNorm):
         )  # fmt: skip
         made = (*made[:3], self.to(grad)) if self.with_residual and residual is None else made
         return self.gradients(made)
+
+
+class SyncBatchNorm(_ChannelNorm):
+    """Channels normalised over the batches of all ranks, which meet once on each way"""
+
+    def forward(self, x, weight, bias, residual, mean, variance, last, group, options, how):
+        self.group, self.how = group, how
+        images = self.lay_out(x, last)
+        channels, dtype = images.shape[-1 if self.last else 1], accumulator_dtype(x.dtype)
+        moments = empty((group.size, channels, 3), dtype, device_of(x))
+        sync_primitives.sync_batch_norm_moments(
+            images, channels_last=self.last, out=moments[group.rank]
+        )  # fmt: skip
+        starts = [3 * channels * rank for rank in range(group.size + 1)]
+        group.all_gather(moments.reshape(-1), list(zip(starts, starts[1:], strict=False)))
+        _enough(moments, group)
+        out, *statistics = sync_primitives.sync_batch_norm_forward(
+            images, moments, weight, bias, residual=self.to(residual), running_mean=mean,
+            running_var=variance, channels_last=self.last, **how, **options,
+        )  # fmt: skip
+        kept = residual if how["activation"] != "identity" else None
+        self.with_residual = residual is not None
+        self.save(x, weight, bias, kept, *statistics)
+        return self.back(out)
+
+    def backward(self, grad):
+        x, weight, bias, residual, mean, variance, count = self.saved
+        grad, x, how = self.to(grad), self.to(x), self.how
+        means, dweight, dbias, grad_z = sync_primitives.sync_batch_norm_sums(
+            grad, x, mean, variance, count, weight, bias, residual=self.to(residual),
+            channels_last=self.last, **how, **self.sums(),
+        )  # fmt: skip
+        self.group.all_reduce(means)
+        if residual is not None:  # the derivative of the activation is in it
+            grad, how = grad_z, {**how, "activation": "identity", "alpha": None}
+        out = sync_primitives.sync_batch_norm_backward(
+            grad, x, mean, variance, means, weight, bias, channels_last=self.last, **how
+        )
+        return self.gradients((out, dweight, dbias, grad if self.with_residual else None))
+
+
+def _enough(moments: Any, group: Any) -> None:
+    """Refuse fewer than two values in all; elsewhere than on the CPU one would have to wait."""
+    count = int(moments[:, 0, 0].sum()) if type(moments) is np.ndarray else 2
+    if count < 2:
+        raise ValueError(
+            f"batch_norm: the {group.size} ranks together have {count} value(s) per channel in "
+            "training; expected 2 or more. Give a larger batch or evaluate."
+        )
 
 
 class GroupNorm(_ChannelNorm):
@@ -148,7 +202,7 @@ def batch_norm(
     weight: Tensor | None = None, bias: Tensor | None = None, training: bool = False,
     momentum: float | None = 0.1, eps: float = 1e-5, *, num_batches_tracked: Tensor | None = None,
     residual: Tensor | None = None, activation: str = "identity", alpha: float | None = None,
-    channels_last: bool = False,
+    channels_last: bool = False, group: Any = None,
 ) -> Tensor:  # fmt: skip
     """``act((x - mean) / sqrt(variance + eps) * weight + bias + residual)``, channel by channel.
 
@@ -161,8 +215,12 @@ def batch_norm(
     num_batches_tracked : an int64 tensor of shape (), counted up in training
     residual : a tensor like `input`, added before the activation
     activation, alpha : "identity", "relu", "leaky_relu", "silu" or "hard_swish", in the same kernel
+    group : processes (`gpunn.distributed.Group`), all of which call this: in training the
+        statistics are those of all their inputs, which may have different lengths, and of which
+        some may be empty. The gradients of weight and bias are each rank's own.
 
-    Raises ValueError for shapes that do not fit and for one value per channel in training.
+    Raises ValueError for shapes that do not fit and for one value per channel in training (of all
+    ranks together; on a GPU, where looking would mean waiting, such statistics are NaN).
     """
     input = as_float(input)
     _channels(
@@ -174,9 +232,10 @@ def batch_norm(
     if training and num_batches_tracked is not None:
         options["num_batches_tracked"] = num_batches_tracked._array
     how = {"eps": eps, "activation": activation, "alpha": alpha}
-    out = BatchNorm.apply(
-        input, weight, bias, residual, running_mean, running_var, channels_last, bool(training),
-        options if training else {}, how,
+    together = training and group is not None and group.size > 1
+    out = (SyncBatchNorm if together else BatchNorm).apply(
+        input, weight, bias, residual, running_mean, running_var, channels_last,
+        group if together else bool(training), options if training else {}, how,
     )  # fmt: skip
     if training:
         _counted(running_mean, running_var, num_batches_tracked)

@@ -74,6 +74,57 @@ def batch_norm_backward(
     return put(dx, out), (g * h).sum((0, 1)), g.sum((0, 1)), None
 
 
+def _moments(x):
+    mean = wide(x).mean((0, 1))
+    count = 0 * mean + x.shape[0] * x.shape[1]
+    return count, mean, ((wide(x) - mean) ** 2).sum((0, 1))
+
+
+@peer
+def sync_batch_norm_moments(xp, x, *, out=None):
+    return put(xp.stack(_moments(x), -1), out)
+
+
+@peer
+def sync_batch_norm_forward(
+    xp, x, moments, weight, bias, *, running_mean, running_var, activation, out=None
+):  # fmt: skip
+    counts, means, squares = (wide(moments)[..., k] for k in range(3))
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    squares = (squares + counts * (means - mean) ** 2).sum(0)
+    running_mean[...] = 0.9 * wide(running_mean) + 0.1 * mean
+    running_var[...] = 0.9 * wide(running_var) + 0.1 * squares / (count - 1)
+    z = (wide(x) - mean) / xp.sqrt(squares / count + 1e-5) * wide(weight) + wide(bias)
+    return put(_FORWARD[activation](xp, z), out), mean, squares / count, count
+
+
+def _rank_parts(xp, grad_output, x, mean, variance, weight, bias, activation):
+    reciprocal = 1 / xp.sqrt(variance + 1e-5)
+    h = (wide(x) - mean) * reciprocal
+    z = h * wide(weight) + wide(bias)
+    return h, _through(xp, z, wide(grad_output), activation), reciprocal
+
+
+@peer
+def sync_batch_norm_sums(
+    xp, grad_output, x, mean, variance, count, weight, bias, *, activation
+):  # fmt: skip
+    h, g, _ = _rank_parts(xp, grad_output, x, mean, variance, weight, bias, activation)
+    dweight, dbias = (g * h).sum((0, 1)), g.sum((0, 1))
+    means = xp.stack((dbias, dweight), -1) * (wide(weight) / count)[:, None]
+    return means, dweight, dbias, None
+
+
+@peer
+def sync_batch_norm_backward(
+    xp, grad_output, x, mean, variance, means, weight, bias, *, activation, out=None
+):  # fmt: skip
+    parts = _rank_parts(xp, grad_output, x, mean, variance, weight, bias, activation)
+    h, g, reciprocal = parts
+    return put((g * wide(weight) - means[:, 0] - h * means[:, 1]) * reciprocal, out)
+
+
 def _groups(x, groups):
     return wide(x).reshape(*x.shape[:2], groups, -1)
 

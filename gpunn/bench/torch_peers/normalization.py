@@ -71,6 +71,55 @@ def batch_norm_backward(grad_output, x, mean, spread, weight, bias, *, activatio
     return put(_last(dx), out), dweight, dbias, None
 
 
+# PyTorch's own functions for batch norm over ranks exist on GPUs only.
+
+
+@peer
+def sync_batch_norm_moments(x, *, out=None):
+    variance, mean = torch.var_mean(x.float(), (0, 1), correction=0)
+    count = torch.full_like(mean, x.shape[0] * x.shape[1])
+    return put(torch.stack((count, mean, variance * count), -1), out)
+
+
+@peer
+def sync_batch_norm_forward(
+    x, moments, weight, bias, *, running_mean, running_var, activation, out=None
+):  # fmt: skip
+    counts, means, squares = moments.unbind(-1)
+    count = counts.sum(0)
+    mean = (counts * means).sum(0) / count
+    squares = (squares + counts * (means - mean) ** 2).sum(0)
+    running_mean.lerp_(mean.to(running_mean.dtype), 0.1)
+    running_var.lerp_((squares / (count - 1)).to(running_var.dtype), 0.1)
+    variance = squares / count
+    y = F.batch_norm(_first(x), mean, variance, weight, bias, False, 0.1, 1e-5)
+    return put(_last(_FORWARD[activation](y)), out), mean, variance, count
+
+
+def _through(grad_output, x, mean, variance, weight, bias, activation):
+    """The normalised input, and the gradient of what goes into the activation, in float32."""
+    h = (x.float() - mean) * (variance + 1e-5).rsqrt()
+    z = (h * weight + bias).to(x.dtype)
+    return h, _BACKWARD[activation](grad_output, z).float()
+
+
+@peer
+def sync_batch_norm_sums(grad_output, x, mean, variance, count, weight, bias, *, activation):
+    h, g = _through(grad_output, x, mean, variance, weight, bias, activation)
+    dweight, dbias = (g * h).sum((0, 1)), g.sum((0, 1))
+    means = torch.stack((dbias, dweight), -1) * (weight.float() / count)[:, None]
+    return means, dweight, dbias, None
+
+
+@peer
+def sync_batch_norm_backward(
+    grad_output, x, mean, variance, means, weight, bias, *, activation, out=None
+):  # fmt: skip
+    h, g = _through(grad_output, x, mean, variance, weight, bias, activation)
+    dx = (g * weight - means[:, 0] - h * means[:, 1]) * (variance + 1e-5).rsqrt()
+    return put(dx.to(x.dtype), out)
+
+
 @peer
 def group_norm_forward(x, num_groups, weight, bias, *, activation, out=None):
     n, places, c = x.shape
