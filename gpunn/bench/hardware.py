@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpunn.kernels
-from gpunn.bench import programs, results, step_stages, supervise
+from gpunn.bench import one_rank, programs, results, step_stages, supervise
 from gpunn.bench.cases import FIXED, Case, depends_on_dtype
 from gpunn.bench.ceilings import Ceilings
 from gpunn.bench.conformance import conformance_cases
@@ -285,13 +285,14 @@ STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("launches", launches, 15),
     ("tests", programs.tests, 45),
     ("steps", step_stages.steps, 150),
+    ("one rank", one_rank.one_rank, 30),
     ("products", products, 50),
     ("microbenchmarks", microbenchmarks, 100),
     ("large arrays", large_arrays, 15),
     ("sanitizer", programs.sanitizer, 25),
 )
 # Where time is short, what measures gets less, so that the checks are made as a whole.
-MEASURING = {"steps", "products", "microbenchmarks", "large arrays", "sanitizer"}
+MEASURING = {"steps", "one rank", "products", "microbenchmarks", "large arrays", "sanitizer"}
 
 
 # ---- all together --------------------------------------------------------------------------------

@@ -241,6 +241,14 @@ def time_steps(item: dict, device: Device, tiny: bool) -> dict:
     return step_stages.time_job(item, device, tiny)
 
 
+@stage("one rank")
+def time_one_rank(item: dict, device: Device, tiny: bool) -> dict:
+    """The training step of one job with a group of one rank, beside the same without."""
+    from gpunn.bench import one_rank
+
+    return one_rank.time_job(item, device, tiny)
+
+
 @stage("large arrays")
 def check_large(item: dict, device: Device, tiny: bool) -> dict:
     """Arrays of more than 2^31 elements."""

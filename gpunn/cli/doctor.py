@@ -51,8 +51,10 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the tables; 1 if a kernel failed."""
     findings, emulator = probe.findings(), probe.find_emulator()
     told = not (arguments.json or arguments.quiet)
+    # What connects processes takes a moment to ask for.
+    links = [] if arguments.quiet else distributed()
     if told:
-        print_machine(findings, emulator)
+        print_machine(findings, emulator, links)
     device = Device(arguments.device) if arguments.device else default_device()
     if told:
         print(f"\ndevice used: {device}")
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
         seconds = time.perf_counter() - start
     failed = [one for one in kernels if not one["passed"]]
     if arguments.json:
-        print_json(as_json(findings, emulator, device, kernels))
+        print_json(as_json([*findings, emulator, *links], device, kernels))
     elif kernels:
         shown = failed if arguments.quiet else kernels
         if shown:
@@ -75,7 +77,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def print_machine(findings: list[probe.Finding], emulator: probe.Finding) -> None:
+def distributed() -> list[probe.Finding]:
+    """What connects several processes."""
+    from gpunn.distributed import finding
+
+    return finding.findings()
+
+
+def print_machine(
+    findings: list[probe.Finding], emulator: probe.Finding, links: list[probe.Finding]
+) -> None:
     """The tables of what there is, and below them what to do about what there is not."""
     print(table(["what", "found"], environment()))
     print()
@@ -85,8 +96,11 @@ def print_machine(findings: list[probe.Finding], emulator: probe.Finding) -> Non
     row = ("yes" if emulator.passed else "NO", emulator.name, emulator.detail)
     print(table(["for the emulator", "", ""], [row]))
     print()
+    rows = [("yes" if f.passed else "NO", f.name, f.detail) for f in links]
+    print(table(["for several processes", "", ""], rows))
+    print()
     print(table(["optional package", "version", "what for", "install with"], packages()))
-    for finding in [*findings, emulator]:
+    for finding in [*findings, emulator, *links]:
         if not finding.passed:
             print(f"\n{finding.name}: {finding.remedy}")
 
@@ -169,14 +183,13 @@ def kernel_table(kernels: list[dict[str, Any]]) -> str:
 
 def as_json(
     findings: list[probe.Finding],
-    emulator: probe.Finding,
     device: Device,
     kernels: list[dict[str, Any]],
 ) -> dict[str, Any]:
     """All of it for programs."""
     return {
         "environment": dict(environment()),
-        "findings": [vars(finding) for finding in [*findings, emulator]],
+        "findings": [vars(finding) for finding in findings],
         "packages": {
             package.names[0]: {"version": package.found(), "what": package.what,
                                "install": package.install}

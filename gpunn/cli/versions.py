@@ -31,6 +31,8 @@ OPTIONAL = (
     Package(("cupy-cuda12x", "cupy-cuda13x", "cupy"), "the kernels on a GPU", "gpunn[cuda12]"),
     Package(("numba-cuda",), "the Numba kernels", "gpunn[numba]"),
     Package(("numba",), "faster loops on the CPU", "gpunn[numba]"),
+    Package(("mpi4py",), "several processes", "gpunn[distributed]"),
+    Package(("nvidia-nccl-cu12", "nvidia-nccl-cu13"), "several GPUs", "gpunn[distributed-cuda12]"),
     Package(("scikit-learn",), "gpunn.sklearn, the digits", "gpunn[sklearn]"),
     Package(("matplotlib",), "pictures of runs and benchmarks", "gpunn[plots]"),
     Package(("jinja2",), "gpunn report", "gpunn[report]"),

@@ -225,6 +225,13 @@ def cuda_usable() -> bool:
     return True
 
 
+def gpus_in_sight() -> bool:
+    """Whether the driver lists GPUs. None is touched, so this process takes no memory of one."""
+    if not _driver_in_sight() or importlib.util.find_spec("cupy") is None:
+        return False
+    return find_driver().passed and find_gpus().passed
+
+
 def _driver_in_sight() -> bool:
     """A cheap look that spares machines without a GPU the import of CuPy."""
     if os.name != "posix":

@@ -6,6 +6,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gpunn.errors import GpunnError
+
+
+class LaunchError(GpunnError, RuntimeError):
+    """The processes of a job cannot find each other."""
+
 
 @dataclass(frozen=True)
 class Launch:

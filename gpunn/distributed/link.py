@@ -17,6 +17,16 @@ class Pending:
         raise NotImplementedError
 
 
+class Done(Pending):
+    """A collective that is complete."""
+
+    def poke(self) -> bool:
+        return True
+
+    def wait(self) -> None:
+        """It is complete."""
+
+
 class Link:
     """Collectives on contiguous arrays. All ranks call the same ones in the same order.
 
@@ -56,6 +66,34 @@ class Link:
         """Begin to wait for all ranks."""
         raise NotImplementedError
 
+    def check(self) -> None:
+        """Raise RuntimeError if the engine knows that a rank is gone. Does not wait."""
+
     def close(self) -> None:
         """Let go of it; all ranks do."""
         raise NotImplementedError
+
+
+class AloneLink(Link):
+    """The link of a job of one process, in the memory of the host: there is nothing to do."""
+
+    name = "no link"
+    rank, size = 0, 1
+
+    def begin(self, array: Any, root: int | None = None) -> Pending:
+        return Done()
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        """It is what it is."""
+
+    def all_gather(self, flat: Any, bounds: list[tuple[int, int]]) -> None:
+        """All of it is here."""
+
+    def exchange(self, data: bytes) -> list[bytes]:
+        return [data]
+
+    def begin_barrier(self) -> Pending:
+        return Done()
+
+    def close(self) -> None:
+        """Nothing was opened."""

@@ -189,6 +189,9 @@ def test_every_stage_runs_dry(stage, tmp_path, monkeypatch):
     if stage == "steps":
         ours = {"gpunn", "gpunn compiled", "gpunn fused"}
         assert {row["contestant"] for row in found.training} >= ours
+    if stage == "one rank":
+        (row,) = (test["times"] for test in found.tests)
+        assert row["plain"] > 0 and row["rank"] > 0 and row["reached"] is None
     if stage == "graphs":
         compiled = [test for test in found.tests if test["stage"] == "compiled steps"]
         assert len(compiled) == 5 and all(test["arena"]["peak"] > 0 for test in compiled)

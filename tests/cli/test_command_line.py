@@ -128,10 +128,13 @@ def test_doctor_as_json_and_quiet(capsys, monkeypatch):
     assert [one["kernel"] for one in found["kernels"]] == ["softmax_forward", "softmax_backward"]
     assert all(one["passed"] and one["error"] < 1e-5 for one in found["kernels"])
     assert found["device"] == "cpu" and found["packages"]["scikit-learn"]["version"]
+    names = [one["name"] for one in found["findings"]]
+    assert names[-3:] == ["emulator", "MPI", "NCCL"] and "mpi4py" in found["packages"]
     code, out, _ = run(capsys, "doctor", "--device", "cpu", "--quiet")
     assert code == 0 and out.startswith("2 of 2 passed on cpu") and out.count("\n") == 1
     code, out, _ = run(capsys, "doctor", "--no-kernels", "--device", "cpu")
     assert code == 0 and "optional package" in out and "onnxruntime" in out
+    assert "for several processes" in out and "\nyes                    MPI   " in out
 
 
 def test_results_as_json(capsys, monkeypatch, tmp_path):
