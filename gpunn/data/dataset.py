@@ -224,3 +224,10 @@ def as_dataset(data: Any, name: str = "data") -> Any:
     if len(dataset) == 0:
         raise ValueError(f"{name}: has no samples; give at least one")
     return dataset
+
+
+def array_dataset(dataset: Any) -> TensorDataset | None:
+    """The dataset of arrays that this is, or is a part of; not one that redefines its samples."""
+    while is_plain(dataset, Subset):
+        dataset = dataset.dataset
+    return dataset if is_plain(dataset, TensorDataset) else None

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.random import default_generator
-from gpunn.data.dataset import Subset, TensorDataset, as_dataset, is_plain
+from gpunn.data.dataset import TensorDataset, array_dataset, as_dataset, is_plain
 from gpunn.data.fields import each, staged, started, taken, tensor
+from gpunn.data.loader_checks import check_state, checked_count, described
+from gpunn.data.parts import Part, checked_part, knows_parts
 from gpunn.data.sequences import checked_lengths, like_lengths
 from gpunn.data.splits import permutation, resolve_seed
 from gpunn.data.workers import KINDS, Batches, Job, Workers, generator
@@ -61,6 +63,13 @@ class DataLoader:
     persistent_workers : keep the workers from one epoch to the next; `close` ends them
     pin_memory : accepted as PyTorch scripts give it, and without effect: what goes to a GPU always
         goes through pinned memory
+    part : (rank, size): give that rank's rows of every batch alone (see `set_part`)
+
+    Attributes
+    ----------
+    part : as above; (0, 1) for whole batches
+    rows : (own, whole) of the batch just given: how many of its rows are this rank's own, and how
+        many the whole batch has
 
     A batch is what a sample is: a tuple of Tensors for ``(x, y)``, a dict for mappings, else one
     Tensor.
@@ -101,13 +110,14 @@ class DataLoader:
         prefetch_factor: int | None = None,
         persistent_workers: bool = False,
         pin_memory: bool = False,
+        part: tuple[int, int] = (0, 1),
     ):
         if isinstance(batch_size, bool) or not hasattr(batch_size, "__index__") or batch_size < 1:
             raise ValueError(f"DataLoader: batch_size must be an integer ≥ 1, got {batch_size!r}")
         if seed is not None and generator is not None:
             raise ValueError("DataLoader: give either seed or generator, not both")
-        self.num_workers = _count("num_workers", num_workers, 0)
-        self.prefetch_factor = _count("prefetch_factor", prefetch_factor or 2, 1)
+        self.num_workers = checked_count("num_workers", num_workers, 0)
+        self.prefetch_factor = checked_count("prefetch_factor", prefetch_factor or 2, 1)
         if worker_kind not in KINDS:
             raise ValueError(
                 f"DataLoader: worker_kind is {worker_kind!r}; expected 'thread' or 'process'"
@@ -129,6 +139,8 @@ class DataLoader:
         self._next_epoch = 0  # of the next `for` loop
         self._resume_at = 0  # its first batch
         self._running: tuple[int, int] | None = None  # (epoch, batches given) of an open loop
+        self.rows = (0, 0)
+        self.set_part(*part)
         if len(self) == 0:
             raise ValueError(
                 f"DataLoader: {len(self.dataset)} samples make no full batch of "
@@ -145,7 +157,7 @@ class DataLoader:
             raise ValueError(
                 f"DataLoader: resident is {resident!r}; expected True, False or 'auto'"
             )
-        whole = _array_dataset(self.dataset) if self.collate_fn is None else None
+        whole = array_dataset(self.dataset) if self.collate_fn is None else None
         if resident is True and (whole is None or self.device is None):
             raise ValueError(
                 "DataLoader: resident=True keeps arrays on a device; it needs device= and "
@@ -165,9 +177,12 @@ class DataLoader:
         remote = target is not None and target.type != "cpu" and there != {target}
         self._uploader = Uploader(target, depth=AHEAD + 1) if target is not None else None
         self._late = getattr(self.transform, "on_device", False) and remote
+        self._knows_parts = knows_parts(self.transform) and not hasattr(
+            self.transform, "whole_fields"
+        )
         self._active = self.num_workers if on_host else 0
         self._job = Job(self.dataset, self.collate_fn, None if self._late else self.transform)
-        self.plan = self._described(target, arrays, remote, why)
+        self.plan = described(self, target, arrays, remote, why, AHEAD)
 
     def _reason_to_keep(self, whole: TensorDataset, target: Device) -> str:
         """Why arrays stay on the host; "" if they need not."""
@@ -185,31 +200,6 @@ class DataLoader:
                 f"of which they may take {RESIDENT_SHARE:.0%}"
             )
         return ""
-
-    def _described(self, target: Any, arrays: Any, remote: bool, why: str) -> str:
-        """What was chosen, in words."""
-        size = f" ({bytes_text(sum(a.nbytes for a in arrays))})" if arrays else ""
-        what = f"{len(self.dataset):,} samples{size}"
-        if remote:
-            way = (
-                f"uploaded through pinned memory, {AHEAD} batches ahead"
-                if target.type == "cuda"
-                else "copied batch by batch"
-            )
-            text = f"{what} stay on the host{', ' + why if why else ''}; to {target} {way}"
-        else:
-            places = " and ".join(sorted({str(device_of(a)) for a in arrays})) or "the host"
-            text = f"{what} are kept on {places}"
-        if self._late:
-            text += f"; {type(self.transform).__name__} runs there"
-        if not self._active:
-            return text + ("; there is nothing for workers to do" if self.num_workers else "")
-        one = self._active == 1
-        kind = {"thread": "thread", "process": "process" if one else "processe"}[self.worker_kind]
-        return (
-            f"{text}; {self._active} worker {kind}{' makes' if one else 's make'} up to "
-            f"{self._active * self.prefetch_factor} batches ahead"
-        )
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -234,10 +224,35 @@ class DataLoader:
             return order
         return like_lengths(order, self.lengths, self.batch_size, self.seed, epoch)
 
+    def set_part(self, rank: int, size: int) -> None:
+        """From the next ``for`` loop on, give the rows of rank `rank` among `size` of each batch.
+
+        Those are rows ``[B rank // size, B (rank + 1) // size)`` of the B rows that the batch would
+        have: the ranks' batches one after the other are the whole batch, bit for bit, whatever the
+        transform draws. Lengths, order, epochs and `state_dict` remain those of whole batches.
+
+        Only those rows are read and sent, and given to `collate_fn`. A transform must know parts
+        for that: gpunn's own do, and one with a method ``part(fields, rng, start, count)``, which
+        gives the rows from `start` on of what its call gives for a batch of `count` rows; `fields`
+        holds these rows alone, and `rng` is as for the call. For others the whole batch is made,
+        and cut.
+
+        Where a batch has fewer rows than there are ranks, some get its first row, which is not
+        theirs: `rows` tells. ValueError unless 0 <= rank < size.
+        """
+        self.part = checked_part("DataLoader", rank, size)
+
+    def in_parts(self, rank: int, size: int) -> Iterator[Any]:
+        """What a ``for`` loop over the loader gives after ``set_part(rank, size)``, without it."""
+        return self._epoch(checked_part("DataLoader", rank, size))
+
     def __iter__(self) -> Iterator[Any]:
+        return self._epoch(self.part)
+
+    def _epoch(self, part: tuple[int, int]) -> Iterator[Any]:
         epoch, first = self._next_epoch, self._resume_at
         self.given(epoch, first)  # from here on: what is interrupted at its first batch repeats it
-        return self._batches(epoch, first)
+        return self._batches(epoch, first, part)
 
     def given(self, epoch: int, batches: int) -> None:
         """Stand where a ``for`` loop stands that has given so many batches of `epoch`.
@@ -247,22 +262,42 @@ class DataLoader:
         self._next_epoch, self._resume_at = epoch + 1, 0
         self._running = (epoch, batches) if batches < len(self) else None
 
-    def _batches(self, epoch: int, first: int) -> Iterator[Any]:
-        with contextlib.closing(self._given(epoch, first)) as batches:
+    def _batches(self, epoch: int, first: int, part: tuple[int, int]) -> Iterator[Any]:
+        with contextlib.closing(self._given(epoch, first, part)) as batches:
             for number, fields in enumerate(batches, first):
+                span = self._span(number)
+                mine = Part.of(span, span.stop - span.start, *part)
                 if self._late:
-                    fields = self.transform(fields, generator((self.seed, epoch, number)))
+                    fields = self._transformed(fields, mine, (self.seed, epoch, number))
                 last = number + 1 == len(self)
                 self._running = None if last else (epoch, number + 1)
+                self.rows = (mine.own, mine.rows)
                 yield each(tensor, fields)
 
-    def _work(self, epoch: int, first: int) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+    def _transformed(self, fields: Any, part: Part, key: tuple[int, ...]) -> Any:
+        """The uploaded rows of a part, or of the whole batch, after the transform."""
+        if part.stop - part.start == part.rows:
+            return self.transform(fields, generator(key))
+        if self._knows_parts:
+            return self.transform.part(fields, generator(key), part.start, part.rows)
+        return part.cut(self.transform(fields, generator(key)), type(self.transform).__name__)
+
+    def _span(self, number: int) -> slice:
+        """Where batch `number` lies in the order of an epoch."""
+        end = min((number + 1) * self.batch_size, len(self.dataset))
+        return slice(number * self.batch_size, end)
+
+    def _work(
+        self, epoch: int, first: int, part: tuple[int, int]
+    ) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
         """What each batch is made of: its name, the sample numbers, the seed of its randomness."""
         order = self._placed(self.order(epoch)) if self.shuffle else None
+        whole = part == (0, 1) or (self._late and not self._knows_parts)
         for number in range(first, len(self)):
-            end = min((number + 1) * self.batch_size, len(self.dataset))
-            span = slice(number * self.batch_size, end)
-            indices = span if order is None else order[span]
+            span = self._span(number)
+            indices: Any = span if order is None else order[span]
+            if not whole:
+                indices = Part.of(indices, span.stop - span.start, *part)
             yield f"batch {number} of epoch {epoch}", indices, (self.seed, epoch, number)
 
     def _placed(self, order: np.ndarray) -> Any:
@@ -272,9 +307,9 @@ class DataLoader:
         places = {device_of(array) for array in self.dataset.arrays}
         return to_device(order, places.pop()) if len(places) == 1 else order
 
-    def _given(self, epoch: int, first: int) -> Generator[Any]:
+    def _given(self, epoch: int, first: int, part: tuple[int, int]) -> Generator[Any]:
         """Batches where they are wanted; on a GPU the next ones are on their way already."""
-        uploader, made = self._uploader, self._made(epoch, first)
+        uploader, made = self._uploader, self._made(epoch, first, part)
         with contextlib.closing(made):
             if uploader is None:
                 yield from made
@@ -295,9 +330,9 @@ class DataLoader:
                 else:
                     raise end
 
-    def _made(self, epoch: int, first: int) -> Any:
+    def _made(self, epoch: int, first: int, part: tuple[int, int]) -> Any:
         """Batches as they are made on the host, or on the device of data that are there."""
-        work = self._work(epoch, first)
+        work = self._work(epoch, first, part)
         if not self._active:
             for _, indices, key in work:
                 yield self._job(indices, key)
@@ -359,39 +394,7 @@ class DataLoader:
         ValueError if the state belongs to a dataset of another length, or is not complete, or is in
         the middle of an epoch with batches of another size.
         """
-        missing = {"seed", "epoch", "batch", "samples"} - set(state)
-        if missing:
-            raise ValueError(f"DataLoader: the state lacks {sorted(missing)}")
-        if state["samples"] != len(self.dataset):
-            raise ValueError(
-                f"DataLoader: the state is of a dataset of {state['samples']} samples, "
-                f"this one has {len(self.dataset)}"
-            )
-        size = state.get("batch_size", self.batch_size)
-        if state["batch"] > 0 and size != self.batch_size:
-            raise ValueError(
-                f"DataLoader: the state is in the middle of an epoch with batches of {size}, and "
-                f"this loader makes batches of {self.batch_size}; make it with batch_size={size}, "
-                "or begin an epoch with set_epoch"
-            )
-        if not 0 <= state["batch"] <= len(self):
-            raise ValueError(
-                f"DataLoader: the state is at batch {state['batch']} of an epoch that has "
-                f"{len(self)}; was batch_size another?"
-            )
+        check_state(state, len(self.dataset), self.batch_size, len(self))
         self.seed = resolve_seed(state["seed"])
         self._next_epoch, self._resume_at = int(state["epoch"]), int(state["batch"])
         self._running = None
-
-
-def _count(name: str, value: Any, low: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < low:
-        raise ValueError(f"DataLoader: {name} must be an integer ≥ {low}, got {value!r}")
-    return int(value)
-
-
-def _array_dataset(dataset: Any) -> TensorDataset | None:
-    """The dataset of arrays that this is, or is a part of; not one that redefines its samples."""
-    while is_plain(dataset, Subset):
-        dataset = dataset.dataset
-    return dataset if is_plain(dataset, TensorDataset) else None

@@ -80,17 +80,29 @@ class TrimPadding:
         where steps are compiled each shape is traced once
 
     As ``transform=`` of a `DataLoader`. Of arrays on a GPU each batch waits there for its longest
-    length; with ``resident=False`` the data are cut on the host, and nothing waits.
+    length; with ``resident=False`` the data are cut on the host, and nothing waits. Where several
+    processes share a batch, all cut to the longest of the whole batch, as one process does.
     """
 
     def __init__(self, sequences: Sequence[int] = (0,), lengths: int = 1, multiple: int = 8):
         if multiple < 1:
             raise ValueError(f"TrimPadding: multiple must be 1 or more, got {multiple}")
         self.sequences, self.lengths, self.multiple = tuple(sequences), int(lengths), int(multiple)
+        self.whole_fields = (self.lengths,)  # that `part` is given as the whole batch has them
 
     def __call__(self, fields: Any, rng: Any = None) -> tuple[Any, ...]:
         """`fields`, a batch's arrays, with the sequences cut."""
-        longest = int(fields[self.lengths].max())
+        return self._cut(fields, fields[self.lengths])
+
+    def part(
+        self, fields: Any, rng: Any, start: int, count: int, whole: dict[int, Any]
+    ) -> tuple[Any, ...]:
+        """Some rows of a batch, cut as the whole one; `whole` has its `whole_fields`."""
+        return self._cut(fields, whole[self.lengths])
+
+    def _cut(self, fields: Any, lengths: Any) -> tuple[Any, ...]:
+        """`fields` up to the longest of `lengths`."""
+        longest = int(lengths.max())
         steps = -(-max(longest, 1) // self.multiple) * self.multiple
         return tuple(
             field[:, :steps] if number in self.sequences else field

@@ -60,8 +60,17 @@ class RandomAffine:
         """The batch ``(images, …)`` with its images changed. ValueError for another image size."""
         return (self.images(fields[0], rng), *fields[1:])
 
+    def part(
+        self, fields: tuple[Any, ...], rng: np.random.Generator, start: int, count: int
+    ) -> tuple[Any, ...]:
+        """The rows from `start` on of a batch of `count`, changed as in the whole batch."""
+        return (self._changed(fields[0], rng, start, count), *fields[1:])
+
     def images(self, images: Any, rng: np.random.Generator) -> Any:
         """The changed images, in the shape and dtype of `images`."""
+        return self._changed(images, rng, 0, len(images))
+
+    def _changed(self, images: Any, rng: np.random.Generator, start: int, whole: int) -> Any:
         height, width = self.shape
         count = len(images)
         if images.size != count * height * width:
@@ -70,17 +79,20 @@ class RandomAffine:
                 f"{height} x {width} pixels"
             )
         xp = array_module(device_of(images))
-        rows, columns = (to_device(part, device_of(images)) for part in self._positions(count, rng))
+        draw = rng.standard_normal((4, whole, 1)).astype(np.float32)[:, start : start + count]
+        rows, columns = (to_device(part, device_of(images)) for part in self._positions(draw))
         # One ring of background around the image makes every neighbour of a clipped position valid.
         padded = xp.full((count, height + 2, width + 2), self.fill, images.dtype)
         padded[:, 1:-1, 1:-1] = images.reshape(count, height, width)
         result = _bilinear(xp, padded.reshape(count, -1), width + 2, rows, columns)
         return result.astype(images.dtype).reshape(images.shape)
 
-    def _positions(self, count: int, rng: np.random.Generator) -> Any:
-        """Where in the padded image each output pixel looks: rows and columns, (count, pixels)."""
+    def _positions(self, draw: np.ndarray) -> Any:
+        """Where in the padded image each output pixel looks: rows and columns, (count, pixels).
+
+        `draw` is (4, count, 1): standard normal numbers for angle, scale and the two shifts.
+        """
         height, width = self.shape
-        draw = rng.standard_normal((4, count, 1)).astype(np.float32)
         angle = draw[0] * np.float32(np.pi / 180 * self.degrees)
         inverse = 1 / np.maximum(1 + draw[1] * np.float32(self.scale), 0.1)
         across, up = np.cos(angle) * inverse, np.sin(angle) * inverse
@@ -226,6 +238,29 @@ class ImageAugmentation:
             generator = default_generator if self.generator is None else self.generator
             draw = generator.draw(device_of(images.array))._asdict()
         return wrap(self._apply(images.array, None, draw))
+
+    def part(self, fields: Any, rng: np.random.Generator, start: int, count: int) -> Any:
+        """The rows from `start` on of a batch of `count`, changed as in the whole batch.
+
+        What is chosen for an image depends on its place in the batch, so those before `start` are
+        made too, of one image, and left out.
+        """
+        if isinstance(fields, (tuple, list)):
+            return (self.gather_part(fields[0], None, rng, start), *fields[1:])
+        if isinstance(fields, dict):
+            return self(fields, rng)  # which says what to do
+        return self.gather_part(fields, None, rng, start)
+
+    def gather_part(self, images: Any, indices: Any, rng: np.random.Generator, start: int) -> Any:
+        """As `gather`, for images that have the places from `start` on in their batch."""
+        if not self.training or start == 0:
+            return self.gather(images, indices, rng)
+        if isinstance(indices, slice):
+            images, indices = images[indices], None
+        xp = array_module(device_of(images))
+        places = xp.arange(len(images)) if indices is None else indices
+        before = xp.zeros(start, np.int64) + places[:1]
+        return self.gather(images, xp.concatenate([before, places]), rng)[start:]
 
     def gather(self, images: Any, indices: Any, rng: np.random.Generator) -> Any:
         """The changed images at `indices` (an int64 array, a slice, or None for all)."""

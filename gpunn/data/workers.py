@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gpunn.data.dataset import TensorDataset, collate, gather, is_plain, takes
+from gpunn.data.parts import Part, knows_parts, resolved
 from gpunn.errors import WorkerError
 
 KINDS = ("thread", "process")
@@ -52,13 +53,40 @@ class Job:
     def __call__(
         self, indices: Any, key: tuple[int, ...], stopped: Callable[..., Any] = bool
     ) -> Any:
-        """The fields of the batch with these sample numbers; `key` is the random numbers' seed."""
+        """The fields of the batch with these sample numbers; `key` is the random numbers' seed.
+
+        Of a `Part` they are its rows of the fields of the whole batch, with the same bits.
+        """
+        if isinstance(indices, Part):
+            return self._part(indices, key, stopped)
         if fuses(self.transform, self.dataset, self.collate_fn):
             first, *rest = self.dataset.arrays
             images = self.transform.gather(first, indices, generator(key))
             return (images, *(gather(array, indices) for array in rest))
         fields = self.fetch(indices, stopped)
         return fields if self.transform is None else self.transform(fields, generator(key))
+
+    def _part(self, part: Part, key: tuple[int, ...], stopped: Callable[..., Any]) -> Any:
+        """The rows of a part: only they are read, unless the transform needs the whole batch."""
+        transform, dataset, indices = self.transform, self.dataset, part.indices
+        if transform is None:
+            return self.fetch(indices, stopped)
+        wanted = getattr(transform, "whole_fields", ())
+        arrays, places = resolved(dataset, part.whole) if wanted else (dataset, part.whole)
+        separate = is_plain(arrays, TensorDataset) and self.collate_fn is None
+        if not knows_parts(transform) or (wanted and not separate):
+            return part.cut(self(part.whole, key, stopped), type(transform).__name__)
+        rng = generator(key)
+        if fuses(transform, dataset, self.collate_fn) and hasattr(transform, "gather_part"):
+            first, *rest = dataset.arrays
+            images = transform.gather_part(first, indices, rng, part.start)
+            return (images, *(gather(array, indices) for array in rest))
+        if wanted:
+            own = part._replace(whole=places).indices
+            fields = tuple(gather(array, own) for array in arrays.arrays)
+            whole = {number: gather(arrays.arrays[number], places) for number in wanted}
+            return transform.part(fields, rng, part.start, part.rows, whole)
+        return transform.part(self.fetch(indices, stopped), rng, part.start, part.rows)
 
     def fetch(self, indices: Any, stopped: Callable[..., Any] = bool) -> Any:
         """The samples, stacked or collated; between two of them it asks whether to go on."""
@@ -357,6 +385,7 @@ def _told(failure: Failure, name: str, indices: Any) -> WorkerError:
 
 def samples_text(indices: Any) -> str:
     """The sample numbers of a batch, in words."""
+    indices = indices.indices if isinstance(indices, Part) else indices
     if isinstance(indices, slice):
         return f"samples {indices.start} to {indices.stop - 1}"
     numbers: Sequence[int] = np.asarray(indices).reshape(-1).tolist()

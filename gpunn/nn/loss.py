@@ -9,7 +9,8 @@ import numpy as np
 from gpunn.autograd.aliases import DeviceLike, DTypeLike
 from gpunn.autograd.creation import tensor
 from gpunn.autograd.functions.loss import check_reduction
-from gpunn.autograd.tensor import Tensor
+from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device import array_module, device_of
 from gpunn.nn import functional as F
 from gpunn.nn.linear import Linear
 from gpunn.nn.module import Module
@@ -22,6 +23,29 @@ class Loss(Module):
         super().__init__()
         check_reduction(type(self).__name__, reduction)
         self.reduction = reduction
+
+    def divisor(self, target: Tensor) -> Tensor | None:
+        """What the mean divides by: a Tensor (), float64, on the device; None: by the rows.
+
+        Or by as many elements for each row. Where several processes share a batch, the sum of each
+        is divided by all their divisors together (see `gpunn.distributed`).
+        """
+        return None
+
+
+def _label_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor | None:
+    """The sum of the weights of the class indices that count; None for probabilities."""
+    labels = target._array
+    if labels.dtype.kind not in "iu":
+        return None
+    counts = labels != ignore_index
+    if weight is None:
+        return wrap(array_module(device_of(labels)).asarray(counts.sum(dtype=np.float64)))
+    factors = weight._array
+    xp, last = array_module(device_of(factors)), len(factors) - 1
+    # A label that is no class is the loss's to refuse.
+    found = factors[xp.where(counts, labels, 0).clip(0, last)].astype(np.float64)
+    return wrap(xp.asarray(xp.where(counts, found, 0.0).sum()))
 
 
 class MSELoss(Loss):
@@ -124,6 +148,9 @@ class NLLLoss(_Weighted):
         super().__init__(weight, reduction)
         self.ignore_index = ignore_index
 
+    def divisor(self, target: Tensor) -> Tensor | None:
+        return _label_weights(target, self._buffers["weight"], self.ignore_index)
+
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.nll_loss(
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction
@@ -142,6 +169,9 @@ class CrossEntropyLoss(_Weighted):
     ):
         super().__init__(weight, reduction)
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
+
+    def divisor(self, target: Tensor) -> Tensor | None:
+        return _label_weights(target, self._buffers["weight"], self.ignore_index)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(
@@ -183,6 +213,9 @@ class LinearCrossEntropyLoss(_Weighted):
         self.ignore_index, self.label_smoothing = ignore_index, label_smoothing
         self.chunk_rows = chunk_rows
         self.linear = Linear(in_features, num_classes, bias, device, dtype)
+
+    def divisor(self, target: Tensor) -> Tensor | None:
+        return _label_weights(target, self._buffers["weight"], self.ignore_index)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return F.linear_cross_entropy(

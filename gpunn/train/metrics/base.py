@@ -10,6 +10,7 @@ import numpy as np
 from gpunn.autograd.dtypes import wide
 from gpunn.autograd.tensor import raw_array
 from gpunn.device import array_module, device_of, to_numpy
+from gpunn.train.metrics.merging import added_up, copied
 
 
 class Metric:
@@ -39,9 +40,27 @@ class Metric:
         """The value over all samples since `reset`. ValueError if there were none."""
         raise NotImplementedError
 
+    def merge(self, group: Any) -> None:
+        """Take in what the metrics of all ranks of a `Group` counted; all of them call it.
+
+        Once, before `compute`: what follows is `reset`. As it stands here it adds up what changed
+        since `reset`: numbers, arrays, entries of lists, counts by key (`merging.added_up` says
+        how). Define it for a metric of your own that keeps something else, such as the largest
+        value: ``self.top = max(group.exchange(self.top))``.
+        """
+        for name, value in added_up(self, group).items():
+            setattr(self, name, value)
+
     def _require_samples(self, count: int) -> None:
         if count == 0:
             raise ValueError(f"{self.name}: no samples were given; call update first")
+
+
+def merged(metric: Metric, group: Any) -> Metric:
+    """A copy that has taken in what all ranks counted; `metric` goes on with its own samples."""
+    made: Metric = copied(metric)
+    made.merge(group)
+    return made
 
 
 class Collected(Metric):

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.device import array_module, device_of, to_numpy
+from gpunn.distributed.values import exchange_values
 from gpunn.train.metrics.base import (
     Metric,
     at_once,
@@ -64,6 +65,15 @@ class ConfusionMatrix(Metric):
         cell = xp.where(left_out, size * size + 1, cell)
         counts = xp.bincount(cell, minlength=size * size + 2)
         self._counts = counts if self._counts is None else self._counts + counts
+
+    def merge(self, group: Any) -> None:
+        sizes = group.exchange(self._size)
+        self._size = next((size for size in sizes if size is not None), None)
+        ranks = exchange_values(group, self._counts)
+        counts = [part for part in ranks if part is not None]
+        if len({len(part) for part in counts}) > 1:
+            raise ValueError(f"{self.name}: the processes count {sizes} classes; give classes=")
+        self._counts = np.add.reduce(counts) if counts else None
 
     def compute(self) -> np.ndarray:
         if self._counts is None or self._size is None:

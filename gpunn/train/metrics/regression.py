@@ -11,6 +11,7 @@ import numpy as np
 from gpunn.autograd.tensor import raw_array
 from gpunn.device import to_numpy
 from gpunn.device.quiet import quietly
+from gpunn.distributed.values import exchange_values
 from gpunn.train.metrics.base import Metric, at_once, paired
 
 
@@ -191,15 +192,28 @@ class R2Score(Metric):
             return
         target = target.reshape(len(target), -1)
         prediction = prediction.reshape(target.shape)
-        count, total = len(target), self._count + len(target)
         with quietly():
             mean = target.mean(axis=0)
-            shift = mean - self._mean
             spread = ((target - mean) ** 2).sum(axis=0)
-            self._spread = self._spread + spread + shift**2 * (self._count * count / total)
-            self._mean = self._mean + shift * (count / total)
-            self._residual = self._residual + ((target - prediction) ** 2).sum(axis=0)
+            residual = ((target - prediction) ** 2).sum(axis=0)
+            self._add(len(target), mean, spread, residual)
+
+    def _add(self, count: int, mean: Any, spread: Any, residual: Any) -> None:
+        """Take in `count` samples, 1 or more, by what they are about their own mean."""
+        total = self._count + count
+        shift = mean - self._mean
+        self._spread = self._spread + spread + shift**2 * (self._count * count / total)
+        self._mean = self._mean + shift * (count / total)
+        self._residual = self._residual + residual
         self._count = total
+
+    def merge(self, group: Any) -> None:
+        ranks = exchange_values(group, (self._count, self._mean, self._spread, self._residual))
+        self.reset()
+        with quietly():
+            for count, *sums in ranks:
+                if count:
+                    self._add(count, *sums)
 
     def compute(self) -> float:
         self._require_samples(self._count)
