@@ -21,10 +21,10 @@ comma := ,
 TRAIN_EXTRAS := examples$(if $(GPU_EXTRA),$(comma)$(GPU_EXTRA))
 TEST_EXTRAS := test,$(TEST_EXTRA)
 
-.PHONY: help train gallery test test-oracle test-browser gpu bench bench-emulator lint typecheck docs docs-tables clean
+.PHONY: help train gallery test test-oracle test-browser test-distributed gpu bench bench-emulator lint typecheck docs docs-tables clean
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 18
 
 train: $(VENV)/.train  ## set up, then train a network on real handwritten digits
 	$(BIN)/gpunn train digits --seed $(SEED)
@@ -35,6 +35,7 @@ gallery: $(VENV)/.gallery  ## set up, then run all examples with three seeds and
 # A process for each core: BLAS threads of their own would only get into each other's way.
 test: $(VENV)/.test  ## set up, then run all tests that need no PyTorch (GPU tests where there is one)
 	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore tests/oracle --ignore tests/browser \
+	  --ignore tests/distributed \
 	  --emulator-coverage-minimum 95
 
 test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
@@ -42,6 +43,9 @@ test-oracle: $(VENV)/.oracle  ## set up with PyTorch, then compare with it
 
 test-browser: $(VENV)/.browser  ## set up a browser, then look at the reports in it
 	$(BIN)/python -m pytest tests/browser
+
+test-distributed: $(VENV)/.distributed  ## set up MPI, then train with 2 and 4 processes
+	OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest tests/distributed
 
 gpu:  ## with a GPU: all GPU tests and benchmarks, one result file; installs nothing (PYTHON=...)
 	$(PYTHON) benchmarks/gpu.py
@@ -110,6 +114,10 @@ $(VENV)/.types: $(VENV)/.test
 # pip, not uv: only pip looks where the CPU build of PyTorch may lie on a test machine.
 $(VENV)/.oracle: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[oracle]"
+	@touch $@
+
+$(VENV)/.distributed: $(VENV)/.test
+	$(call install,distributed)
 	@touch $@
 
 # Chromium and its driver are packages of the system; only root may install them.

@@ -9,6 +9,17 @@ from __future__ import annotations
 from gpunn.distributed.environment import Launch, launched
 from gpunn.distributed.gradients import GradientSync
 from gpunn.distributed.group import Group
-from gpunn.distributed.start import current, init
+from gpunn.distributed.loss import begin_divisor, global_mean
+from gpunn.distributed.start import alone, current, init
 
-__all__ = ["GradientSync", "Group", "Launch", "current", "init", "launched"]
+__all__ = [
+    "GradientSync",
+    "Group",
+    "Launch",
+    "alone",
+    "begin_divisor",
+    "current",
+    "global_mean",
+    "init",
+    "launched",
+]

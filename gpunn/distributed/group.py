@@ -11,10 +11,20 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.device import device_of, emulated_step
+from gpunn.device import Device, device_of, emulated_step
 from gpunn.device.emulated import plain
 from gpunn.distributed.environment import Launch
-from gpunn.distributed.link import Link, Pending
+from gpunn.distributed.link import Done, Link, Pending
+from gpunn.distributed.watch import Watch
+from gpunn.errors import GpunnError
+
+
+class RemoteError(GpunnError, RuntimeError):
+    """What rank 0 has raised, on another rank. Its text is that of the error, `kind` its type."""
+
+    def __init__(self, kind: str, text: str):
+        super().__init__(text)
+        self.kind = kind
 
 
 class Group:
@@ -27,6 +37,7 @@ class Group:
     rank, size : the number of this process, from 0, and how many there are
     local_rank, local_size : the same among those on this host
     main : whether this is rank 0, which writes and speaks
+    sums_numbers : whether `all_reduce` takes NumPy arrays; not where NCCL alone connects the ranks
     """
 
     def __init__(self, launch: Launch, host: Link, devices: Link | None = None):
@@ -34,7 +45,10 @@ class Group:
         self.local_rank, self.local_size = launch.local_rank, launch.local_size
         self.host = socket.gethostname()
         self._host, self._devices = host, devices
+        self.sums_numbers = host is not devices
+        self.watch = Watch()  # `init` puts in its place what tells a watcher
         self.waits_for: tuple[str, float] | None = None  # what, since when: for who watches
+        self.moves, self.moved = 0, time.monotonic()  # how often it waited, and until when
 
     @property
     def main(self) -> bool:
@@ -43,6 +57,20 @@ class Group:
     def __repr__(self) -> str:
         engines = [link.name for link in (self._host, self._devices) if link is not None]
         return f"<rank {self.rank} of {self.size}, {' and '.join(dict.fromkeys(engines))}>"
+
+    def join_gpus(self, devices: Link | None) -> None:
+        """Take the link between GPUs, made after that between hosts; None for none."""
+        self._devices = devices
+
+    def gpu(self) -> Device:
+        """The GPU of this rank. RuntimeError if `init` found none."""
+        device = getattr(self._devices, "device", None)
+        if device is None:
+            raise RuntimeError(
+                f"{self!r} has no GPU: its processes were started for the CPU (GPUNN_DEVICE?), or "
+                "the first GPU was made usable after gpunn.distributed.init"
+            )
+        return device
 
     # ---- arrays: all ranks take part -------------------------------------------------------------
 
@@ -59,6 +87,7 @@ class Group:
 
     def broadcast(self, array: Any, root: int = 0) -> None:
         """Make `array`, contiguous, everywhere what it is on rank `root`."""
+        array = array.reshape(-1)
         if device_of(array).type == "emulator":
             self._on_emulator(lambda flat: self._host.broadcast(flat, root), array)
             return
@@ -85,8 +114,12 @@ class Group:
 
     def _on_emulator(self, function: Callable[[np.ndarray], None], array: Any) -> None:
         """Do it, and let a graph that captures note it, as it would note a call of NCCL."""
-        with self.waiting("a collective"):
-            emulated_step.run(function, (plain(array),), writes=True)
+
+        def watched(flat: np.ndarray) -> None:
+            with self.waiting("a collective"):  # in a replay, too
+                function(flat)
+
+        emulated_step.run(watched, (plain(array),), writes=True)
 
     # ---- values of the host: all ranks take part, and wait ---------------------------------------
 
@@ -107,6 +140,23 @@ class Group:
         """What rank 0 gave, of the kinds that `exchange` takes; the others' is left out."""
         return self.exchange(value if self.main else None)[0]
 
+    def on_main(self, function: Callable[[], None]) -> None:
+        """Call `function` on rank 0 alone.
+
+        If it raises, all ranks do: the others a `RemoteError` of the same words.
+        """
+        error: Exception | None = None
+        if self.main:
+            try:
+                function()
+            except Exception as raised:
+                error = raised
+        words = self.share(error and [type(error).__name__, _words(error)])
+        if error is not None:
+            raise error
+        if words is not None:
+            raise RemoteError(*words)
+
     def barrier(self) -> None:
         """Wait until all ranks are here."""
         with self.waiting("a barrier"):
@@ -117,28 +167,29 @@ class Group:
     @contextlib.contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """Within, this rank waits for the others, and is not the one that they wait for."""
+        self.moves += 1
         self.waits_for = what, time.monotonic()
         try:
             yield
         finally:
-            self.waits_for = None
+            self.waits_for, self.moved = None, time.monotonic()
+
+    def check(self) -> None:
+        """Raise RuntimeError if NCCL knows that a rank is gone. Does not wait."""
+        for link in (self._devices, self._host):
+            if link is not None:
+                link.check()
 
     def close(self) -> None:
         """Leave the job, when all do."""
+        with self.waiting("the end of the others"):
+            pending = self._host.begin_barrier()
+            while not pending.poke():  # MPI's own waits keep a core busy, and rank 0 may need it
+                time.sleep(0.002)
         for link in (self._devices, self._host):
             if link is not None:
                 link.close()
         self._devices = None
-
-
-class Done(Pending):
-    """A collective that is complete."""
-
-    def poke(self) -> bool:
-        return True
-
-    def wait(self) -> None:
-        """It is complete."""
 
 
 class _Watched(Pending):
@@ -153,3 +204,10 @@ class _Watched(Pending):
     def wait(self) -> None:
         with self._group.waiting("a reduction"):
             self._pending.wait()
+
+
+def _words(error: Exception) -> str:
+    """What an error says; of the operating system's errors the file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)

@@ -25,7 +25,13 @@ class Callback:
     A run that goes on from a checkpoint calls ``on_train_begin``, and if it stood within an epoch
     ``on_epoch_begin`` of that, then `load_state_dict`. ``trainer.resumed`` is True then from the
     beginning, for callbacks that would otherwise begin a file anew.
+
+    Where several processes train together (docs/distributed.md) each has the callbacks, and all get
+    the same records. Callbacks that write or print set `main_only`: they are called on rank 0.
     """
+
+    main_only = False
+    reads_gradients = False  # which ranks that shard the optimizer's states have in parts only
 
     def on_train_begin(self, trainer: Any) -> None:
         """Before the first epoch; `trainer.epochs` and `trainer.steps` say how much will come."""
@@ -177,6 +183,8 @@ class ModelCheckpoint(Monitor):
     save_best_only : save only when the monitored value is the best so far
     """
 
+    main_only = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -217,6 +225,8 @@ class CSVLogger(Callback):
     With `append`, rows are added to an existing file, whose header must be the same. A run that
     goes on from a checkpoint goes on with the file as it was then.
     """
+
+    main_only = True
 
     def __init__(self, path: str | os.PathLike[str], append: bool = False):
         self.path, self.append = Path(path), bool(append)
@@ -313,9 +323,9 @@ class LearningRateScheduler(Callback):
 
 
 class CallbackList:
-    """Calls each callback in turn."""
+    """Calls each callback in turn; not on rank 0, those alone that are not for it."""
 
-    def __init__(self, callbacks: Sequence[Callback]):
+    def __init__(self, callbacks: Sequence[Callback], main: bool = True):
         for callback in callbacks:
             if not isinstance(callback, Callback):
                 raise TypeError(
@@ -323,7 +333,8 @@ class CallbackList:
                     + (" (a class: add parentheses)" if isinstance(callback, type) else "")
                 )
         self.callbacks = list(callbacks)
+        self.called = [one for one in self.callbacks if main or not one.main_only]
 
     def __call__(self, event: str, *arguments: Any) -> None:
-        for callback in self.callbacks:
+        for callback in self.called:
             getattr(callback, event)(*arguments)

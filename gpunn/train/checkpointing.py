@@ -10,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpunn.distributed import Group
 from gpunn.train import checkpoint_file
 from gpunn.train.checkpoint import Checkpoints, newest, numbered
 from gpunn.train.checkpoint_file import CheckpointError
+from gpunn.train.ranks import Agreement
 from gpunn.train.resume import before_validation, optional_state, training_state
 from gpunn.train.running import TrainingError
 from gpunn.train.signals import Signals
@@ -32,6 +35,8 @@ class Checkpointing:
     wanted : `Checkpoints`, a folder, or None
     resume : as of `Trainer.fit`
     say : told how the run goes on
+    group : ranks that train together. Rank 0 reads and writes for all; when to write, and that a
+        signal came, the ranks agree on after each step, so that all stop after the same one.
 
     Attributes
     ----------
@@ -40,8 +45,12 @@ class Checkpointing:
     last : the newest one that was written or read
     """
 
-    def __init__(self, wanted: Any, resume: Any, say: Callable[[str], None]):
-        self.on = wanted is not None
+    def __init__(
+        self, wanted: Any, resume: Any, say: Callable[[str], None], group: Group | None = None
+    ):
+        self.on, self.group = wanted is not None, group
+        self._main = group is None or group.main
+        self._agreement = None if group is None else Agreement(group, 3)
         if not isinstance(wanted, Checkpoints):
             wanted = Checkpoints(wanted if self.on else ".")
         self.wanted: Checkpoints = wanted
@@ -49,7 +58,7 @@ class Checkpointing:
         self._place = self.folder.absolute()  # callbacks may change the working directory
         self.last: Path | None = None
         self.found: tuple[Path, dict[str, Any]] | None = None
-        self._signals = Signals()
+        self._signals = Signals() if group is None else Signals(_said(group, self.on))
         self._stopped = False  # by it
         self._number, self._failed = 0, False
         self._lock: int | None = None
@@ -87,6 +96,25 @@ class Checkpointing:
             self._read(explicit)
         elif there:
             self._read(self.folder)
+
+    def _find_together(self) -> None:
+        """Rank 0 looks; what it found is sent to the others, who need not see its disk."""
+        if self.group is None:
+            self._find()
+            return
+        self.group.on_main(self._find)
+        found = self.found if self._main else None
+        path = self.group.share(found and str(found[0]))
+        self._number = self.group.share(self._number)
+        if path is None:
+            return
+        data = self.group.exchange_bytes(found[0].read_bytes() if found else b"")[0]
+        if not self._main:
+            with tempfile.TemporaryDirectory() as folder:
+                copy = Path(folder) / Path(path).name
+                copy.write_bytes(data)
+                self.found = Path(path), checkpoint_file.read(copy)
+            self.last = Path(path)
 
     def _read(self, path: Path) -> None:
         if not path.is_dir():
@@ -137,14 +165,17 @@ class Checkpointing:
 
         It begins with a look for what to go on from: `found`.
         """
+        listens = self.on or self.group is not None
         try:
-            self._find()
-            with self._signals.listening() if self.on else contextlib.nullcontext():
+            self._find_together()
+            with self._signals.listening() if listens else contextlib.nullcontext():
                 yield
+                if self._agreement is not None:
+                    self._signals.asked = signal.SIGTERM if self._agreement.last()[1] else None
             if self._signals.asked == signal.SIGTERM and not self._stopped:  # after the last step
                 self._signals.leave()
         except Exception as error:
-            if self.on and self.last and not isinstance(error, CheckpointError):
+            if self.on and self.last and self._main and not isinstance(error, CheckpointError):
                 error.add_note(self._note(error))
             raise
         finally:
@@ -178,59 +209,79 @@ class Checkpointing:
 
     def after_step(self, loop: Any, steps: int = 1) -> None:
         """After weight updates. KeyboardInterrupt if Ctrl-C was noted."""
-        if not self.on:
-            return
         self._steps += steps
-        if (self._signals.asked is not None or self._due()) and not _epoch_given(loop):
+        if not self._listens:
+            return
+        asked, due = self._wishes()
+        if (asked or due) and not _epoch_given(loop):
             self._save(loop)
-            self._leave_if_asked()
+            self._leave_if(asked)
 
     def before_validation(self, loop: Any) -> None:
         """All steps of the epoch are made."""
-        if not self.on:
+        if not self._listens:
             return
-        loop.place.before = before_validation(loop)
-        if self._signals.asked is not None or self._due():
+        if self.on:
+            loop.place.before = before_validation(loop)
+        asked, due = self._wishes()
+        if asked or due:
             self._save(loop)
-            self._leave_if_asked()
+            self._leave_if(asked)
 
     def in_validation(self, loop: Any) -> None:
         """After each of its batches."""
-        if self._signals.asked is not None:
+        if not self._listens:
+            return
+        asked, _ = self._wishes()
+        if asked:
             self._save(loop)
-            self._leave_if_asked()
+            self._leave_if(asked)
 
     def after_epoch(self, loop: Any, final: bool) -> None:
         """After the callbacks' ``on_epoch_end``; `final` if it is the last one."""
-        if not self.on:
+        if not self._listens:
             return
         self._epochs += 1
-        due = self.wanted.epochs is not None and self._epochs >= self.wanted.epochs
-        if due or final or self._signals.asked is not None or self._due():
+        asked, due = self._wishes()
+        due = due or (self.wanted.epochs is not None and self._epochs >= self.wanted.epochs)
+        if due or final or asked:
             self._save(loop)
-        if not final or self._signals.asked == signal.SIGTERM:
-            self._leave_if_asked()
+        if not final or asked == signal.SIGTERM:
+            self._leave_if(asked)
 
-    def _due(self) -> bool:
-        wanted = self.wanted
-        if wanted.steps is not None and self._steps >= wanted.steps:
-            return True
-        return wanted.seconds is not None and time.monotonic() - self._time >= wanted.seconds
+    @property
+    def _listens(self) -> bool:
+        return self.on or self.group is not None
 
-    def _leave_if_asked(self) -> None:
-        if self._signals.asked is not None:
+    def _wishes(self) -> tuple[int, bool]:
+        """(the signal that asks to stop or 0, whether a checkpoint is due), alike on all ranks."""
+        wanted, asked = self.wanted, self._signals.asked or 0
+        late = wanted.seconds is not None and time.monotonic() - self._time >= wanted.seconds
+        if self._agreement is not None:
+            wishes = [asked == signal.SIGINT, asked == signal.SIGTERM, late and self._main]
+            interrupted, terminated, late = self._agreement.ask(wishes)
+            asked = signal.SIGTERM if terminated else signal.SIGINT if interrupted else 0
+        return int(asked), late or (wanted.steps is not None and self._steps >= wanted.steps)
+
+    def _leave_if(self, asked: int) -> None:
+        if asked:
             self._stopped = True
+            self._signals.asked = asked  # it may have come to another rank alone
             self._signals.leave()
 
     def _save(self, loop: Any) -> None:
+        if not self.on:
+            return
         place = loop.place
         epoch, step = loop.trainer.epoch, place.step if place is not None else 0
         name = f"checkpoint-{self._number + 1:06d}-epoch-{epoch}-step-{step}.safetensors"
         self._epochs = self._steps = 0
         self._time = time.monotonic()
         try:
-            state = training_state(loop) | {"extra": dict(self.wanted.extra)}
-            checkpoint_file.write(self._place / name, state)
+            state = training_state(loop)  # ranks that train together all take part
+            state["extra"] = dict(self.wanted.extra)
+            if self._main:
+                checkpoint_file.write(self._place / name, state)
         except (OSError, MemoryError, TypeError, ValueError) as error:
             if self.last is None:  # nothing is lost yet, and it would never work
                 raise
@@ -244,9 +295,21 @@ class Checkpointing:
             return
         self._failed, self._number = False, self._number + 1
         self.last = self.folder / name
+        if self.group is not None:
+            self.group.watch.advise(self.advice())
+        if not self._main:
+            return
         with contextlib.suppress(OSError):
             for _, path in numbered(self._place)[self.wanted.keep :]:
                 path.unlink()
+
+
+def _said(group: Group, on: bool) -> bytes:
+    """What a rank says when a signal comes."""
+    if not group.main:
+        return b""
+    kept = ", with a checkpoint" if on else ""
+    return f"\nall ranks stop after the next step{kept}\n".encode()
 
 
 def _epoch_given(loop: Any) -> bool:

@@ -6,7 +6,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import gpunn
 from gpunn import nn, optim
 from gpunn.autograd.random import manual_seed
 from gpunn.data import DataLoader, Normalizer, RandomAffine, Split
-from gpunn.device import Device, as_device
+from gpunn.device import Device
 from gpunn.io import write_text
 from gpunn.train import run_folder as files
 from gpunn.train.blas_threads import one_blas_thread
@@ -26,6 +26,7 @@ from gpunn.train.configuration import config_from_dict, config_to_dict, config_t
 from gpunn.train.history import History
 from gpunn.train.jobs import JOBS, ClassificationJob
 from gpunn.train.plots import confusion_matrix_figure, save_figure
+from gpunn.train.ranks import as_group, placed
 from gpunn.train.trained import TrainedModel
 from gpunn.train.trainer import Trainer
 
@@ -76,10 +77,10 @@ def run_classification(
     Raises ImportError if the data's package is missing, and what `Trainer.fit` raises. Missing
     matplotlib only leaves out its files, with a note.
     """
-    config = config or job.config()
-    config = replace(config, device=str(as_device(_named(config.device))))
+    group = as_group("auto")
+    config = placed(config or job.config(), group)
     split, test_rows = job.split(config)
-    folder = files.new_run_folder(job.name, output)
+    folder = files.of_rank(group, lambda: files.new_run_folder(job.name, output))
     with files.kept_if_progress(folder):
         write_text(folder / files.CONFIG, config_to_toml(config, job.name))
         return _run(job, config, folder, split, test_rows, verbose, say, profile)
@@ -98,21 +99,36 @@ def resume_classification(
     Raises FileNotFoundError if it has no checkpoints; ValueError if the run is complete;
     FileFormatError if its checkpoints are damaged; and what `run_classification` raises.
     """
+    group, extra = as_group("auto"), {}
+    place = files.of_rank(group, lambda: extra.update(_resumable(folder)) or Path(folder))
+    if group is not None:
+        extra = group.share(extra)
+    job = JOBS[extra["job"]]
+    config = config_from_dict(job.config, extra["config"], f"the checkpoint in {folder}")
+    config = placed(config, group)
+    split, test_rows = job.split(config)
+    return _run(job, config, place, split, test_rows, verbose, say)
+
+
+def _resumable(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The job and the configuration of a run, from its last checkpoint."""
     extra = files.last_checkpoint(folder)["extra"]
     if extra.get("job") not in JOBS:
         raise ValueError(f"the checkpoints in {folder} are not of a job of gpunn train")
-    job = JOBS[extra["job"]]
-    config = config_from_dict(job.config, extra["config"], f"the checkpoint in {folder}")
-    split, test_rows = job.split(config)
-    return _run(job, config, Path(folder), split, test_rows, verbose, say)
+    return {name: extra[name] for name in ("job", "config")}
 
 
 def _run(
     job: ClassificationJob, config: Any, folder: Path, split: Split, test_rows: np.ndarray,
     verbose: bool, say: Callable[[str], None], profile: bool = False,
 ) -> JobResult:  # fmt: skip
-    """Train from the beginning, or from the last checkpoint in the folder, and write the rest."""
-    device = Device(config.device)
+    """Train from the beginning, or from the last checkpoint in the folder, and write the rest.
+
+    Of ranks that train together rank 0 alone speaks and writes.
+    """
+    group, device = as_group("auto"), Device(config.device)
+    main = group is None or group.main
+    verbose, profile = verbose and main, profile and main
     manual_seed(config.seed)
     model = job.model(config).to(device)
     if verbose:
@@ -130,15 +146,13 @@ def _run(
         history = fit(trained, split, verbose, folder if profile else False, checkpoints)
     seconds = max(time.perf_counter() - start, sum(record["seconds"] for record in history))
     metrics, confusion = measure(trained, split, history, seconds)
+    if not main:
+        return JobResult(folder, trained, history, metrics, confusion, [])
     trained.save(folder)
     notes = write_results(folder, trained, history, metrics, confusion)
     x, y = split.test
     write_predictions(folder / files.PREDICTIONS, trained.probabilities(x), y, test_rows)
     return JobResult(folder, trained, history, metrics, confusion, notes)
-
-
-def _named(device: str) -> str | None:
-    return None if device == "auto" else device
 
 
 def describe(

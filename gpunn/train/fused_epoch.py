@@ -57,10 +57,14 @@ def _why_not(trainer: Any, loader: Any, callbacks: CallbackList) -> str:
         return "the data are not arrays"
     if len(loader.dataset.arrays) != 2:
         return f"a sample has {len(loader.dataset.arrays)} fields, not 2"
+    if loader.part != (0, 1):
+        return "its loader gives a part of each batch"
     if loader.transform is not None or loader.collate_fn is not None:
         return "batches are transformed one by one"
     if trainer.accumulate > 1:
         return "gradients are accumulated"
+    if trainer.group is not None:
+        return "several processes train together"
     exact = get_matmul_precision() == "highest" and not is_autocast_enabled()
     if trainer.precision.name not in (None, "fp32") or not exact:
         return "it computes in float32"

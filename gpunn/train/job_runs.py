@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gpunn
-from gpunn.device import as_device
+from gpunn.distributed import Group
 from gpunn.io import FileFormatError, write_text
 from gpunn.train import run_folder as files
 from gpunn.train.blas_threads import one_blas_thread
@@ -18,9 +18,16 @@ from gpunn.train.checkpoint import numbered
 from gpunn.train.checkpoint_file import CheckpointError
 from gpunn.train.checkpointing import locked
 from gpunn.train.classification import JobResult, resume_classification, run_classification
-from gpunn.train.configuration import build, config_to_dict, config_to_toml, read_config
+from gpunn.train.configuration import (
+    build,
+    config_from_dict,
+    config_to_dict,
+    config_to_toml,
+    read_config,
+)
 from gpunn.train.job import Job, Outcome
 from gpunn.train.jobs import ClassificationJob
+from gpunn.train.ranks import alone, as_group, placed
 from gpunn.train.run import Run, RunInterrupted
 from gpunn.train.running import TrainingError
 from gpunn.train.scripts import find_job
@@ -73,11 +80,14 @@ def run_job(
     """
     if isinstance(job, ClassificationJob):
         return run_classification(job, config, output, verbose, say, profile)
-    config = _placed(config or job.config())
-    folder = files.new_run_folder(job.name, output)
+    group = as_group("auto")
+    config = placed(config or job.config(), group)
+    folder = files.of_rank(group, lambda: files.new_run_folder(job.name, output))
     with files.kept_if_progress(folder):
         write_text(folder / files.CONFIG, config_to_toml(config, job.name))
-        return _run(Run(job, config, folder, verbose, say, profile))
+        main = group is None or group.main
+        run = Run(job, config, folder, verbose and main, say, profile and main)
+        return _run(run, group)
 
 
 def resume_job(
@@ -91,6 +101,20 @@ def resume_job(
     FileFormatError if its checkpoints are damaged; BlockingIOError if another process is at work
     on it; and what `run_job` raises.
     """
+    group, found = as_group("auto"), {}
+    place = files.of_rank(group, lambda: found.update(_resumable(folder)) or Path(folder))
+    if group is not None:
+        found = group.share(found)
+    if not found:
+        return resume_classification(folder, verbose, say)
+    job = find_job(found["job"])
+    config = placed(config_from_dict(job.config, found["config"], str(folder)), group)
+    main = group is None or group.main
+    return _run(Run(job, config, place, verbose and main, say), group, resumed=True)
+
+
+def _resumable(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The name and the configuration of the `Job` that a run is of; {} for a classification."""
     job = job_of(folder)
     if not isinstance(job, Job):
         checkpoints = Path(folder) / files.CHECKPOINTS
@@ -98,9 +122,9 @@ def resume_job(
             raise FileNotFoundError(
                 f"{folder} has no {files.CONFIG}, which says what to go on with; begin a new run"
             )
-        return resume_classification(folder, verbose, say)
+        return {}
     files.refuse_complete(Path(folder))
-    return _run(opened(folder, verbose=verbose, say=say), resumed=True)
+    return {"job": job.name, "config": config_to_dict(opened(folder).config)}
 
 
 def evaluate_run(folder: str | os.PathLike[str], device: Any = None) -> Outcome:
@@ -128,7 +152,7 @@ def opened(
     file = read_config(folder)
     config = build(job.config, [file.layer()], file.problems)
     if device is not None:
-        config = _placed(replace(config, device=str(device)))
+        config = placed(replace(config, device=str(device)), None)
     return Run(job, config, Path(folder), verbose, say)
 
 
@@ -146,18 +170,12 @@ def job_of(folder: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{Path(folder) / files.CONFIG}: {error}") from None
 
 
-def _placed(config: Any) -> Any:
-    """The configuration with the device that "auto" stands for here."""
-    named = None if config.device == "auto" else config.device
-    return replace(config, device=str(as_device(named)))
-
-
-def _run(run: Run, resumed: bool = False) -> RunResult:
+def _run(run: Run, group: Group | None, resumed: bool = False) -> RunResult:
     """Train, unless that was done, and measure; an interruption or an error says how to go on."""
     handle = locked(run.folder, f"another process is at work on the run in {run.folder}")
     try:
         with one_blas_thread():
-            return _trained_and_measured(run, resumed)
+            return _trained_and_measured(run, group, resumed)
     except (RunInterrupted, KeyboardInterrupt):
         if not files.has_progress(run.folder):
             raise KeyboardInterrupt from None
@@ -178,10 +196,12 @@ def _run(run: Run, resumed: bool = False) -> RunResult:
             os.close(handle)
 
 
-def _trained_and_measured(run: Run, resumed: bool) -> RunResult:
+def _trained_and_measured(run: Run, group: Group | None, resumed: bool) -> RunResult:
     job, started, worked = run.job, time.perf_counter(), time.process_time()
     run.say(f"{job.title}\n  device      {run.device}\n  data        {job.data}")
     before = _trained(run) if resumed else None
+    if group is not None:
+        before = group.share(before)
     if before is None:
         job.train(run)
         if run.profiles:
@@ -193,9 +213,13 @@ def _trained_and_measured(run: Run, resumed: bool) -> RunResult:
     else:
         run.say("nothing is left to train; it is measured")
         run.notes += before["notes"]
+    if group is not None and not group.main:  # rank 0 measures
+        about = _about(run) | {"interrupted": False}
+        return RunResult(run.folder, job, run.config, None, about, [])
     started = time.perf_counter()
     run.begin()
-    outcome = job.evaluate(run)
+    with alone():
+        outcome = job.evaluate(run)
     seconds = before["seconds"] + time.perf_counter() - started
     about = _about(run) | {"interrupted": False, **asdict(outcome), "seconds": round(seconds, 3)}
     if not resumed:

@@ -26,6 +26,8 @@ class StepLogger(Callback):
     step : weight updates counted so far
     """
 
+    main_only = True
+
     def __init__(self, every: int | None):
         if every is not None and every < 1:
             raise ValueError(f"{type(self).__name__}: every must be 1 or more, got {every}")

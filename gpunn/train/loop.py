@@ -17,6 +17,7 @@ from gpunn.train.checkpointing import Checkpointing
 from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
 from gpunn.train.inputs import model_dtype, split_batch
 from gpunn.train.parts import epoch_seed, grouped
+from gpunn.train.ranks import broadcast_buffers, with_rows
 from gpunn.train.resume import Place, adopt, check, random_holders, restore
 from gpunn.train.running import NonFiniteLoss, TrainingError
 
@@ -32,6 +33,7 @@ class Loop:
 
     Attributes
     ----------
+    group, rank : who trains together, and the number of this process among them
     fused : epochs in one kernel, while that is how it trains
     place : where it stands within an epoch; None between two
     """
@@ -42,6 +44,8 @@ class Loop:
     ):  # fmt: skip
         self.trainer, self.loader, self.validation = trainer, loader, validation
         self.callbacks, self.saver = callbacks, saver
+        self.group = trainer.group
+        self.rank = 0 if self.group is None else self.group.rank
         self.fused = self._choose_way()
         self.place: Place | None = None
         self._saved: Any = None  # the state to go on from, until it is put back
@@ -122,7 +126,7 @@ class Loop:
         trainer, number = self.trainer, self.trainer.epoch + 1
         begun = time.perf_counter()
         if trainer.seed is not None:
-            manual_seed(epoch_seed(trainer.seed, trainer.epoch))
+            manual_seed(epoch_seed(trainer.seed, trainer.epoch, self.rank))
         self.callbacks("on_epoch_begin", trainer, number)
         place = Place(number, trainer.optimizer.param_groups[0]["lr"], begun)
         trainer.step.mean.reset()
@@ -135,9 +139,13 @@ class Loop:
         record = {**place.record, **self._validate()}
         record["learning_rate"] = float(place.rate)
         record["seconds"] = time.perf_counter() - place.begun
+        if self.group is not None:
+            record = self.group.share(record)  # so that callbacks decide alike, to the last bit
         trainer.epoch, self.place = number, None
         trainer.history.append(record)
         self.callbacks("on_epoch_end", trainer, number, trainer.history.records[-1])
+        if self.group is not None:
+            trainer._stop = next(filter(None, self.group.exchange(trainer._stop)), None)
         self.saver.after_epoch(self, final=number >= last or trainer._stop is not None)
 
     def _train(self, place: Place) -> dict[str, float]:
@@ -147,6 +155,10 @@ class Loop:
         try:
             if not self._in_one_kernel(place):
                 self._steps(place)
+            if self.group is not None:
+                trainer.step.mean.merge()
+                for metric in trainer.metrics:
+                    metric.merge(self.group)
             return {"epoch": place.number, **trainer.running()}
         except NonFiniteLoss as error:
             raise self._diverged(place.number, error) from None
@@ -155,8 +167,11 @@ class Loop:
         if self.validation is None:
             return {}
         self.saver.before_validation(self)
+        if self.group is not None:
+            broadcast_buffers(self.group, self.trainer.model)
+            self.group.watch.phase("the validation")
         found = self.trainer._measure(
-            self.validation, "validation", lambda: self.saver.in_validation(self)
+            self.validation, "validation", lambda: self.saver.in_validation(self), self.group
         )
         return {f"validation_{name}": v for name, v in found.items() if np.ndim(v) == 0}
 
@@ -186,12 +201,14 @@ class Loop:
         dtype = model_dtype(trainer.model)
         try:
             for parts in self._parts(place):
-                for number, batch in enumerate(parts):
+                for number, (batch, rows) in enumerate(parts):
                     inputs, target = split_batch(batch, trainer.device, dtype, "train")
                     last = number + 1 == len(parts)
-                    trainer.step(inputs, target, first=number == 0, parts=len(parts), last=last)
+                    trainer.step(inputs, target, number == 0, len(parts), last, rows)
                 place.step += 1
                 place.batches += len(parts)
+                if self.group is not None:
+                    self.group.watch.step(place.number, place.step)
                 self.callbacks("on_batch_end", trainer, place.number, place.step)
                 self.saver.after_step(self)
         finally:  # also when no more batches come: the thread must not stay under profile
@@ -205,8 +222,9 @@ class Loop:
             )  # fmt: skip
 
     def _parts(self, place: Place) -> Iterator[Sequence[Any]]:
-        """The batches of each weight update; the last one of an epoch may have fewer."""
-        batches = self._batches(place)
+        """The batches of each weight update, with their rows; the last of an epoch may have fewer.
+        """
+        batches = with_rows(self._batches(place), self.group)
         if self.trainer.accumulate == 1:
             return ((batch,) for batch in batches)
         return grouped(batches, self.trainer.accumulate)

@@ -72,7 +72,8 @@ class NaNWatch(Callback):
     def __init__(self, every: int = 16, gradients: bool = True, allow_infinity: bool = False):
         if every < 1:
             raise ValueError(f"NaNWatch: every must be 1 or more, got {every}")
-        self.every, self.gradients = int(every), bool(gradients)
+        self.every = int(every)
+        self.gradients = self.reads_gradients = bool(gradients)
         self.allow_infinity = bool(allow_infinity)
         self.finding: str | None = None
         self._handles: list[Any] = []

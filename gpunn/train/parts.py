@@ -67,7 +67,8 @@ def _kind(value: Any) -> str:
     return repr(value) if isinstance(value, str) else type(value).__name__
 
 
-def epoch_seed(seed: int, epoch: int) -> int:
-    """One 63-bit seed for the random numbers of an epoch."""
-    words = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+def epoch_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """One 63-bit seed for the random numbers of an epoch, others on every rank."""
+    entropy = [seed, epoch, rank] if rank else [seed, epoch]
+    words = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))

@@ -27,6 +27,8 @@ class ProgressBar(Callback):
     lines : how many plain lines at most, besides the first and the last
     """
 
+    main_only = True
+
     def __init__(self, file: IO[str] | None = None, refresh: float = 0.2, lines: int = 20):
         self.file, self.refresh, self.lines = file, float(refresh), max(1, int(lines))
         self._bar: Any = None

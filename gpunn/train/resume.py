@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 import gpunn
+from gpunn.autograd.random import get_rng_state, set_rng_state
 from gpunn.autograd.tensor import Tensor
 from gpunn.device import Device, as_array, device_of, is_array, to_device, to_numpy
 from gpunn.nn import Module
@@ -27,6 +28,8 @@ from gpunn.train.checkpoint import (
     state_of,
 )
 from gpunn.train.checkpoint_file import CheckpointError
+from gpunn.train.metrics.base import merged
+from gpunn.train.parts import epoch_seed
 
 
 @dataclass
@@ -58,10 +61,10 @@ class Place:
 
 
 def training_state(loop: Any) -> dict[str, Any]:
-    """All that `loop` needs to go on from here."""
+    """All that `loop` needs to go on from here; of ranks that train together, all call it."""
     trainer, place = loop.trainer, loop.place
     running = place is not None and place.record is None
-    if running:
+    if running and loop.group is None:
         trainer.step.mean.value()  # a loss that was not finite ends the training, with no trace
     before = (place.before if place else None) or before_validation(loop)
     return {
@@ -90,9 +93,29 @@ def training_state(loop: Any) -> dict[str, Any]:
 def before_validation(loop: Any) -> dict[str, Any]:
     """What a validation moves on and a run that repeats it begins with."""
     return {
-        "random": random_state(loop.trainer.model, random_holders(loop)),
+        "random": random_state(loop.trainer.model, random_holders(loop)) | ranks_random(loop),
         "validation": optional_state(loop.validation),
     }
+
+
+def ranks_random(loop: Any) -> dict[str, Any]:
+    """gpunn's random state of each rank, where several train together."""
+    return {} if loop.group is None else {"ranks": loop.group.exchange(get_rng_state())}
+
+
+def restore_rank_random(loop: Any, state: Mapping[str, Any]) -> None:
+    """Go on with this rank's own random numbers, not with those of rank 0.
+
+    A rank that the run did not have before gets a seed of its own, at rank 0's place.
+    """
+    ranks = state["random"].get("ranks", [state["random"]["gpunn"]])
+    if len(ranks) == (1 if loop.group is None else loop.group.size):
+        set_rng_state(ranks[loop.rank])
+    elif loop.rank:
+        seed = loop.trainer.seed
+        known = ranks[0]["seed"] if seed is None else seed
+        number = epoch_seed(known, loop.trainer.epoch, loop.rank)
+        set_rng_state({**ranks[0], "seed": number})
 
 
 def random_holders(loop: Any) -> dict[str, Any]:
@@ -114,8 +137,15 @@ def _place_state(trainer: Any, place: Place, running: bool) -> dict[str, Any]:
         "record": place.record,
         "begin": place.begin if running else None,
         "mean": trainer.step.mean.state_dict() if running else None,
-        "metrics": [metric_state(m, trainer.device) for m in trainer.metrics] if running else None,
+        "metrics": [metric_state(m, trainer.device) for m in _merged(trainer)] if running else None,
     }
+
+
+def _merged(trainer: Any) -> list[Any]:
+    """The metrics with the samples of all ranks."""
+    if trainer.group is None:
+        return trainer.metrics
+    return [merged(metric, trainer.group) for metric in trainer.metrics]
 
 
 def optional_state(part: Any) -> Any:
@@ -296,6 +326,7 @@ def restore(loop: Any, state: Mapping[str, Any]) -> None:
     if state["place"] is not None:
         _restore_place(loop, state["place"])
     restore_random(state["random"], trainer.model, random_holders(loop))
+    restore_rank_random(loop, state)
 
 
 def _restore_place(loop: Any, saved: Mapping[str, Any]) -> None:
@@ -305,6 +336,8 @@ def _restore_place(loop: Any, saved: Mapping[str, Any]) -> None:
     place.begin = saved["begin"]
     if place.record is None:
         trainer.step.mean.load_state_dict(saved["mean"])
+        if loop.rank:
+            return  # rank 0 has what all have counted so far
         for metric, sums in zip(trainer.metrics, saved["metrics"], strict=True):
             restore_metric(metric, sums, trainer.device)
 
@@ -316,7 +349,7 @@ def _restore_callbacks(callbacks: CallbackList, saved: list[tuple[str, Any]]) ->
         states.setdefault(name, []).append(state)
     for callback in callbacks.callbacks:
         own = states.get(type(callback).__name__)
-        if own and (state := own.pop(0)):
+        if own and (state := own.pop(0)) and callback in callbacks.called:
             callback.load_state_dict(state)
     if lost := [name for name, rest in states.items() if any(rest)]:
         warnings.warn(

@@ -17,6 +17,7 @@ from gpunn.train.history import History
 from gpunn.train.job import Job
 from gpunn.train.parts import make_profiler
 from gpunn.train.plots import save_figure
+from gpunn.train.ranks import as_group
 
 
 class RunInterrupted(Exception):
@@ -116,6 +117,12 @@ class Run:
         ``for number, record in run.loop(200, model=policy, optimizer=optimizer): …``
         """
         from gpunn.train.run_loop import run_loop
+
+        if as_group("auto") is not None:
+            raise ValueError(
+                f"{self.job.name} trains in a loop of its own, which one process runs; start it "
+                "without mpirun"
+            )
 
         yield from run_loop(self, count, name, every, parts)
 

@@ -7,7 +7,8 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,25 @@ def new_run_folder(job: str, output: str | os.PathLike[str] | None = None) -> Pa
             return folder
         except FileExistsError:
             number += 1
+
+
+def of_rank(group: Any, make: Callable[[], Path]) -> Path:
+    """What `make` gives, on rank 0 of a group; the other ranks get a folder of their own.
+
+    It is removed when their process ends: they can write what rank 0 writes, and nobody sees it.
+    Errors of `make` are raised on all ranks. Without a group it is `make` alone.
+    """
+    if group is None:
+        return make()
+    made: list[Path] = []
+    group.on_main(lambda: made.append(make()))
+    if not made:
+        _private.append(tempfile.TemporaryDirectory(prefix="gpunn-rank-"))
+        made.append(Path(_private[-1].name))
+    return made[0]
+
+
+_private: list[Any] = []  # until the process ends
 
 
 def last_checkpoint(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -9,19 +9,26 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
+from gpunn.distributed.watch import terminated
+
 _SAID = b"\nstops after this step, with a checkpoint; once more: at once, without\n"
 
 
 class Signals:
     """What came while it listened.
 
+    Parameters
+    ----------
+    said : written to standard error when the first comes
+
     Attributes
     ----------
     asked : the number of the signal that came first, or None
     """
 
-    def __init__(self) -> None:
+    def __init__(self, said: bytes = _SAID) -> None:
         self.asked: int | None = None
+        self._said = said
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -33,8 +40,8 @@ class Signals:
             yield
             return
         before: dict[int, Any] = {signal.SIGINT: signal.getsignal(signal.SIGINT)}
-        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            before[signal.SIGTERM] = signal.SIG_DFL
+        if signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, terminated):
+            before[signal.SIGTERM] = signal.getsignal(signal.SIGTERM)
         # None is a handler that another language has set; Python cannot put it back.
         before = {n: old for n, old in before.items() if old not in (signal.SIG_IGN, None)}
 
@@ -42,7 +49,7 @@ class Signals:
             if self.asked is None:
                 self.asked = number
                 with contextlib.suppress(OSError):
-                    os.write(2, _SAID)  # print may be what was interrupted
+                    os.write(2, self._said)  # print may be what was interrupted
                 return
             signal.signal(number, before[number])
             signal.raise_signal(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -10,15 +11,19 @@ from typing import Any
 
 from gpunn.autograd.random import get_rng_state, set_rng_state
 from gpunn.device import Device
+from gpunn.distributed import GradientSync, Group
+from gpunn.distributed.loss import Divisor, begin_divisor, global_mean
 from gpunn.errors import StepError
 from gpunn.train.carried import Carried
 from gpunn.train.inputs import check_labels, match_target
 from gpunn.train.metrics import Metric
 from gpunn.train.precision import Precision
+from gpunn.train.ranks import raise_together
 from gpunn.train.regularization import Regularization
-from gpunn.train.running import LossMean
+from gpunn.train.running import LossMean, NonFiniteLoss
 
 _FETCH_EVERY = 64  # steps between two looks at the loss on a GPU; on the CPU it costs nothing
+_NEVER = 2**62  # on the CPU the ranks tell each other with the gradients
 
 
 class TrainStep:
@@ -32,10 +37,13 @@ class TrainStep:
         say why and go on without
     profiler : a `gpunn.profiling.StepProfiler`, or None; steps that it looks at are not replayed,
         so that it sees their kernels
+    group : ranks that train together; each gives its rows of every batch, and the sum over ranks
+        is the loss, and the gradient, of the whole batch
 
     Attributes
     ----------
     mean : the running mean of the loss
+    sync : the `GradientSync`; None without a group
     """
 
     def __init__(
@@ -49,11 +57,15 @@ class TrainStep:
         device: Device,
         compiled: bool | None,
         profiler: Any = None,
+        group: Group | None = None,
     ):
         self.model, self.loss, self.optimizer = model, loss, optimizer
         self.regularization, self.precision = regularization, precision
         self._on_cpu = device.type == "cpu"
-        self.mean = LossMean(is_summed(loss), 1 if self._on_cpu else _FETCH_EVERY, device)
+        self.group, self.sync = group, None if group is None else GradientSync(optimizer, group)
+        self._bad: NonFiniteLoss | None = None  # on the CPU, of this rank's part of a batch
+        every = _FETCH_EVERY if not self._on_cpu else 1 if group is None else _NEVER
+        self.mean = LossMean(is_summed(loss), every, device, group)
         self._inside = [(metric, Carried(metric)) for metric in metrics if metric.in_step]
         self._outside = [metric for metric in metrics if not metric.in_step]
         self.may_fail, self.profiler = compiled is None, profiler
@@ -84,16 +96,21 @@ class TrainStep:
 
     def __call__(
         self, inputs: Sequence[Any], target: Any, first: bool = True, parts: int = 1,
-        last: bool = True,
+        last: bool = True, rows: tuple[int, int] | None = None,
     ) -> None:  # fmt: skip
         """Train on one batch, or one of `parts` whose gradients are added up.
 
-        `first` forgets the gradients before, `last` updates the weights after.
+        `first` forgets the gradients before, `last` updates the weights after. `rows`: with other
+        ranks, how many this one has of the batch, and how many the whole batch has; of 0 it has one
+        in their place, which does not count.
         """
-        prediction = self._run(first, parts, last, *inputs, target)
-        for metric in self._outside:
-            metric.update(prediction.array, target.array)
-        if not self._on_cpu:
+        prediction = self._run(first, parts, last, rows, *inputs, target)
+        if rows is None or rows[0]:
+            for metric in self._outside:
+                metric.update(prediction.array, target.array)
+        if self.group is not None:
+            self.group.check()  # whether the GPUs have lost each other
+        if not self._on_cpu or self.group is not None:
             self.mean.tick()
 
     def _run(self, *arguments: Any) -> Any:
@@ -117,39 +134,80 @@ class TrainStep:
                 vars(metric).update(values)  # what was counted before the step broke off
             return self._batch(*arguments)
 
-    def _batch(self, first: bool, parts: int, last: bool, *fields: Any) -> Any:
+    def _batch(
+        self, first: bool, parts: int, last: bool, rows: tuple[int, int] | None, *fields: Any
+    ) -> Any:
         inputs, target = fields[:-1], fields[-1]
         if first:
             self.optimizer.zero_grad()
         with self.precision.products():
-            prediction, loss = self._forward(inputs, target)
-            self.mean.add(loss.array, target.shape[0])
-            if self._on_cpu:
-                self.mean.tick()  # a NaN ends the training before it gets into the weights
+            prediction, loss = self._forward(inputs, target, rows)
+            self._measure(loss, target, rows)
             if parts > 1 and not self.mean.summed:
                 loss = loss / parts
-            self.precision.scaled(loss).backward()
+            self._backward(loss, last)
         if last:
             self.precision.unscale()
             self.regularization.apply()
             self.optimizer.step()
             self.precision.update()
-        for metric, carried in self._inside:
-            carried.update(partial(metric.update, prediction.array, target.array))
+        if rows is None or rows[0]:
+            for metric, carried in self._inside:
+                carried.update(partial(metric.update, prediction.array, target.array))
         return prediction.detach()
 
-    def _forward(self, inputs: Sequence[Any], target: Any) -> tuple[Any, Any]:
+    def _forward(
+        self, inputs: Sequence[Any], target: Any, rows: tuple[int, int] | None
+    ) -> tuple[Any, Any]:
+        begun = None
+        if rows is not None and self.group is not None:
+            begun = begin_divisor(self.loss, target, rows[0], self.group)
         with self.precision.forward():
             prediction = self.model(*inputs)
             if self._loader is not None:
                 check_labels(self._loader, self.loss, prediction)
                 self._loader = None
-            return prediction, scalar_loss(self.loss, prediction, target)
+            loss = scalar_loss(self.loss, prediction, target, rows, self.group, begun)
+            return prediction, loss
+
+    def _measure(self, loss: Any, target: Any, rows: tuple[int, int] | None) -> None:
+        """Add to the mean of the loss; on the CPU a NaN ends the training before the update."""
+        if rows is None:
+            self.mean.add(loss.array, target.shape[0])
+            if self._on_cpu:
+                self.mean.tick()
+            return
+        self.mean.add(loss.array, *rows)
+        if self._on_cpu and self._bad is None and not math.isfinite(value := float(loss.array)):
+            self._bad = NonFiniteLoss(self.mean.steps + 1, value)
+
+    def _backward(self, loss: Any, last: bool) -> None:
+        if self.sync is None or self.group is None:
+            self.precision.scaled(loss).backward()
+            return
+        bad = self._bad is not None
+        with self.sync.backward(failed=bad) if last else contextlib.nullcontext():
+            if not bad:
+                self.precision.scaled(loss).backward()
+        if last and self.sync.failed:
+            error, self._bad = self._bad, None
+            raise_together(self.group, error)
 
 
-def scalar_loss(loss: Callable[..., Any], prediction: Any, target: Any) -> Any:
-    """The loss of a batch, a Tensor of shape (). ValueError if it has another shape."""
-    found = loss(prediction, match_target(loss, prediction, target))
+def scalar_loss(
+    loss: Callable[..., Any], prediction: Any, target: Any,
+    rows: tuple[int, int] | None = None, group: Group | None = None, begun: Divisor | None = None,
+) -> Any:  # fmt: skip
+    """The loss of a batch, a Tensor of shape (). ValueError if it has another shape.
+
+    With the ranks of a group, of which this one has ``rows[0]`` of the ``rows[1]`` rows of the
+    batch, it is what this one adds to the loss of the whole batch; `begun` from `begin_divisor`.
+    """
+    target = match_target(loss, prediction, target)
+    if rows is None or group is None:
+        found = loss(prediction, target)
+    else:
+        found = global_mean(loss, prediction, target, *rows, group, begun)
     if found.shape != ():
         raise ValueError(
             f"Trainer: the loss has shape {found.shape}, expected (); "

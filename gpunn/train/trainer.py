@@ -12,6 +12,7 @@ import numpy as np
 from gpunn.autograd.mode import no_grad
 from gpunn.autograd.random import initial_seed
 from gpunn.device import Device, as_device, to_numpy
+from gpunn.distributed import Group
 from gpunn.train.callbacks import Callback, CallbackList
 from gpunn.train.checkpoint import Checkpoints
 from gpunn.train.checkpointing import Checkpointing
@@ -29,6 +30,7 @@ from gpunn.train.metrics import as_metric
 from gpunn.train.parts import check_parts, is_made, make_profiler, make_schedule
 from gpunn.train.precision import Precision
 from gpunn.train.progress import ProgressBar
+from gpunn.train.ranks import as_group, begin_together, join, with_rows
 from gpunn.train.regularization import Regularization
 from gpunn.train.running import LossMean, NonFiniteLoss
 from gpunn.train.step import TrainStep, is_summed, scalar_loss, updates
@@ -70,6 +72,14 @@ class Trainer:
         The result is that of single steps to rounding.
     profile : True, or a folder: profile five steps of the first epoch, and print where their time
         goes or write it there (`gpunn.profiling.StepProfiler`, which may also be given)
+    distributed : "auto": where mpirun, srun or torchrun started several processes, they train
+        together, each on its rows of every batch, with the result of one process to rounding; see
+        docs/distributed.md. True: RuntimeError if there is one alone. False: each for itself. Or a
+        `gpunn.distributed.Group`
+    sync_batch_norm : together, the statistics of batch norm are those of the whole batch, not of
+        each rank's rows
+    zero : 1: together, each rank keeps the optimizer's states of its part of the parameters only
+        (ZeRO, stage 1); 0: every rank keeps all
 
     Attributes
     ----------
@@ -77,6 +87,7 @@ class Trainer:
     epoch : epochs trained so far, over all calls of `fit`
     way : how the latest `fit` trained: "one kernel", "compiled" or "step by step", and why
     resumed : whether the latest `fit` went on from a checkpoint
+    group : the ranks that train together; None alone
     """
 
     def __init__(
@@ -98,12 +109,20 @@ class Trainer:
         compile: bool | None = None,
         fused: bool | None = None,
         profile: Any = False,
+        distributed: Any = "auto",
+        sync_batch_norm: bool = False,
+        zero: int = 0,
     ):
         check_parts(model, loss, optimizer)
         if accumulate < 1:
             raise ValueError(f"Trainer: accumulate must be 1 or more, got {accumulate}")
+        if zero not in (0, 1) or isinstance(zero, bool):
+            raise ValueError(f"Trainer: zero is {zero!r}; expected 0, or 1 for stage 1 of ZeRO")
         self.model, self.loss = model, loss
+        self.group = as_group(distributed)
         self.device = model_device(model) or as_device(None) if device is None else Device(device)
+        if self.group is not None and self.device.type == "cuda":
+            device = self.device = self.group.gpu()  # the model was made before there was a group
         if device is not None:
             model.to(self.device)  # an optimizer that was made before follows its parameters
         if hasattr(loss, "to"):
@@ -122,11 +141,13 @@ class Trainer:
         self.epochs, self.first_epoch = 0, 1
         self.steps: int | None = None
         self.resumed, self.steps_before = False, 0  # steps of this fit that were made before
+        if self.group is not None:
+            join(self.group, self, sync_batch_norm, zero)
         self.precision = Precision(precision, self.device, self.optimizer)
         self.accumulate = int(accumulate)
         self.step = TrainStep(
             model, loss, self.optimizer, self.metrics, self.regularization, self.precision,
-            self.device, compile, make_profiler(profile, model),
+            self.device, compile, make_profiler(profile, model), self.group,
         )  # fmt: skip
         self.fused, self.way = fused, "not trained yet"
         self._stop: str | None = None
@@ -180,6 +201,9 @@ class Trainer:
         if epochs < 1:
             raise ValueError(f"fit: epochs must be 1 or more, got {epochs}")
         seed = initial_seed() if self.seed is None else self.seed
+        if self.group is not None:
+            model, loss, optimizer = self.model, self.loss, self.optimizer
+            seed = begin_together(self.group, model, loss, optimizer, seed, self.seed)
         loader = as_loader(
             train, "train", batch_size, self.device, shuffle=shuffle, seed=seed, transform=transform
         )
@@ -192,10 +216,12 @@ class Trainer:
         self.steps = updates(len(loader), self.accumulate) if known else None
         self.history, self._stop = History(), None
         self.resumed, self.steps_before = False, 0
+        main = self.group is None or self.group.main
         own = [self.scheduler] if self.scheduler else []
         shown = [ProgressBar()] if verbose else []
-        callbacks = CallbackList([*own, *self.callbacks, *shown])
-        saver = Checkpointing(checkpoint, resume, print if verbose else _silent)
+        callbacks = CallbackList([*own, *self.callbacks, *shown], main)
+        say = print if verbose and main else _silent
+        saver = Checkpointing(checkpoint, resume, say, self.group)
         Loop(self, loader, validation, callbacks, saver).run()
         return self.history
 
@@ -206,7 +232,8 @@ class Trainer:
     def running(self, collected: bool = True) -> dict[str, float]:
         """The loss and the scalar metrics of the running epoch so far; waits for the device.
 
-        `collected` False leaves out metrics that go through all samples each time, as "auc" does.
+        Of ranks that train together, while the epoch runs, each knows its own part. `collected`
+        False leaves out metrics that go through all samples each time, as "auc" does.
         """
         if self.step.mean.empty:
             return {}
@@ -225,7 +252,10 @@ class Trainer:
         return "\n".join([f"way: {self.way}", *([compiled.summary()] if compiled else [])])
 
     def stop(self, reason: str) -> None:
-        """End the training after the current epoch; `reason` goes into the history."""
+        """End the training after the current epoch; `reason` goes into the history.
+
+        Of ranks that train together one may say so for all.
+        """
         self._stop = reason
 
     # ---- measuring and predicting ---------------------------------------------------------
@@ -244,29 +274,35 @@ class Trainer:
             self.model.train(was_training)
 
     def _measure(
-        self, loader: Any, name: str, after_batch: Callable[[], None] = lambda: None
-    ) -> dict[str, Any]:
+        self, loader: Any, name: str, after_batch: Callable[[], None] = lambda: None,
+        group: Group | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """The loss and all metrics; of the ranks of `group`, which take their rows of each batch"""
         self.model.eval()
         # A NaN is a result here, not the end of a training: nothing is fetched before the end.
-        mean = LossMean(is_summed(self.loss), every=2**62, device=self.device)
+        mean = LossMean(is_summed(self.loss), every=2**62, device=self.device, group=group)
         self._reset_metrics()
         dtype, samples = model_dtype(self.model), 0
         with no_grad():
-            for batch in loader:
+            for batch, rows in with_rows(loader, group):
                 inputs, target = split_batch(batch, self.device, dtype, name)
                 with self.precision.forward():
                     prediction = self.model(*inputs)
                     if samples == 0:
                         check_labels(loader, self.loss, prediction)
-                    loss = scalar_loss(self.loss, prediction, target)
-                mean.add(loss.array, target.shape[0])
-                for metric in self.metrics:
+                    loss = scalar_loss(self.loss, prediction, target, rows, group)
+                own, whole = rows or (target.shape[0], target.shape[0])
+                mean.add(loss.array, own, whole)
+                for metric in self.metrics if own else ():
                     metric.update(prediction.array, target.array)
-                samples += target.shape[0]
+                samples += whole
                 after_batch()
         if samples == 0:
             raise ValueError(f"{name}: the data gave no batches")
+        for metric in self.metrics if group else ():
+            metric.merge(group)
         try:
+            mean.merge()
             loss = mean.value()
         except NonFiniteLoss as error:
             loss = error.value

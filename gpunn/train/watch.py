@@ -131,7 +131,8 @@ class GradientWatch(Callback):
         if not (weights or gradients):
             raise ValueError("GradientWatch: watch weights, gradients or both")
         self.every, self.bins = every, bins
-        self.weights, self.gradients = bool(weights), bool(gradients)
+        self.weights = bool(weights)
+        self.gradients = self.reads_gradients = bool(gradients)
         self._forget()
 
     def _forget(self) -> None:

@@ -1,0 +1,203 @@
+"""What a Trainer does together with the other ranks of its group, besides the gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from gpunn.autograd.random import manual_seed
+from gpunn.data.parts import parts_of
+from gpunn.device import as_device
+from gpunn.distributed import Group, init
+from gpunn.distributed.link import Pending
+from gpunn.nn import synchronize_batch_norm
+from gpunn.train.parts import epoch_seed
+from gpunn.train.running import NonFiniteLoss
+
+_alone = False  # inside `alone`
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within, a Trainer trains alone unless it is given a group: for work of one rank."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+def as_group(distributed: Any) -> Group | None:
+    """The group that ``Trainer(distributed=…)`` asks for; None to train alone.
+
+    "auto": the processes that mpirun, srun or torchrun started together with this one, if any;
+    True: the same, and RuntimeError if it is alone; a `Group`; None or False: alone.
+    """
+    if distributed is None or distributed is False or (distributed == "auto" and _alone):
+        return None
+    if isinstance(distributed, Group):
+        return distributed
+    if distributed != "auto" and distributed is not True:
+        raise ValueError(
+            f"Trainer: distributed is {distributed!r}; expected 'auto', True, False or a Group"
+        )
+    group = init()
+    if group is None and distributed is True:
+        raise RuntimeError(
+            "Trainer: distributed=True, and this process was started alone; start several, for "
+            "example by: mpirun -n 2 python script.py"
+        )
+    return group
+
+
+def join(group: Group, trainer: Any, sync_batch_norm: bool, zero: int) -> None:
+    """Prepare the parts of a Trainer for training with others.
+
+    TypeError for an optimizer that is not of `gpunn.optim`; ValueError for another stage of ZeRO,
+    and with it for a callback that reads gradients.
+    """
+    optimizer = trainer.optimizer
+    if not hasattr(optimizer, "arenas"):
+        raise TypeError(
+            "Trainer: several processes need an optimizer of gpunn.optim, whose gradients lie in "
+            f"flat arrays, got {type(optimizer).__name__}"
+        )
+    if sync_batch_norm:
+        synchronize_batch_norm(trainer.model, group)
+    if not zero or group.size == 1:
+        return
+    for callback in trainer.callbacks:
+        if callback.reads_gradients:
+            raise ValueError(
+                f"Trainer: {type(callback).__name__} reads gradients, and with zero={zero} a rank "
+                "has the sums of its part only; give it gradients=False, or leave zero out"
+            )
+    optimizer.shard(group)
+
+
+def placed(config: Any, group: Group | None) -> Any:
+    """A job's configuration with the device that "auto" stands for here, or this rank's GPU."""
+    device = as_device(None if config.device == "auto" else config.device)
+    if group is not None and device.type == "cuda":
+        device = group.gpu()
+    return replace(config, device=str(device))
+
+
+def begin_together(
+    group: Group, model: Any, loss: Any, optimizer: Any, drawn: int, seed: int | None
+) -> int:
+    """At the beginning of `fit`: the same model everywhere; gives the seed of the shuffling.
+
+    Without a `seed` of the Trainer it is the one that rank 0 has `drawn`, and the random numbers
+    (of dropout) are made different on the other ranks.
+    """
+    broadcast_state(group, model, loss, optimizer)
+    drawn = group.share(drawn)
+    if seed is None and not group.main:
+        manual_seed(epoch_seed(drawn, 0, group.rank))
+    return drawn
+
+
+def with_rows(loader: Any, group: Group | None) -> Iterable[tuple[Any, tuple[int, int] | None]]:
+    """Batches with (rows of this rank, rows of the whole batch), and the own rows alone.
+
+    Alone: whole batches, with None.
+    """
+    if group is None:
+        return ((batch, None) for batch in loader)
+    return ((batch, (own, whole)) for batch, own, whole in parts_of(loader, group.rank, group.size))
+
+
+def broadcast_state(group: Group, model: Any, loss: Any, optimizer: Any) -> None:
+    """Give all ranks the parameters and buffers that rank 0 has.
+
+    RuntimeError, on all ranks, if theirs have other names or shapes.
+    """
+    optimizer.follow_parameters()
+    named = {}
+    for owner, name in ((model, ""), (loss, "the loss's ")):
+        if hasattr(owner, "named_parameters"):
+            named |= {name + key: value for key, value in owner.named_parameters()}
+            named |= {name + key: value for key, value in owner.named_buffers()}
+    here = [f"{name} {value.dtype} {list(value.shape)}" for name, value in named.items()]
+    there = group.share(here)
+    differ = [f"rank 0 has {a}, this rank {b}" for a, b in zip(there, here, strict=False) if a != b]
+    if len(here) != len(there):
+        differ.append(f"rank 0 has {len(there)} parameters and buffers, this rank {len(here)}")
+    problems = [text[0] for text in group.exchange(differ) if text]
+    if problems:
+        raise RuntimeError(f"Trainer: the ranks have made different models: {problems[0]}")
+    arenas = optimizer.arenas
+    known = {id(tensor) for arena in arenas for tensor in arena.tensors}
+    for arena in arenas:
+        group.broadcast(arena.parameters)
+    for value in named.values():
+        if id(value) not in known:
+            _broadcast(group, value)
+    for arena in arenas:
+        for tensor in arena.tensors:
+            tensor._cell[0] += 1
+
+
+def broadcast_buffers(group: Group, model: Any) -> None:
+    """Give all ranks rank 0's buffers, such as the running statistics of batch norm."""
+    for buffer in model.buffers():
+        _broadcast(group, buffer)
+
+
+def _broadcast(group: Group, tensor: Any) -> None:
+    array = tensor._array
+    if array.flags.c_contiguous:
+        group.broadcast(array)
+    else:
+        dense = array.copy(order="C")
+        group.broadcast(dense)
+        array[...] = dense
+    tensor._cell[0] += 1
+
+
+class Agreement:
+    """What any rank wishes becomes known to all, at the same step and without waiting for it.
+
+    `ask` begins a sum of the wishes and gives that of the call before. Where NCCL alone connects
+    the ranks, the hosts would have to wait for their GPUs: there they tell each other at every 16th
+    call only.
+    """
+
+    def __init__(self, group: Group, size: int):
+        self._group, self._size = group, size
+        self._pending: tuple[Pending, np.ndarray] | None = None
+        self._calls = 0
+
+    def ask(self, wishes: list[bool]) -> list[bool]:
+        """What some rank wished at the last call; all ranks call it equally often."""
+        self._calls += 1
+        if not self._group.sums_numbers:
+            if self._calls % 16:
+                return [False] * self._size
+            return [any(each) for each in zip(*self._group.exchange(wishes), strict=True)]
+        found = self.last()
+        array = np.array(wishes, np.int32)
+        self._pending = self._group.begin_reduce(array), array
+        return found
+
+    def last(self) -> list[bool]:
+        """What was wished at the last call of `ask`, if that is not known yet."""
+        if self._pending is None:
+            return [False] * self._size
+        pending, array = self._pending
+        self._pending = None
+        pending.wait()
+        return [count > 0 for count in array.tolist()]
+
+
+def raise_together(group: Group, error: NonFiniteLoss | None) -> None:
+    """If some rank has seen a loss that is not finite, raise the earliest on all of them."""
+    found = [seen for seen in group.exchange(error and [error.step, error.value]) if seen]
+    if found:
+        raise NonFiniteLoss(*min(found))
