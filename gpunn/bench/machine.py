@@ -33,6 +33,9 @@ LIBRARIES = {
     "jax": ("jax",),
     "numba": ("numba",),
     "numba_cuda": ("numba-cuda",),
+    "mpi4py": ("mpi4py",),
+    "mpich": ("mpich",),
+    "openmpi": ("openmpi",),
 }
 
 

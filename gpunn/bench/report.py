@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpunn import kernels
-from gpunn.bench import launch, machine, products, results
+from gpunn.bench import launch, machine, products, results, scaling_report
 from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
-from gpunn.bench.tables import over_shapes, seconds_text, significant
+from gpunn.bench.tables import markdown, over_shapes, seconds_text, significant
 from gpunn.bench.training_jobs import JOBS
 from gpunn.io.atomic import write_text
 from gpunn.primitives.page import kernels_page
@@ -46,7 +46,7 @@ def result_files(folder: Path) -> list[tuple[Path, Results]]:
     found = []
     for path in sorted(folder.glob("*/*.json")):
         result = results.read(path)
-        if result.gpu and not result.dry_run:
+        if result.gpu and not result.dry_run and not result.scaling:
             found.append((path, result))
     return sorted(found, key=lambda one: (one[1].environment["date"], one[0].name), reverse=True)
 
@@ -155,13 +155,6 @@ def _run_lines(path: Path, result: Results, folder: Path) -> str:
                           for name, rate in ceilings.rates.items())  # fmt: skip
         lines.append(f"Measured ceilings: copy {ceilings.copy / 1e9:,.0f} GB/s; products {rates}.")
     return "\n".join(lines) + "\n"
-
-
-def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], right: int) -> str:
-    """A Markdown table; the columns from `right` on are aligned to the right."""
-    rule = ["---" if i < right else "---:" for i in range(len(headers))]
-    lines = [headers, rule, *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
 
 
 def _rows_markdown(rows: Sequence[tuple[Row, Path]]) -> str:
@@ -334,8 +327,10 @@ def filled(text: str, block: str) -> str:
 def targets(root: Path) -> dict[Path, str]:
     """Every generated file and what it should hold."""
     folder, readme = root / "benchmarks" / "results", root / "README.md"
+    newest = next((result for _, result in result_files(folder)), None)
     found = {
         root / "docs" / "performance.md": performance(folder),
+        root / "docs" / "scaling.md": scaling_report.page(folder, newest),
         root / "docs" / "kernels" / "table.md": kernels_page(kernels.table().values()),
     }
     if readme.is_file():

@@ -33,7 +33,8 @@ class Results:
     `environment` holds machine, versions, commit, clean, date, command; `sources` the digests of
     the code behind every primitive; `ceilings` one entry a device; `tests` and `stages` are there
     in files of the run on hardware; `training` has a row a job and contestant, and `launches` what
-    `gpunn.bench.launch.measure` gives, `products` what `gpunn.bench.products.measure` gives.
+    `gpunn.bench.launch.measure` gives, `products` what `gpunn.bench.products.measure` gives;
+    `scaling`, what `gpunn.bench.scaling.measure` gives, is in files of that benchmark.
     """
 
     environment: dict[str, Any]
@@ -46,6 +47,7 @@ class Results:
     stages: list[dict[str, Any]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
     products: list[dict[str, Any]] = field(default_factory=list)
+    scaling: list[dict[str, Any]] = field(default_factory=list)
     dry_run: bool = False
 
     def to_json(self) -> dict[str, Any]:
@@ -64,6 +66,7 @@ class Results:
             "training": self.training,
             "launches": self.launches,
             "products": self.products,
+            "scaling": self.scaling,
         }
 
     @classmethod
@@ -87,6 +90,7 @@ class Results:
             value["stages"],
             value.get("launches", []),  # older files have none of these
             value.get("products", []),
+            value.get("scaling", []),
             value["dry_run"],
         )
 

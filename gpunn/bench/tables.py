@@ -29,6 +29,13 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.{min(places, 9)}f}"
 
 
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], right: int) -> str:
+    """A Markdown table; the columns from `right` on are aligned to the right."""
+    rule = ["---" if i < right else "---:" for i in range(len(headers))]
+    lines = [headers, rule, *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
 def rows_table(rows: Sequence[Row]) -> str:
     """Every row with its rates, its floor and, for ours, how many times as fast as each peer."""
     peers = list(dict.fromkeys(name for row in rows for name in row.peers))

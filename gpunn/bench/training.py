@@ -78,15 +78,15 @@ def our_step(
     import gpunn
     from gpunn import optim
 
-    model = _our_model(job, device)
+    model = our_model(job, device)
     optimizer = job.update(optim, model.parameters())
-    pairs = _our_batches(job, device, batches)
+    pairs = our_batches(job, device, batches)
     low = job.precision == "bf16"
 
     def train(inputs, labels):
         optimizer.zero_grad()
         with gpunn.autocast("bfloat16") if low else contextlib.nullcontext():
-            loss = _our_loss(job, model, inputs, labels)
+            loss = our_loss(job, model, inputs, labels)
         loss.backward()
         optimizer.step()
         return loss
@@ -96,7 +96,7 @@ def our_step(
     return lambda i: train(*pairs[i % len(pairs)])
 
 
-def _our_model(job: Job, device: Device) -> Any:
+def our_model(job: Job, device: Device) -> Any:
     from gpunn import nn
 
     model = job.network(nn).to(device)
@@ -104,7 +104,7 @@ def _our_model(job: Job, device: Device) -> Any:
     return model
 
 
-def _our_batches(job: Job, device: Device, batches=None) -> list[tuple[Any, Any]]:
+def our_batches(job: Job, device: Device, batches=None) -> list[tuple[Any, Any]]:
     import gpunn
 
     pairs = [
@@ -116,7 +116,7 @@ def _our_batches(job: Job, device: Device, batches=None) -> list[tuple[Any, Any]
     return pairs
 
 
-def _our_loss(job: Job, model: Any, inputs: Any, labels: Any) -> Any:
+def our_loss(job: Job, model: Any, inputs: Any, labels: Any) -> Any:
     import gpunn.nn.functional as F
 
     if hasattr(model, "loss"):
@@ -132,7 +132,7 @@ def our_fused(job: Job, device: Device) -> Racer:
     from gpunn.device import to_device, to_numpy
     from gpunn.train.fused import fused_plan
 
-    model = _our_model(job, device)
+    model = our_model(job, device)
     optimizer = job.update(optim, model.parameters())
     network = fused_plan(model, nn.CrossEntropyLoss(), optimizer, batch_size=job.batch)
     if not network:
