@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 import gpunn
+from gpunn.cli import ranks
 from gpunn.cli.arguments import Parser, print_json
 from gpunn.errors import GpunnError
 
@@ -68,9 +69,12 @@ def main(arguments: list[str] | None = None) -> int:
     """
     _prepare_streams()
     try:
-        return _run(_parse(arguments))
+        with ranks.one_voice():
+            parsed = _parse(arguments)
+        return _run(parsed)
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        with ranks.one_voice():
+            print("\ninterrupted", file=sys.stderr)
         return 130
 
 
@@ -127,10 +131,8 @@ def _run(parsed: Any) -> int:
         if parsed.debug or os.environ.get("GPUNN_DEBUG", "0") not in ("", "0"):
             raise
         command = f"gpunn {parsed.command}" if parsed.command else "gpunn"
-        print(f"{command}: {_sentence(error)}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):
-            print(note, file=sys.stderr)
-        return 2
+        text = [f"{command}: {_sentence(error)}", *getattr(error, "__notes__", ())]
+        return ranks.say_error("\n".join(text), error, 2)
 
 
 def _sentence(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import sys
 import tomllib
@@ -10,6 +11,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from gpunn.cli import ranks
 from gpunn.cli.arguments import (
     DEVICE,
     PRECISIONS,
@@ -41,6 +43,7 @@ examples:
   gpunn train --config mine.toml --json             train by a file, the result for a program
   gpunn train --config runs/digits-…                the same model again, bit for bit
   gpunn train --resume runs/digits-…                go on with a run that was interrupted or killed
+  mpirun -n 4 gpunn train digits                    train with four processes, one for each GPU
 """
 
 # Options that are settings of the job under the same name.
@@ -85,10 +88,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns 0, 1 if the loss broke, 130 if interrupted (what was trained is kept)."""
+    from gpunn.distributed import launched
     from gpunn.train import TrainingError, resume_job, run_job
     from gpunn.train.configuration import commented_toml
 
-    verbose = not args.quiet
+    verbose, main = not args.quiet, launched().rank == 0
+    if not main:  # of processes that train together rank 0 speaks
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for good
     if args.list:
         return print_jobs(args)
     if args.resume is not None:
@@ -107,11 +113,9 @@ def run(args: argparse.Namespace) -> int:
     except TrainingError as error:
         if args.debug:
             raise
-        print(f"gpunn train: {error}", file=sys.stderr)
-        for note in getattr(error, "__notes__", ()):  # where the last checkpoint before is
-            print(note, file=sys.stderr)
-        return 1
-    for note in result.notes:
+        notes = getattr(error, "__notes__", ())  # where the last checkpoint before is
+        return ranks.say_error("\n".join([f"gpunn train: {error}", *notes]), error, 1)
+    for note in result.notes if main else ():
         print(f"note: {note}", file=sys.stderr)
     from gpunn.cli.outcome import run_summary
     from gpunn.train import RunResult

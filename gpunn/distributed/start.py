@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
+from typing import TYPE_CHECKING
 
-from gpunn.device import probe, set_default_device
-from gpunn.distributed.environment import Launch, launched
+from gpunn.device import Device, probe, set_default_device
+from gpunn.device.device import as_device
+from gpunn.distributed.environment import Launch, LaunchError, launched
 from gpunn.distributed.group import Group
-from gpunn.distributed.link import Link
-from gpunn.errors import GpunnError
+from gpunn.distributed.link import AloneLink, Link
+from gpunn.distributed.watching import watch
+
+if TYPE_CHECKING:
+    from gpunn.distributed.mpi import MpiLink
 
 _group: Group | None = None
-
-
-class LaunchError(GpunnError, RuntimeError):
-    """The processes of a job cannot find each other."""
 
 
 def current() -> Group | None:
@@ -40,27 +42,71 @@ def init() -> Group | None:
     launch = launched()
     if launch.size == 1:
         return None
-    host = _mpi_link(launch) if launch.by == "mpi" else None
-    if host is not None:
-        launch = Launch("mpi", host.rank, host.size, *host.local())
-    devices = _device_link(launch, host)
-    if host is None and devices is None:
+    _group = _over_mpi(launch) if launch.by == "mpi" else _over_nccl(launch)
+    atexit.register(_leave)
+    return _group
+
+
+def _over_mpi(launch: Launch) -> Group:
+    host = _mpi_link(launch)
+    launch = Launch("mpi", host.rank, host.size, *host.local())
+    group = Group(launch, host)
+    group.watch = watch(group)  # before the GPUs: an error of one rank there ends all
+    group.join_gpus(_device_link(launch, host))
+    return group
+
+
+def _over_nccl(launch: Launch) -> Group:
+    devices = _device_link(launch, None)
+    if devices is None:
         raise LaunchError(
             f"this is process {launch.rank} of {launch.size} by the variables of {launch.by}, and "
             "without a GPU only MPI connects processes: start them by mpirun"
             + (", or by srun --mpi=pmi2" if launch.by == "slurm" else "")
         )
-    _group = Group(launch, host or devices, devices)
-    atexit.register(_leave)
-    return _group
+    group = Group(launch, devices, devices)
+    group.watch = watch(group)
+    return group
 
 
-def _mpi_link(launch: Launch) -> Link:
+def alone(device: str | Device | None = None) -> Group:
+    """A group of this process alone, to try with one what several do.
+
+    On a GPU sums go through NCCL, in the buckets and on the streams of a larger job; elsewhere
+    nothing is to be done. `device`: None for the default device. Raises LaunchError without NCCL.
+
+    >>> alone("cpu")
+    <rank 0 of 1, no link>
+    """
+    where = as_device(device)
+    if where.type != "cuda":
+        return Group(Launch(), AloneLink())
+    from gpunn.distributed.nccl import NcclLink
+
+    return Group(Launch(), AloneLink(), NcclLink(Launch(), where))
+
+
+def _share_cores(processes: int) -> None:
+    """Let NumPy's matrix products of each process on a host use its share of the cores.
+
+    Unless the user has said how many, or the launcher has bound the processes to cores.
+    """
+    said = any(name in os.environ for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if said or cores < (os.cpu_count() or 1):
+        return
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(max(1, cores // processes), user_api="blas")
+
+
+def _mpi_link(launch: Launch) -> MpiLink:
     try:
         from gpunn.distributed.mpi import MpiLink
 
         link = MpiLink()
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:
         raise LaunchError(
             f"this is process {launch.rank} of {launch.size} of an MPI job, and mpi4py cannot be "
             f"used ({error}); install it: pip install 'gpunn[distributed]'"
@@ -76,11 +122,23 @@ def _mpi_link(launch: Launch) -> Link:
 
 def _device_link(launch: Launch, host: Link | None) -> Link | None:
     """Take the GPU of this rank and join the others by NCCL; None on machines without GPUs."""
-    if os.environ.get("GPUNN_DEVICE", "").strip() in ("cpu", "emulator") or not probe.cuda_usable():
+    wanted = os.environ.get("GPUNN_DEVICE", "").strip()
+    # Not whether the first GPU can be used: to try that takes memory of it, in every process.
+    usable = wanted not in ("cpu", "emulator") and probe.gpus_in_sight()
+    if host is not None:
+        without = [rank for rank, has in enumerate(host.exchange(b"G" * usable)) if not has]
+        if 0 < len(without) < host.size:
+            raise LaunchError(
+                f"of {host.size} ranks these have no GPU that can be used, and the others have: "
+                f"{', '.join(map(str, without))}. gpunn doctor on their hosts says why; or train "
+                "without GPUs, with GPUNN_DEVICE=cpu for all"
+            )
+    if not usable:
         return None
-    from gpunn.distributed.nccl import NcclLink, own_gpu
+    from gpunn.distributed.gpus import own_gpu
+    from gpunn.distributed.nccl import NcclLink
 
-    device = own_gpu(launch)
+    device = own_gpu(launch, host)
     set_default_device(device)
     return NcclLink(launch, device, host)
 
@@ -89,5 +147,6 @@ def _leave() -> None:
     """At the end of the process, which MPI ends for all together."""
     global _group
     if _group is not None:
+        _group.watch.close()
         _group.close()
         _group = None

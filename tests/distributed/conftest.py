@@ -15,11 +15,14 @@ MPIRUN = str(Path(sys.executable).with_name("mpirun"))
 TIMEOUT = 240  # seconds for all cases of one number of ranks
 
 
-def mpirun(ranks, *arguments, timeout=120, **options):
-    """Run ``python *arguments`` on so many ranks; gives the CompletedProcess with its text."""
+def mpirun(ranks, *arguments, timeout=120, before=(), **options):
+    """Run ``python *arguments`` on so many ranks; gives the CompletedProcess with its text.
+
+    `before` : a command that starts mpirun, as another user for example
+    """
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **options.pop("env", {})}
     return subprocess.run(
-        [MPIRUN, "-n", str(ranks), sys.executable, *map(str, arguments)],
+        [*before, MPIRUN, "-n", str(ranks), sys.executable, *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, env=environment, **options,
     )  # fmt: skip
 

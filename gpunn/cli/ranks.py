@@ -1,0 +1,66 @@
+"""What the command line says once where mpirun or another launcher started it several times."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpunn.distributed.environment import Launch
+
+# One of them is there if a launcher is (`gpunn.distributed.environment`, whose import takes time).
+_TRACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK", "SLURM_PROCID")
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Within, only rank 0 prints: help, and complaints about arguments that all were given."""
+    launch = _launch()
+    if launch is None or launch.rank == 0:
+        yield
+        return
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
+
+
+def say_error(text: str, error: BaseException, code: int) -> int:
+    """Print an error, and give the exit code.
+
+    In a job whose processes know each other that ends all of them, and does not return. Before they
+    do, rank 0 says what every rank must meet, such as a wrong setting; what one host may lack (a
+    file, a package) is said by one rank of each host, which names itself.
+    """
+    launch = _launch()
+    if launch is None or launch.size == 1:
+        print(text, file=sys.stderr)
+        return code
+    from gpunn.distributed.environment import LaunchError
+    from gpunn.distributed.watch import fail_if_watched
+
+    fail_if_watched(text, error, code)
+    of_this_host = isinstance(error, (OSError, ImportError, MemoryError, LaunchError))
+    if launch.rank == 0:
+        print(text, file=sys.stderr)
+    elif of_this_host and launch.local_rank == 0:
+        print(f"rank {launch.rank} ({socket.gethostname()}): {text}", file=sys.stderr)
+    return code
+
+
+def _launch() -> Launch | None:
+    """None if no launcher has left its variables, or if they make no sense, which `init` says."""
+    if not any(name in os.environ for name in _TRACES):
+        return None
+    from gpunn.distributed.environment import launched
+
+    try:
+        return launched()
+    except ValueError:
+        return None

@@ -1,0 +1,64 @@
+"""Trainings as users start them: a rank is killed, a run is resumed, the command line."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+JOB = Path(__file__).with_name("training_job.py")
+
+
+def test_a_killed_rank_ends_the_job_and_the_last_checkpoint_resumes(tmp_path, run_ranks):
+    killed = run_ranks(2, JOB, tmp_path / "run", "kill")
+    assert killed.returncode != 0
+    said = [line for line in killed.stderr.splitlines() if line.startswith("gpunn:")]
+    assert len(said) == 1, killed.stderr
+    assert "rank 1" in said[0] and "epoch 2" in said[0] and "step 3" in said[0]
+    assert f"checkpoint='{tmp_path / 'run'}', resume='auto'" in killed.stderr
+    resumed = run_ranks(2, JOB, tmp_path / "run")
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.splitlines() == [
+        "resumed True after step 7", "same weights True same losses True"
+    ]  # fmt: skip
+
+
+def test_command_line(tmp_path, run_ranks):
+    wanted = ["train", "digits", "--limit", "150", "--epochs", "2", "--json"]
+    run = run_ranks(2, "-m", "gpunn", *wanted, "--output", tmp_path / "run", cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    result = json.loads(run.stdout)
+    assert result["folder"] == str(tmp_path / "run") and len(result["history"]) == 2
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits", "--set", "dropout=2"], "dropout is 2"),  # before the ranks meet
+        (["text", "--output", "."], "exists already"),  # what rank 0 alone finds out
+        (["cartpole"], "in a loop of its own"),
+    ],
+)
+def test_wrong_use_is_told_once(arguments, words, tmp_path, run_ranks):
+    (tmp_path / "file").touch()
+    run = run_ranks(2, "-m", "gpunn", "train", *arguments, cwd=tmp_path)
+    assert run.returncode == 2, run.stdout + run.stderr
+    assert [words in line for line in run.stderr.splitlines()].count(True) == 1, run.stderr
+
+
+def test_not_as_root(tmp_path, run_ranks):
+    """As nobody, where this is root, who may read Python wherever it lies and nothing more."""
+    before = []
+    if os.geteuid() == 0:
+        capability = "+dac_read_search"
+        before = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+            f"--inh-caps={capability}", f"--ambient-caps={capability}"]  # fmt: skip
+        tmp_path.chmod(0o777)
+        for folder in tmp_path.parents[:3]:
+            folder.chmod(folder.stat().st_mode | 0o055)
+    script = "import os; from gpunn import distributed as d; g = d.init(); " + (
+        "print(g.exchange(os.geteuid() != 0) if g.main else g.exchange(os.geteuid() != 0) and '')"
+    )
+    run = run_ranks(2, "-c", script, before=before, cwd=tmp_path, env={"HOME": str(tmp_path)})
+    assert run.returncode == 0 and run.stdout.strip() == "[True, True]", run.stdout + run.stderr
