@@ -238,7 +238,8 @@ class DataLoader:
         and cut.
 
         Where a batch has fewer rows than there are ranks, some get its first row, which is not
-        theirs: `rows` tells. ValueError unless 0 <= rank < size.
+        theirs: `rows` tells. To shuffle alike all ranks need the same seed: give one. ValueError
+        unless 0 <= rank < size.
         """
         self.part = checked_part("DataLoader", rank, size)
 

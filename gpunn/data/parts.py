@@ -89,13 +89,19 @@ def knows_parts(transform: Any) -> bool:
 
     It does not where a subclass redefines the call and leaves `part` as it was.
     """
-    if "part" in getattr(transform, "__dict__", ()):
-        return True
-    for kind in type(transform).__mro__:
-        own = vars(kind)
-        if "part" in own:
+    if not callable(getattr(transform, "part", None)):
+        return False
+    return "part" in getattr(transform, "__dict__", ()) or _goes_with(
+        type(transform), "part", {"__call__", "gather", "images"}
+    )
+
+
+def _goes_with(kind: type, name: str, others: set[str]) -> bool:
+    """Whether the method `name` is of the class that defines `others`, or of one below it."""
+    for one in kind.__mro__:
+        if name in vars(one):
             return True
-        if {"__call__", "gather", "images"} & set(own):
+        if others & set(vars(one)):
             return False
     return False
 
@@ -157,18 +163,21 @@ def part_of_batch(batch: Any, rank: int, size: int) -> tuple[Any, int, int]:
 def parts_of(data: Iterable[Any], rank: int, size: int) -> Iterator[tuple[Any, int, int]]:
     """(batch, own rows, rows of the whole batch) of each batch that `data` gives.
 
-    A `DataLoader` makes no more than these rows; the batches of others are cut by `part_of_batch`.
-    ValueError for a DataLoader that has been given another part.
+    A `DataLoader` makes no more than these rows; the batches of others, and of one whose class
+    redefines how it is gone through, are cut by `part_of_batch`. ValueError for a DataLoader that
+    has been given another part.
     """
     loader: Any = data
-    if not hasattr(data, "in_parts"):
+    knows = _goes_with(type(data), "in_parts", {"__iter__"})
+    given = getattr(loader, "part", (0, 1)) if knows or hasattr(data, "set_part") else (0, 1)
+    if given != (0, 1) and not (knows and given == (rank, size)):
+        raise ValueError(
+            f"the DataLoader gives part {given[0]} of {given[1]}, and this is process {rank} of "
+            f"{size}; leave its part out: the Trainer takes each process's own"
+        )
+    if not knows:
         for batch in data:
             yield part_of_batch(batch, rank, size)
         return
-    if loader.part not in ((0, 1), (rank, size)):
-        raise ValueError(
-            f"the DataLoader gives part {loader.part[0]} of {loader.part[1]}, and this is process "
-            f"{rank} of {size}; leave its part out: the Trainer takes each process's own"
-        )
     for batch in loader.in_parts(rank, size):
         yield (batch, *loader.rows)

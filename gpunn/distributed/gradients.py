@@ -83,7 +83,7 @@ class GradientSync:
     ----------
     buckets : in the order in which they are begun
     tensors : the parameters that require a gradient
-    failed : whether the last backward had nothing to go back from, on some rank
+    failed : whether the gradients of the last backward are of no use, as some rank said
 
     Raises ValueError for bucket sizes below 1.
     """
@@ -99,6 +99,8 @@ class GradientSync:
         self._of: dict[int, list[Bucket]] = {}  # by id of the parameter
         self._left: dict[int, int] = {}  # gradients of a parameter that are still to come
         self._ordered = False  # whether the order is that of rank 0's backward
+        self._walk: Any = None  # of the backward that is under way
+        self._several = False  # whether there were several, so that none is known to be the last
         self._done: list[Bucket] = []  # as backward completed them, until then
         self._pending: list[Pending] = []  # of the first so many buckets
         self._used: Any = None  # on how many ranks each parameter had a gradient
@@ -107,9 +109,10 @@ class GradientSync:
     def backward(self, failed: bool = False) -> Iterator[None]:
         """Around the backward whose gradients are to be added up over the ranks.
 
-        Of several backwards that add to the same gradients it is the last one. `failed` says that
-        this rank has nothing to go back from; then `failed` is True on all ranks afterwards, and
-        the gradients are of no use. On the CPU alone: a GPU's host does not know.
+        Of several backwards that add to the same gradients it is the last one; where there are
+        several within, the sums begin after them. `failed` says that this rank's gradients are of
+        no use; then `failed` is True on all ranks afterwards. On the CPU alone: a GPU's host does
+        not know.
         """
         self._prepare()
         with watching(self):
@@ -125,7 +128,7 @@ class GradientSync:
         tensors = [tensor for arena in arenas for tensor in arena.tensors]
         key = [*arenas, *(arena.bounds for arena in arenas), *(t._requires_grad for t in tensors)]
         if key != self._key:
-            self._key, self._ordered, self._used = key, False, None
+            self._key, self._ordered, self._used, self._several = key, False, None, False
             self.tensors = [tensor for tensor in tensors if tensor._requires_grad]
             self.buckets = [bucket for arena in arenas for bucket in self._buckets(arena)]
             self._of = {}
@@ -137,6 +140,7 @@ class GradientSync:
         self._left.clear()
         self._done.clear()
         self._pending.clear()
+        self._walk = None
 
     def _buckets(self, arena: Any) -> Iterator[Bucket]:
         """The buckets of an arena, from its end; where it is sharded, none lies in two parts."""
@@ -160,6 +164,11 @@ class GradientSync:
 
     def came(self, leaf: Tensor, walk: Any) -> None:
         """One more of a parameter's gradients has come."""
+        if walk is not self._walk:
+            self._several |= self._walk is not None
+            self._walk = walk
+        if self._several and self._pending:
+            self._refuse_begun(leaf)
         left = self._left.get(id(leaf), walk.uses[id(leaf)]) - 1
         self._left[id(leaf)] = left
         if left:
@@ -170,7 +179,7 @@ class GradientSync:
                 self._complete(bucket, walk)
 
     def _complete(self, bucket: Bucket, walk: Any) -> None:
-        if not self._ordered:
+        if not self._ordered or self._several:
             self._done.append(bucket)
             return
         while len(self._pending) < len(self.buckets):
@@ -180,6 +189,15 @@ class GradientSync:
             for late in walk.late.values():
                 late.deliver_to(*bucket.tensors)
             self._begin(bucket)
+
+    def _refuse_begun(self, leaf: Tensor) -> None:
+        begun = self.buckets[: len(self._pending)]
+        if any(bucket in begun for bucket in self._of.get(id(leaf), ())):
+            raise RuntimeError(
+                f"GradientSync: a second backward adds to the gradient of a parameter of shape "
+                f"{leaf.shape}, which is on its way to the other ranks, as there was one backward "
+                "in the steps before. Put the last backward alone into sync.backward()"
+            )
 
     def _begin(self, bucket: Bucket) -> None:
         for pending in self._pending:

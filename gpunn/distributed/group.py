@@ -46,6 +46,7 @@ class Group:
         self.host = socket.gethostname()
         self._host, self._devices = host, devices
         self.sums_numbers = host is not devices
+        self.counts = True  # see `counting`
         self.watch = Watch()  # `init` puts in its place what tells a watcher
         self.waits_for: tuple[str, float] | None = None  # what, since when: for who watches
         self.moves, self.moved = 0, time.monotonic()  # how often it waited, and until when
@@ -61,6 +62,11 @@ class Group:
     def join_gpus(self, devices: Link | None) -> None:
         """Take the link between GPUs, made after that between hosts; None for none."""
         self._devices = devices
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether `init` has linked GPUs: what waits for others then is their queues."""
+        return self._devices is not None
 
     def gpu(self) -> Device:
         """The GPU of this rank. RuntimeError if `init` found none."""
@@ -120,6 +126,20 @@ class Group:
                 function(flat)
 
         emulated_step.run(watched, (plain(array),), writes=True)
+
+    @contextlib.contextmanager
+    def counting(self, rows: tuple[int, int] | None) -> Iterator[None]:
+        """Around the forward pass of a batch of which this rank has ``rows[0]`` rows of its own.
+
+        With 0 it has another's row in their place (`gpunn.data`): its layers then take part in what
+        those of all ranks do together, and what they are given does not count: it enters neither
+        the statistics of a synchronised batch norm nor their gradients. None: all counts.
+        """
+        before, self.counts = self.counts, rows is None or rows[0] > 0
+        try:
+            yield
+        finally:
+            self.counts = before
 
     # ---- values of the host: all ranks take part, and wait ---------------------------------------
 

@@ -28,6 +28,7 @@ class MpiLink(Link):
         self._mpi = MPI
         self._comm = MPI.COMM_WORLD.Dup()  # what others send on theirs does not meet ours
         self.rank, self.size = self._comm.Get_rank(), self._comm.Get_size()
+        self._begun: set[_Request] = set()  # keeps the arrays of those that nobody waits for
 
     def local(self) -> tuple[int, int]:
         """(rank, size) among the processes that share this host's memory."""
@@ -46,7 +47,7 @@ class MpiLink(Link):
             request = self._comm.Ireduce(self._mpi.IN_PLACE, sums, root=root)
         else:
             request = self._comm.Ireduce(sums, None, root=root)
-        return _Request(request, sums, back if root in (None, self.rank) else None)
+        return _Request(self._begun, request, sums, back if root in (None, self.rank) else None)
 
     def broadcast(self, array: np.ndarray, root: int = 0) -> None:
         self._comm.Bcast(array.view(np.uint8), root=root)
@@ -72,7 +73,7 @@ class MpiLink(Link):
         ]
 
     def begin_barrier(self) -> Pending:
-        return _Request(self._comm.Ibarrier())
+        return _Request(self._begun, self._comm.Ibarrier())
 
     def abort(self, code: int) -> None:
         """End all processes of the job; does not return."""
@@ -83,15 +84,25 @@ class MpiLink(Link):
 
 
 class _Request(Pending):
-    """A collective under way; it reads and writes its arrays until `wait`."""
+    """A collective under way; it reads and writes its arrays until `wait`.
 
-    def __init__(self, request: Any, array: Any = None, back: np.ndarray | None = None):
-        self._request, self._array, self._back = request, array, back
+    An error may let go of it before: until it is complete it is in `begun`, with its arrays.
+    """
+
+    def __init__(
+        self, begun: set[_Request], request: Any, array: Any = None, back: np.ndarray | None = None
+    ):
+        self._begun, self._request, self._array, self._back = begun, request, array, back
+        begun.add(self)
 
     def poke(self) -> bool:
-        return bool(self._request.Test())
+        done = bool(self._request.Test())
+        if done:
+            self._begun.discard(self)
+        return done
 
     def wait(self) -> None:
         self._request.Wait()
+        self._begun.discard(self)
         if self._back is not None:
             self._back[...] = self._array

@@ -27,11 +27,12 @@ def synchronize_batch_norm(model: ModuleT, group: Any) -> ModuleT:
     """Let all batch norm layers of a model normalise by the batches of all ranks, in training.
 
     A model then trains alike on any number of ranks, however small the part of a batch that each
-    has; parts may differ in length and be empty. As PyTorch's SyncBatchNorm, but the layers stay
-    what they are, with their weights, buffers, names in files, `activation` and `channels_last`.
-    All ranks must run the same layers, forward and backward: in each a layer sends the others three
-    numbers for each channel, and then two. Evaluation is as before. Copies of a layer keep the
-    group, files do not.
+    has; parts may differ in length and be empty. (Where a row stands in for none, it must not
+    count: see `gpunn.distributed.Group.counting`. The Trainer sees to it.) As PyTorch's
+    SyncBatchNorm, but the layers stay what they are, with their weights, buffers, names in files,
+    `activation` and `channels_last`. All ranks must run the same layers, forward and backward: in
+    each a layer sends the others three numbers for each channel, and then two. Evaluation is as
+    before. Copies of a layer keep the group, files do not.
 
     Parameters
     ----------

@@ -26,6 +26,8 @@ from gpunn.train.resume import before_validation, optional_state, training_state
 from gpunn.train.running import TrainingError
 from gpunn.train.signals import Signals
 
+_PIECE = 256 << 20  # bytes of a checkpoint that are sent at a time
+
 
 class Checkpointing:
     """The checkpoints of one call of `fit`; does nothing where none are wanted.
@@ -106,15 +108,15 @@ class Checkpointing:
         found = self.found if self._main else None
         path = self.group.share(found and str(found[0]))
         self._number = self.group.share(self._number)
+        self.group.watch.advise(self.advice() if self.on and path else "")
         if path is None:
             return
-        data = self.group.exchange_bytes(found[0].read_bytes() if found else b"")[0]
-        if not self._main:
-            with tempfile.TemporaryDirectory() as folder:
-                copy = Path(folder) / Path(path).name
-                copy.write_bytes(data)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = None if found else Path(folder) / Path(path).name
+            _send(self.group, found and found[0], copy)
+            if copy is not None:
                 self.found = Path(path), checkpoint_file.read(copy)
-            self.last = Path(path)
+                self.last = Path(path)
 
     def _read(self, path: Path) -> None:
         if not path.is_dir():
@@ -170,8 +172,7 @@ class Checkpointing:
             self._find_together()
             with self._signals.listening() if listens else contextlib.nullcontext():
                 yield
-                if self._agreement is not None:
-                    self._signals.asked = signal.SIGTERM if self._agreement.last()[1] else None
+                self._hear_all()
             if self._signals.asked == signal.SIGTERM and not self._stopped:  # after the last step
                 self._signals.leave()
         except Exception as error:
@@ -182,6 +183,14 @@ class Checkpointing:
             self._leave()
             if self._stopped:
                 self.say(f"stopped; go on with {self.advice()}")
+
+    def _hear_all(self) -> None:
+        """After the last step: whether SIGTERM came to any rank, perhaps during the last save."""
+        if self._agreement is None or self.group is None:
+            return
+        self._agreement.last()  # lets it end, where it is under way
+        told = self.group.exchange(self._signals.asked)
+        self._signals.asked = signal.SIGTERM if signal.SIGTERM in told else None
 
     def _note(self, error: Exception) -> str:
         if isinstance(error, TrainingError):  # from there it would come to the same
@@ -277,15 +286,17 @@ class Checkpointing:
         name = f"checkpoint-{self._number + 1:06d}-epoch-{epoch}-step-{step}.safetensors"
         self._epochs = self._steps = 0
         self._time = time.monotonic()
+        # Where ranks train together all take part in it: one must not go on from an error there.
+        state = None if self.group is None else training_state(loop)
         try:
-            state = training_state(loop)  # ranks that train together all take part
+            state = training_state(loop) if state is None else state
             state["extra"] = dict(self.wanted.extra)
             if self._main:
                 checkpoint_file.write(self._place / name, state)
         except (OSError, MemoryError, TypeError, ValueError) as error:
             if self.last is None:  # nothing is lost yet, and it would never work
                 raise
-            if not self._failed:
+            if not self._failed and self._main:
                 warnings.warn(
                     f"no checkpoint could be written ({error}); the training goes on, and "
                     f"{self.last} stays the last one until it can be",
@@ -310,6 +321,16 @@ def _said(group: Group, on: bool) -> bytes:
         return b""
     kept = ", with a checkpoint" if on else ""
     return f"\nall ranks stop after the next step{kept}\n".encode()
+
+
+def _send(group: Group, path: Path | None, copy: Path | None) -> None:
+    """Write rank 0's file at `path` to `copy` on the others, piece by piece: it may be large."""
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open(path, "rb")) if path else None
+        target = stack.enter_context(open(copy, "wb")) if copy else None
+        while piece := group.exchange_bytes(source.read(_PIECE) if source else b"")[0]:
+            if target:
+                target.write(piece)
 
 
 def _epoch_given(loop: Any) -> bool:

@@ -176,8 +176,11 @@ def _run(run: Run, group: Group | None, resumed: bool = False) -> RunResult:
     try:
         with one_blas_thread():
             return _trained_and_measured(run, group, resumed)
-    except (RunInterrupted, KeyboardInterrupt):
-        if not files.has_progress(run.folder):
+    except (RunInterrupted, KeyboardInterrupt) as error:
+        kept = files.has_progress(run.folder)
+        if group is not None and isinstance(error, RunInterrupted):  # to all after the same step
+            kept = group.share(kept)
+        if not kept:
             raise KeyboardInterrupt from None
         about = _about(run) | (_trained(run) or {})
         files.write_json(run.folder / files.METRICS, about)

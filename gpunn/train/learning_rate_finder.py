@@ -12,8 +12,11 @@ from typing import Any
 import numpy as np
 
 from gpunn.autograd.tensor import wrap
+from gpunn.distributed import Group
+from gpunn.train.alike import same_data
 from gpunn.train.checkpoint import random_state, restore_random
 from gpunn.train.inputs import as_loader, model_dtype, split_batch
+from gpunn.train.ranks import broadcast_state, with_rows
 from gpunn.train.resume import other_parameters
 from gpunn.train.running import NonFiniteLoss
 from gpunn.train.step import TrainStep
@@ -93,7 +96,8 @@ def find_learning_rate(
 
     L. Smith, "Cyclical learning rates for training neural networks", 2017. Afterwards the model and
     the loss, their modes, the optimizer with all that it trains, the loss scale and the random
-    state are, bit for bit, what they were.
+    state are, bit for bit, what they were. Of a Trainer that trains with others (`distributed`) all
+    ranks call it, and come to the same rates.
 
     Parameters
     ----------
@@ -134,6 +138,9 @@ def find_learning_rate(
     smoothed: list[float] = []
     mean, stopped = 0.0, None
     with _untouched(trainer), _loader_kept(loader, data):
+        if trainer.group is not None:
+            broadcast_state(trainer.group, trainer.model, trainer.loss, trainer.optimizer)
+            same_data(trainer.group, loader, "learning rate finder's")
         for number, loss in enumerate(_losses(trainer, loader, rates)):
             losses.append(loss)
             if not math.isfinite(loss):
@@ -176,16 +183,18 @@ def _losses(trainer: Any, loader: Any, rates: np.ndarray) -> Iterator[float]:
     groups = trainer.optimizer.param_groups
     first = float(groups[0]["lr"])
     ratios = [float(group["lr"]) / first if first else 1.0 for group in groups]
-    batches = _endless(loader)
+    batches = _endless(loader, trainer.group)
     step, dtype = _step_of(trainer), model_dtype(trainer.model)
     trainer.model.train()
     for rate in rates:
         for group, ratio in zip(groups, ratios, strict=True):
             group["lr"] = float(rate) * ratio
-        inputs, target = split_batch(next(batches), trainer.device, dtype, "find_learning_rate")
+        batch, rows = next(batches)
+        inputs, target = split_batch(batch, trainer.device, dtype, "find_learning_rate")
         step.mean.reset()
         try:
-            step(inputs, target)
+            step(inputs, target, rows=rows)
+            step.mean.merge()
             loss = step.mean.value()
         except NonFiniteLoss as error:
             yield error.value
@@ -197,14 +206,15 @@ def _step_of(trainer: Any) -> TrainStep:
     """A step like the trainer's, without its metrics and the mean of its loss."""
     return TrainStep(
         trainer.model, trainer.loss, trainer.optimizer, [], trainer.regularization,
-        trainer.precision, trainer.device, compiled=False,
+        trainer.precision, trainer.device, compiled=False, group=trainer.group,
     )  # fmt: skip
 
 
-def _endless(loader: Any) -> Iterator[Any]:
+def _endless(loader: Any, group: Group | None) -> Iterator[Any]:
+    """Batches with their rows, as of `with_rows`."""
     while True:
         empty = True
-        for batch in loader:
+        for batch in with_rows(loader, group):
             empty = False
             yield batch
         if empty:

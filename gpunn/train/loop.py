@@ -17,7 +17,7 @@ from gpunn.train.checkpointing import Checkpointing
 from gpunn.train.fused_epoch import FusedEpochs, fused_epochs
 from gpunn.train.inputs import model_dtype, split_batch
 from gpunn.train.parts import epoch_seed, grouped
-from gpunn.train.ranks import broadcast_buffers, with_rows
+from gpunn.train.ranks import broadcast_buffers, shared_record, with_rows
 from gpunn.train.resume import Place, adopt, check, random_holders, restore
 from gpunn.train.running import NonFiniteLoss, TrainingError
 
@@ -89,6 +89,8 @@ class Loop:
                 trainer.model.train(was_training)
                 if trainer.way == "compiled" and trainer.step.compiled is None:
                     trainer.way = "step by step (it could not be compiled)"
+            if self.group is not None:
+                self.group.watch.phase("what follows the training")
 
     def _find_place(self) -> bool:
         """Take over how far a checkpoint had come; whether it had come to the end."""
@@ -140,12 +142,13 @@ class Loop:
         record["learning_rate"] = float(place.rate)
         record["seconds"] = time.perf_counter() - place.begun
         if self.group is not None:
-            record = self.group.share(record)  # so that callbacks decide alike, to the last bit
+            record = shared_record(self.group, record)
         trainer.epoch, self.place = number, None
         trainer.history.append(record)
         self.callbacks("on_epoch_end", trainer, number, trainer.history.records[-1])
         if self.group is not None:
-            trainer._stop = next(filter(None, self.group.exchange(trainer._stop)), None)
+            reasons = self.group.exchange(trainer._stop)
+            trainer._stop = next((reason for reason in reasons if reason is not None), None)
         self.saver.after_epoch(self, final=number >= last or trainer._stop is not None)
 
     def _train(self, place: Place) -> dict[str, float]:
@@ -159,6 +162,7 @@ class Loop:
                 trainer.step.mean.merge()
                 for metric in trainer.metrics:
                     metric.merge(self.group)
+                broadcast_buffers(self.group, trainer.model)
             return {"epoch": place.number, **trainer.running()}
         except NonFiniteLoss as error:
             raise self._diverged(place.number, error) from None
@@ -168,7 +172,6 @@ class Loop:
             return {}
         self.saver.before_validation(self)
         if self.group is not None:
-            broadcast_buffers(self.group, self.trainer.model)
             self.group.watch.phase("the validation")
         found = self.trainer._measure(
             self.validation, "validation", lambda: self.saver.in_validation(self), self.group
@@ -222,8 +225,7 @@ class Loop:
             )  # fmt: skip
 
     def _parts(self, place: Place) -> Iterator[Sequence[Any]]:
-        """The batches of each weight update, with their rows; the last of an epoch may have fewer.
-        """
+        """The batches of each weight update with their rows; the last of an epoch may have fewer"""
         batches = with_rows(self._batches(place), self.group)
         if self.trainer.accumulate == 1:
             return ((batch,) for batch in batches)
@@ -268,7 +270,8 @@ class Loop:
             "(gradient_clip_norm=1.0), scale the inputs to mean 0 and deviation 1"
         ]
         steps = f" of {trainer.steps}" if trainer.steps else ""
+        step = math.ceil(error.step / trainer.accumulate)  # it has counted batches
         return TrainingError(
-            f"the loss became {error.value} in epoch {epoch}, step {error.step}{steps}; "
+            f"the loss became {error.value} in epoch {epoch}, step {step}{steps}; "
             + "; ".join(remedies)
         )

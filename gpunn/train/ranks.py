@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.autograd.random import manual_seed
+from gpunn.autograd.random import get_rng_state, manual_seed, set_rng_state
 from gpunn.data.parts import parts_of
 from gpunn.device import as_device
 from gpunn.distributed import Group, init
 from gpunn.distributed.link import Pending
-from gpunn.nn import synchronize_batch_norm
+from gpunn.nn import Module, synchronize_batch_norm
+from gpunn.train.alike import same_batches
 from gpunn.train.parts import epoch_seed
 from gpunn.train.running import NonFiniteLoss
 
@@ -55,20 +56,23 @@ def as_group(distributed: Any) -> Group | None:
     return group
 
 
-def join(group: Group, trainer: Any, sync_batch_norm: bool, zero: int) -> None:
+def join(group: Group, trainer: Any, zero: int) -> None:
     """Prepare the parts of a Trainer for training with others.
 
-    TypeError for an optimizer that is not of `gpunn.optim`; ValueError for another stage of ZeRO,
-    and with it for a callback that reads gradients.
+    TypeError for an optimizer that is not of `gpunn.optim`; ValueError for ZeRO with a callback
+    that reads gradients, and for a model that is not on a GPU where NCCL alone connects the ranks.
     """
     optimizer = trainer.optimizer
+    if not group.sums_numbers and trainer.device.type != "cuda":
+        raise ValueError(
+            f"Trainer: the model is on {trainer.device}, and these processes are connected by NCCL "
+            "alone, between GPUs; leave device out, or start them by mpirun"
+        )
     if not hasattr(optimizer, "arenas"):
         raise TypeError(
             "Trainer: several processes need an optimizer of gpunn.optim, whose gradients lie in "
             f"flat arrays, got {type(optimizer).__name__}"
         )
-    if sync_batch_norm:
-        synchronize_batch_norm(trainer.model, group)
     if not zero or group.size == 1:
         return
     for callback in trainer.callbacks:
@@ -78,6 +82,25 @@ def join(group: Group, trainer: Any, sync_batch_norm: bool, zero: int) -> None:
                 "has the sums of its part only; give it gradients=False, or leave zero out"
             )
     optimizer.shard(group)
+
+
+def check_alone(optimizer: Any) -> None:
+    """Raise ValueError for an optimizer that waits for others at each step."""
+    if any(arena.bounds is not None for arena in getattr(optimizer, "arenas", ())):
+        raise ValueError(
+            "Trainer: the states of this optimizer are shared out to several ranks (zero=1), and "
+            "this Trainer trains alone; give it an optimizer of its own, such as copy.deepcopy of "
+            "the model and the optimizer together, called on all ranks"
+        )
+
+
+def set_batch_norm(model: Any, group: Group | None, together: bool) -> None:
+    """Let batch norm count the rows of all ranks, or alone not wait for those of another Trainer.
+
+    Not `together`, in a group, it stays as the user has set it.
+    """
+    if isinstance(model, Module) and (together or group is None):
+        synchronize_batch_norm(model, group)
 
 
 def placed(config: Any, group: Group | None) -> Any:
@@ -94,22 +117,37 @@ def begin_together(
     """At the beginning of `fit`: the same model everywhere; gives the seed of the shuffling.
 
     Without a `seed` of the Trainer it is the one that rank 0 has `drawn`, and the random numbers
-    (of dropout) are made different on the other ranks.
+    (of dropout) are made different on the other ranks, and different from those of a `fit` before.
     """
     broadcast_state(group, model, loss, optimizer)
-    drawn = group.share(drawn)
+    drawn, offset = group.share([drawn, get_rng_state()["offset"]])
     if seed is None and not group.main:
-        manual_seed(epoch_seed(drawn, 0, group.rank))
+        manual_seed(epoch_seed(drawn, offset, group.rank))
     return drawn
+
+
+def end_together(group: Group) -> None:
+    """At the end of `fit`: the same random numbers everywhere, for what the script does next."""
+    set_rng_state(group.share(get_rng_state()))
+
+
+def shared_record(group: Group, record: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's record of an epoch, so that callbacks decide alike, to the last bit."""
+    plain = {name: v.item() if hasattr(v, "item") else v for name, v in record.items()}
+    shared: dict[str, Any] = group.share(plain)
+    return shared
 
 
 def with_rows(loader: Any, group: Group | None) -> Iterable[tuple[Any, tuple[int, int] | None]]:
     """Batches with (rows of this rank, rows of the whole batch), and the own rows alone.
 
-    Alone: whole batches, with None.
+    Alone: whole batches, with None. RuntimeError, on all ranks, if a loader of another kind than
+    DataLoader gives other batches than on rank 0, as far as numbers of rows and the first tell.
     """
     if group is None:
         return ((batch, None) for batch in loader)
+    if not hasattr(loader, "in_parts"):
+        loader = same_batches(loader, group)
     return ((batch, (own, whole)) for batch, own, whole in parts_of(loader, group.rank, group.size))
 
 
@@ -119,12 +157,16 @@ def broadcast_state(group: Group, model: Any, loss: Any, optimizer: Any) -> None
     RuntimeError, on all ranks, if theirs have other names or shapes.
     """
     optimizer.follow_parameters()
-    named = {}
+    named: dict[str, Any] = {}
     for owner, name in ((model, ""), (loss, "the loss's ")):
         if hasattr(owner, "named_parameters"):
             named |= {name + key: value for key, value in owner.named_parameters()}
             named |= {name + key: value for key, value in owner.named_buffers()}
     here = [f"{name} {value.dtype} {list(value.shape)}" for name, value in named.items()]
+    names = {id(value): name for name, value in named.items()}
+    for tensor in (t for arena in optimizer.arenas for t in arena.tensors):
+        name = names.get(id(tensor), f"a parameter of shape {list(tensor.shape)}")
+        here.append(f"next in the optimizer {name}")  # where they lie in its flat arrays
     there = group.share(here)
     differ = [f"rank 0 has {a}, this rank {b}" for a, b in zip(there, here, strict=False) if a != b]
     if len(here) != len(there):

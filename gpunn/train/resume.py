@@ -267,7 +267,7 @@ def check(loop: Any, path: Path, state: Mapping[str, Any]) -> None:
         if there.get(name) != here.get(name)
     ]
     refuse(path, problems)
-    if state["gpunn"] != gpunn.__version__:
+    if state["gpunn"] != gpunn.__version__ and loop.rank == 0:
         warnings.warn(
             f"{path} was written by gpunn {state['gpunn']}, and this is {gpunn.__version__}: the "
             "run goes on, but perhaps not to the last bit as it would have",
@@ -322,7 +322,7 @@ def restore(loop: Any, state: Mapping[str, Any]) -> None:
     for loader, name in ((loop.loader, "loader"), (loop.validation, "validation")):
         if state[name] is not None and hasattr(loader, "load_state_dict"):
             loader.load_state_dict(state[name])
-    _restore_callbacks(loop.callbacks, state["callbacks"])
+    _restore_callbacks(loop.callbacks, state["callbacks"], loop.rank)
     if state["place"] is not None:
         _restore_place(loop, state["place"])
     restore_random(state["random"], trainer.model, random_holders(loop))
@@ -342,7 +342,7 @@ def _restore_place(loop: Any, saved: Mapping[str, Any]) -> None:
             restore_metric(metric, sums, trainer.device)
 
 
-def _restore_callbacks(callbacks: CallbackList, saved: list[tuple[str, Any]]) -> None:
+def _restore_callbacks(callbacks: CallbackList, saved: list[tuple[str, Any]], rank: int) -> None:
     """Each state goes to the next callback of the same class."""
     states: dict[str, list[Any]] = {}
     for name, state in saved:
@@ -351,7 +351,8 @@ def _restore_callbacks(callbacks: CallbackList, saved: list[tuple[str, Any]]) ->
         own = states.get(type(callback).__name__)
         if own and (state := own.pop(0)) and callback in callbacks.called:
             callback.load_state_dict(state)
-    if lost := [name for name, rest in states.items() if any(rest)]:
+    lost = [name for name, rest in states.items() if any(rest)]
+    if lost and rank == 0:
         warnings.warn(
             f"the run was begun with the callbacks {', '.join(lost)}, which are not there now: it "
             "goes on without what they knew",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from gpunn.autograd.random import get_rng_state, set_rng_state
 from gpunn.device import Device
 from gpunn.distributed import GradientSync, Group
@@ -140,7 +142,8 @@ class TrainStep:
         inputs, target = fields[:-1], fields[-1]
         if first:
             self.optimizer.zero_grad()
-        with self.precision.products():
+        counting = contextlib.nullcontext() if self.group is None else self.group.counting(rows)
+        with self.precision.products(), counting:
             prediction, loss = self._forward(inputs, target, rows)
             self._measure(loss, target, rows)
             if parts > 1 and not self.mean.summed:
@@ -186,9 +189,9 @@ class TrainStep:
             self.precision.scaled(loss).backward()
             return
         bad = self._bad is not None
-        with self.sync.backward(failed=bad) if last else contextlib.nullcontext():
-            if not bad:
-                self.precision.scaled(loss).backward()
+        quiet = np.errstate(all="ignore") if bad else contextlib.nullcontext()
+        with self.sync.backward(failed=bad) if last else contextlib.nullcontext(), quiet:
+            self.precision.scaled(loss).backward()  # if bad, too: others wait in its batch norms
         if last and self.sync.failed:
             error, self._bad = self._bad, None
             raise_together(self.group, error)
@@ -210,8 +213,7 @@ def scalar_loss(
         found = global_mean(loss, prediction, target, *rows, group, begun)
     if found.shape != ():
         raise ValueError(
-            f"Trainer: the loss has shape {found.shape}, expected (); "
-            "use reduction='mean' or 'sum'"
+            f"Trainer: the loss has shape {found.shape}, expected (); use reduction='mean' or 'sum'"
         )
     return found
 

@@ -13,6 +13,7 @@ from gpunn.autograd.mode import no_grad
 from gpunn.autograd.random import initial_seed
 from gpunn.device import Device, as_device, to_numpy
 from gpunn.distributed import Group
+from gpunn.train.alike import same_data
 from gpunn.train.callbacks import Callback, CallbackList
 from gpunn.train.checkpoint import Checkpoints
 from gpunn.train.checkpointing import Checkpointing
@@ -30,7 +31,15 @@ from gpunn.train.metrics import as_metric
 from gpunn.train.parts import check_parts, is_made, make_profiler, make_schedule
 from gpunn.train.precision import Precision
 from gpunn.train.progress import ProgressBar
-from gpunn.train.ranks import as_group, begin_together, join, with_rows
+from gpunn.train.ranks import (
+    as_group,
+    begin_together,
+    check_alone,
+    end_together,
+    join,
+    set_batch_norm,
+    with_rows,
+)
 from gpunn.train.regularization import Regularization
 from gpunn.train.running import LossMean, NonFiniteLoss
 from gpunn.train.step import TrainStep, is_summed, scalar_loss, updates
@@ -142,12 +151,16 @@ class Trainer:
         self.steps: int | None = None
         self.resumed, self.steps_before = False, 0  # steps of this fit that were made before
         if self.group is not None:
-            join(self.group, self, sync_batch_norm, zero)
+            join(self.group, self, zero)
+        else:
+            check_alone(self.optimizer)
+        self._sync_batch_norm = bool(sync_batch_norm)
+        set_batch_norm(model, self.group, self._sync_batch_norm)
         self.precision = Precision(precision, self.device, self.optimizer)
         self.accumulate = int(accumulate)
         self.step = TrainStep(
             model, loss, self.optimizer, self.metrics, self.regularization, self.precision,
-            self.device, compile, make_profiler(profile, model), self.group,
+            self.device, compile, make_profiler(profile, model) if self._main else None, self.group,
         )  # fmt: skip
         self.fused, self.way = fused, "not trained yet"
         self._stop: str | None = None
@@ -196,11 +209,13 @@ class Trainer:
         TrainingError if the loss becomes NaN or infinite; ValueError for empty data, shapes that do
         not match or labels outside the model's classes; FileExistsError if a run is begun in the
         checkpoint folder of another; FileFormatError for a checkpoint that is damaged or foreign,
-        CheckpointError for one of another training.
+        CheckpointError for one of another training; RuntimeError if ranks that train together have
+        different models or data.
         """
         if epochs < 1:
             raise ValueError(f"fit: epochs must be 1 or more, got {epochs}")
         seed = initial_seed() if self.seed is None else self.seed
+        set_batch_norm(self.model, self.group, self._sync_batch_norm)
         if self.group is not None:
             model, loss, optimizer = self.model, self.loss, self.optimizer
             seed = begin_together(self.group, model, loss, optimizer, seed, self.seed)
@@ -211,19 +226,28 @@ class Trainer:
             loader.set_epoch(self.epoch)
         if validation is not None:
             validation = as_loader(validation, "validation", max(batch_size, 256), self.device)
+        for data, name in ((loader, "training"), (validation, "validation")):
+            if self.group is not None and data is not None:
+                same_data(self.group, data, name)
         self.epochs, self.first_epoch = int(epochs), self.epoch + 1
         known = hasattr(loader, "__len__")
         self.steps = updates(len(loader), self.accumulate) if known else None
         self.history, self._stop = History(), None
         self.resumed, self.steps_before = False, 0
-        main = self.group is None or self.group.main
         own = [self.scheduler] if self.scheduler else []
         shown = [ProgressBar()] if verbose else []
-        callbacks = CallbackList([*own, *self.callbacks, *shown], main)
-        say = print if verbose and main else _silent
+        callbacks = CallbackList([*own, *self.callbacks, *shown], self._main)
+        say = print if verbose and self._main else _silent
         saver = Checkpointing(checkpoint, resume, say, self.group)
         Loop(self, loader, validation, callbacks, saver).run()
+        if self.group is not None:
+            end_together(self.group)
         return self.history
+
+    @property
+    def _main(self) -> bool:
+        """Whether this process writes and prints."""
+        return self.group is None or self.group.main
 
     def _reset_metrics(self) -> None:
         for metric in self.metrics:

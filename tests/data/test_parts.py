@@ -249,6 +249,19 @@ def test_parts_of_loaders_and_of_other_batches():
         next(parts_of(loader, 0, 2))
 
 
+def test_a_loader_that_changes_its_batches_is_cut_as_a_whole():
+    class Reversed(DataLoader):
+        def __iter__(self):
+            return ((x.numpy()[::-1],) for (x,) in super().__iter__())
+
+    loader = Reversed(np.arange(7.0), 4)
+    found = [[x.tolist() for (x,), *_ in parts_of(loader, rank, 2)] for rank in range(2)]
+    assert found == [[[3.0, 2.0], [6.0]], [[1.0, 0.0], [5.0, 4.0]]]
+    loader.set_part(0, 2)  # it would be cut twice
+    with pytest.raises(ValueError, match="gives part 0 of 2, and this is process 0 of 2"):
+        next(parts_of(loader, 0, 2))
+
+
 def test_part_of_batch_keeps_the_form():
     texts, x = ["a", "b", "c"], np.arange(6).reshape(3, 2)
     found, own, whole = part_of_batch((tensor(x), texts), 1, 2)

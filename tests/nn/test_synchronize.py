@@ -17,7 +17,7 @@ RNG = np.random.default_rng(0)
 class Ranks:
     """Stands in for a group: rank 1 of three, of which the others have nothing."""
 
-    rank, size = 1, 3
+    rank, size, counts = 1, 3, True
 
     def __init__(self, size=3):
         self.size, self.sent = size, []

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from gpunn import tensor
 from gpunn.autograd.dtypes import bfloat16
 from gpunn.data.parts import share
-from gpunn.device import Device, to_device
+from gpunn.device import Device, device_of, to_device
 from gpunn.distributed.values import packed, unpacked
 from gpunn.train.metrics import BLEU, METRICS, ConfusionMatrix, Metric, R2Score, as_metric
 from gpunn.train.metrics.base import merged
@@ -205,6 +205,56 @@ def test_a_metric_of_the_users_own():
     assert first.texts == ["0", "1", "0"] and first.pair == (3, [1.5, 3])
     assert first.table.tolist() == [3, 6] and first.function is math.exp
     assert first.flags.tolist() == [True, True] and first.where.numpy().tolist() == [3, 6]
+
+
+class Composed(Metric):
+    """Of other metrics, and with sums that `reset` clears in place, on the emulator."""
+
+    name = "composed"
+
+    def __init__(self):
+        self.parts, self.best = {"matrix": ConfusionMatrix(), "r2": [R2Score()]}, float("nan")
+        self.sums = [to_device(np.zeros(2), "emulator")]
+        self.table = tensor(np.zeros(2), device="emulator")
+
+    def reset(self):
+        self.parts["matrix"].reset()
+        self.parts["r2"][0].reset()
+        self.sums[0][...] = 0
+        self.table.zero_()
+        self.best = float("nan")
+
+    def update(self, prediction, target):
+        labels = to_device(target, "emulator")
+        self.parts["matrix"].update(to_device(prediction, "emulator"), labels)
+        self.parts["r2"][0].update(prediction[:, 0], target)
+        self.sums[0] += len(target)
+        self.table += tensor(self.sums[0], device="emulator")
+
+
+def test_a_metric_made_of_others_keeps_its_samples_and_devices():
+    prediction, target = np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 1, 2])
+
+    def one(group):
+        metric = Composed()
+        metric.update(prediction[2 * group.rank :][:2], target[2 * group.rank :][:2])
+        copy = merged(metric, group)
+        found = []
+        for made in (copy, metric):
+            found.append([made.parts["matrix"].compute().tolist(), made.table.numpy().tolist()])
+        where = device_of(copy.parts["matrix"]._counts), copy.table.device
+        assert {device.type for device in where} == {"emulator"}
+        metric.merge(group)
+        return *found, metric.parts["r2"][0].compute(), metric.sums[0].tolist()
+
+    whole, r2 = Composed(), R2Score()
+    whole.update(prediction, target)
+    r2.update(prediction[:, 0], target)
+    matrix = whole.parts["matrix"].compute().tolist()
+    for rank, (copy, own, score, sums) in enumerate(Threads(2).run(one)):
+        assert copy == [matrix, [4, 4]] and own[1] == [2, 2]
+        assert np.trace(own[0]) == (2, 0)[rank] and np.sum(own[0]) == 2
+        assert score == pytest.approx(r2.compute()) and sums == [4, 4]
 
 
 @pytest.mark.parametrize(

@@ -88,13 +88,15 @@ class SyncBatchNorm(_ChannelNorm):
     """Channels normalised over the batches of all ranks, which meet once on each way"""
 
     def forward(self, x, weight, bias, residual, mean, variance, last, group, options, how):
-        self.group, self.how = group, how
+        self.group, self.how, self.counts = group, how, group.counts
         images = self.lay_out(x, last)
         channels, dtype = images.shape[-1 if self.last else 1], accumulator_dtype(x.dtype)
         moments = empty((group.size, channels, 3), dtype, device_of(x))
-        sync_primitives.sync_batch_norm_moments(
-            images, channels_last=self.last, out=moments[group.rank]
-        )  # fmt: skip
+        own = moments[group.rank]
+        if self.counts:
+            sync_primitives.sync_batch_norm_moments(images, channels_last=self.last, out=own)
+        else:
+            own[...] = 0
         starts = [3 * channels * rank for rank in range(group.size + 1)]
         group.all_gather(moments.reshape(-1), list(zip(starts, starts[1:], strict=False)))
         _enough(moments, group)
@@ -114,7 +116,11 @@ class SyncBatchNorm(_ChannelNorm):
             grad, x, mean, variance, count, weight, bias, residual=self.to(residual),
             channels_last=self.last, **how, **self.sums(),
         )  # fmt: skip
+        if not self.counts:
+            means[...] = 0
         self.group.all_reduce(means)
+        if not self.counts:  # the statistics do not depend on x
+            means[...] = 0
         if residual is not None:  # the derivative of the activation is in it
             grad, how = grad_z, {**how, "activation": "identity", "alpha": None}
         out = sync_primitives.sync_batch_norm_backward(

@@ -10,7 +10,7 @@ import numpy as np
 from gpunn.autograd.dtypes import wide
 from gpunn.autograd.tensor import raw_array
 from gpunn.device import array_module, device_of, to_numpy
-from gpunn.train.metrics.merging import added_up, copied
+from gpunn.train.metrics.merging import added_up, copied, inner, taken_home
 
 
 class Metric:
@@ -46,8 +46,11 @@ class Metric:
         Once, before `compute`: what follows is `reset`. As it stands here it adds up what changed
         since `reset`: numbers, arrays, entries of lists, counts by key (`merging.added_up` says
         how). Define it for a metric of your own that keeps something else, such as the largest
-        value: ``self.top = max(group.exchange(self.top))``.
+        value: ``self.top = max(group.exchange(self.top))``. Metrics that it is made of are merged
+        by their own.
         """
+        for metric in inner(vars(self)):
+            metric.merge(group)
         for name, value in added_up(self, group).items():
             setattr(self, name, value)
 
@@ -60,7 +63,7 @@ def merged(metric: Metric, group: Any) -> Metric:
     """A copy that has taken in what all ranks counted; `metric` goes on with its own samples."""
     made: Metric = copied(metric)
     made.merge(group)
-    return made
+    return taken_home(made, metric)  # for who goes on with it
 
 
 class Collected(Metric):

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gpunn.autograd.tensor import Tensor
-from gpunn.device import is_array, to_numpy
+from gpunn.autograd.tensor import Tensor, wrap
+from gpunn.device import device_of, is_array, to_device, to_numpy
 from gpunn.distributed.group import Group
 from gpunn.distributed.values import exchange_values, packed
 
@@ -23,7 +23,8 @@ def added_up(metric: Any, group: Group) -> dict[str, Any]:
     fills; lists that it leaves empty are joined, entry by entry of all ranks in turn, which is the
     order of one process where each batch adds an entry. Dictionaries are added up key by key, sets
     united, truths joined by "or" (by "and" where `reset` sets True). Texts, functions and settings
-    are as they are. Arrays come as NumPy's.
+    are as they are, and so are metrics that this one is made of (`inner`). An array is on the
+    device where this rank has one, else NumPy's.
 
     All ranks take part. TypeError on all of them for attributes of which that is no way.
     """
@@ -45,24 +46,66 @@ def added_up(metric: Any, group: Group) -> dict[str, Any]:
                 f"{metric.name}: its attribute {name} cannot be added up over processes ({error}); "
                 f"define merge(group) in {type(metric).__name__}"
             ) from None
-        if isinstance(vars(metric).get(name), Tensor):
-            found[name] = Tensor(found[name])
+        found[name] = at_home(found[name], vars(metric).get(name))
     return found
 
 
+def at_home(value: Any, own: Any) -> Any:
+    """An array as a Tensor, or on a device, where `own` is one, or is there; all else as it is."""
+    array = own.array if isinstance(own, Tensor) else own
+    value = np.asarray(value) if isinstance(value, np.generic) else value
+    if not (is_array(value) and is_array(array)):
+        return value
+    value = to_device(value, device_of(array))
+    return wrap(value) if isinstance(own, Tensor) else value
+
+
+def taken_home(made: Any, metric: Any) -> Any:
+    """`made`, a copy of `metric` that was merged, with its arrays where those of `metric` are."""
+    for name, value in vars(made).items():
+        vars(made)[name] = at_home(value, vars(metric).get(name))
+    for one, own in zip(inner(vars(made)), inner(vars(metric)), strict=True):
+        taken_home(one, own)
+    return made
+
+
+def inner(value: Any) -> list[Any]:
+    """The metrics among the attributes of a metric, also those in its lists and dictionaries."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [one for item in value for one in inner(item)]
+    is_metric = hasattr(value, "merge") and hasattr(value, "reset")
+    return [value] if is_metric and not isinstance(value, type) else []
+
+
 def _attributes(metric: Any) -> dict[str, Any]:
-    """By name; of Tensors their arrays."""
+    """By name, without those that hold metrics; of Tensors their arrays."""
     attributes = vars(metric).items()
-    return {name: v.array if isinstance(v, Tensor) else v for name, v in attributes}
+    return {n: v.array if isinstance(v, Tensor) else v for n, v in attributes if not inner(v)}
 
 
 def copied(metric: Any) -> Any:
-    """A copy whose lists, dictionaries, sets and arrays may be changed in place."""
+    """A copy whose lists, dictionaries, sets, arrays and metrics may be changed in place."""
     made = copy.copy(metric)
     for name, value in vars(made).items():
-        if isinstance(value, (list, dict, set)) or is_array(value):
-            vars(made)[name] = copy.copy(value)
+        vars(made)[name] = _copy(value)
     return made
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return wrap(value.array.copy())
+    if is_array(value) or isinstance(value, set):
+        return copy.copy(value)
+    if isinstance(value, dict):
+        made = copy.copy(value)  # of its own kind, as a Counter
+        for key, one in value.items():
+            made[key] = _copy(one)
+        return made
+    if isinstance(value, list) or type(value) is tuple:
+        return type(value)([_copy(one) for one in value])
+    return copied(value) if inner(value) else value
 
 
 def _fresh(metric: Any) -> Any:
@@ -88,14 +131,15 @@ def _same(value: Any, start: Any) -> bool:
     if is_array(value) or is_array(start):
         if not (is_array(value) and is_array(start)):
             return False
-        return np.array_equal(to_numpy(value), to_numpy(start))
+        one, other = to_numpy(value), to_numpy(start)
+        return np.array_equal(one, other, equal_nan=one.dtype.kind in "fc")
     if type(value) is not type(start):
         return False
     if isinstance(value, (list, tuple)):
         return len(value) == len(start) and all(map(_same, value, start))
     if isinstance(value, dict):
         return value.keys() == start.keys() and all(_same(value[k], start[k]) for k in value)
-    return bool(value == start)
+    return bool(value == start or (value != value and start != start))  # NaN
 
 
 def _combined(start: Any, parts: list[Any]) -> Any:

@@ -135,6 +135,39 @@ def case_sums_begin_before_backward_ends(group):
     assert seen[0] and not seen[-1] and sum(seen) >= len(seen) // 2
 
 
+def case_several_backwards(group):
+    """Their sums begin after the last; one more than in the steps before is refused."""
+    expected, found = ([], [])
+    for several, values in ((False, expected), (True, found)):
+        model, optimizer = made()
+        sync = GradientSync(optimizer, group, 512)
+        for x in batches(3):
+            optimizer.zero_grad()
+            out = model(gpunn.tensor(x), branch=True)
+            with sync.backward():
+                if several:
+                    out[:3].sum().backward(retain_graph=True)
+                    out[3:].sum().backward()
+                else:
+                    out.sum().backward()
+            optimizer.step()
+        values += [p.detach().numpy() for p in model.parameters()]
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-9)
+    model, optimizer = made()
+    sync = GradientSync(optimizer, group, 512)
+    for _ in range(2):
+        with sync.backward():
+            model(gpunn.tensor(batches()[0]), branch=True).sum().backward()
+    with sync.backward():
+        model(gpunn.tensor(batches()[0]), branch=True).sum().backward()
+        try:
+            model(gpunn.tensor(batches()[0]), branch=True).sum().backward()
+        except RuntimeError as error:
+            text = str(error)
+    assert "a second backward adds to the gradient" in text
+
+
 def case_one_rank_fails(group):
     model, optimizer = made()
     sync = GradientSync(optimizer, group)

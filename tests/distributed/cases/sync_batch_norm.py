@@ -106,6 +106,31 @@ def case_emulator(group):
 case_emulator.ranks = (2,)
 
 
+def case_a_row_that_does_not_count(group):
+    """The first rank has no row of the batch, and one in its place that counts for nothing."""
+    shape = (2 * group.size - 2, 3, 4)
+    mine, whole = pair(shape, activation="silu")
+    nn.synchronize_batch_norm(mine, group)
+    arrays = batch(shape, 0)
+    (expected, changes, _), gradients = run(whole, arrays, residual=True)
+    counts = not group.main
+    start = max(2 * group.rank - 2, 0)
+    stop = start + 1 + counts
+    if not counts:
+        arrays = [arrays[0], arrays[1], 0 * arrays[2]]
+    with group.counting((stop - start if counts else 0, len(expected))):
+        own = [array[start:stop] for array in arrays]
+        (out, change, _), local = run(mine, own, residual=True)
+    close(out, expected[start:stop], 1e-12)
+    close(change, changes[start:stop] * counts, 1e-12)
+    for one, other in zip(local, gradients, strict=True):
+        one = np.ascontiguousarray(one)
+        group.all_reduce(one)
+        close(one, other, 1e-12)
+    for one, other in zip(mine.buffers(), whole.buffers(), strict=True):
+        close(one._array, other._array, 1e-12)
+
+
 def case_autocast(group):
     mine, whole = pair((8, 6), "float32")
     nn.synchronize_batch_norm(mine, group)

@@ -1,5 +1,6 @@
 """`Trainer` on several ranks against the same Trainer in one process."""
 
+import itertools
 import signal
 import tempfile
 from pathlib import Path
@@ -15,9 +16,12 @@ from gpunn.train import (
     Checkpoints,
     CSVLogger,
     EarlyStopping,
+    Metric,
     NaNWatch,
     Trainer,
     TrainingError,
+    checkpointing,
+    find_learning_rate,
 )
 
 RANKS = (2, 4)
@@ -99,16 +103,38 @@ def case_sharded_states(group):
     for options in ({}, {"gradient_clip_norm": 0.05}, {"accumulate": 2}):
         sharded, whole = fitted(group, zero=1, **options), fitted(group, **options)
         assert_same(sharded, whole, 1e-12)
+        try:
+            Trainer(sharded[0].model, nn.MSELoss(), sharded[0].optimizer, distributed=False)
+        except ValueError as error:
+            assert "shared out to several ranks" in str(error)
+        else:
+            raise AssertionError("it would wait for the other ranks")
         assert all(arena.bounds is not None for arena in sharded[0].optimizer.arenas)
 
 
 def case_batch_norm(group):
     # Not Adam: a bias before batch norm has a gradient of rounding errors, which it scales up.
     options = {"norm": True, "optimizer": lambda p: optim.SGD(p, lr=0.1, momentum=0.9)}
-    alone = fitted(False, **options)
-    assert_same(fitted(group, **options, sync_batch_norm=True), alone, 1e-9)
+    fit = {"batch_size": 7}  # of the last batch, of 3 rows, one of four ranks has none
+    alone = fitted(False, **options, fit=fit)
+    assert_same(fitted(group, **options, fit=fit, sync_batch_norm=True), alone, 1e-9)
+    trainer, _ = fitted(group, **options, sync_batch_norm=True, epochs=1)
+    if group.main:  # alone the same model waits for nobody
+        alone = Trainer(trainer.model, trainer.loss, trainer.optimizer, distributed=False)
+        alone.fit(data(), verbose=False)
     own, _ = fitted(group, **options, train=data(40))  # each rank's own statistics
     assert len(set(group.exchange_bytes(b"".join(v.tobytes() for v in weights(own).values())))) == 1
+
+
+class Batches:
+    """A loader of somebody else's."""
+
+    def __init__(self, stops):
+        self.stops = stops
+
+    def __iter__(self):
+        x, y = data(40)
+        return ((x[i:j], y[i:j]) for i, j in itertools.pairwise(self.stops))
 
 
 def case_small_batches_and_lists(group):
@@ -118,11 +144,7 @@ def case_small_batches_and_lists(group):
         fitted(group, train=(x, y), norm=False), fitted(False, train=(x, y), norm=False), 1e-9
     )
 
-    class Batches:
-        def __iter__(self):
-            return iter([(x[:3], y[:3]), (x[3:10], y[3:10]), (x[10:], y[10:])])
-
-    batches = Batches()
+    batches = Batches((0, 3, 10, 21))
     assert_same(fitted(group, train=batches), fitted(False, train=batches), 1e-9)
     loader = DataLoader((x, y), 8, shuffle=True, seed=2)
     again = DataLoader((x, y), 8, shuffle=True, seed=2)
@@ -130,11 +152,55 @@ def case_small_batches_and_lists(group):
     assert loader.part == (0, 1)
 
 
+def case_ranks_that_begin_with_other_seeds(group):
+    """A DataLoader that has drawn a seed of its own shuffles as rank 0's."""
+    x, y = data(40)
+    gpunn.manual_seed(group.rank)
+    loader = DataLoader((x, y), 8, shuffle=True)
+    again = DataLoader((x, y), 8, shuffle=True, seed=group.share(loader.seed))
+    assert_same(fitted(group, train=loader), fitted(False, train=again), 1e-9)
+
+
+class Count(Metric):
+    """Samples, as a number that JSON does not know."""
+
+    name = "count"
+
+    def reset(self):
+        self.count = 0
+
+    def update(self, prediction, target):
+        self.count += len(target)
+
+    def compute(self):
+        return np.float32(self.count)
+
+
+def case_the_same_everywhere_without_validation(group):
+    trainer = Trainer(model(norm=True), nn.CrossEntropyLoss(), optim.AdamW, metrics=[Count()],
+        profile=True, distributed=group)  # fmt: skip
+    history = trainer.fit(data(40), epochs=1, batch_size=10, verbose=False)
+    assert history[0]["count"] == 40
+    values = b"".join(value.tobytes() for value in weights(trainer).values())
+    assert len(set(group.exchange_bytes(values))) == 1  # the running statistics, too
+    assert (trainer.step.profiler is None) != group.main
+
+
 def case_dropout_repeats_and_differs_between_ranks(group):
-    first, second = fitted(group, dropout=0.5), fitted(group, dropout=0.5)
+    class Seeds(Callback):
+        def on_batch_end(self, trainer, epoch, step):
+            seen.append(gpunn.random.get_rng_state())
+
+    seen = []
+    first, second = fitted(group, dropout=0.5), fitted(group, dropout=0.5, callbacks=[Seeds()])
     assert_same(first, second, 0)
-    seeds = group.exchange(gpunn.random.get_rng_state()["seed"])
-    assert len(set(seeds)) == group.size
+    assert len(set(group.exchange(seen[0]["seed"]))) == group.size
+    seen.clear()
+    trainer, _ = fitted(group, 1, dropout=0.5, callbacks=[Seeds()], seed=None)
+    trainer.fit(data(), epochs=1, verbose=False)
+    assert len({str(state) for state in seen}) == len(seen)  # a second fit has masks of its own
+    states = group.exchange(gpunn.random.get_rng_state())
+    assert all(state == states[0] for state in states)  # for what the script does next
 
 
 def case_mixed_precision(group):
@@ -171,6 +237,7 @@ case_compiled_on_the_emulator.ranks = (2,)
 
 def case_resume(group):
     """From a checkpoint within an epoch: on as many ranks to the bit, on one to rounding."""
+    checkpointing._PIECE = 4096  # it is sent in several
     folder = Path(group.share(tempfile.mkdtemp() if group.main else None))
 
     for zero, dropout in ((0, 0.5), (1, 0.0)):
@@ -234,13 +301,30 @@ def case_rank_0_writes_and_all_stop_together(group):
 
 def case_a_loss_that_is_not_finite(group):
     x, y = data(40)
-    x[37] = np.nan  # of the last rank, in the last batch
-    try:
-        fitted(group, train=(x, y), fit={"shuffle": False})
-    except TrainingError as error:
-        text = str(error)
-    assert "became nan in epoch 1, step 4" in text, text
-    assert len(set(group.exchange(text))) == 1
+    target = x[:, :3].copy()
+    x[37], target[37] = np.nan, np.nan  # of the last rank, in the last batch
+    regression = {"loss": nn.MSELoss(), "metrics": [], "norm": True, "sync_batch_norm": True}
+    for train, options in (((x, y), {}), ((np.nan_to_num(x), target), regression)):
+        text = ""
+        try:
+            fitted(group, train=train, fit={"shuffle": False}, **options)
+        except TrainingError as error:
+            text = str(error)
+        assert "became nan in epoch 1, step 4" in text, text
+        assert len(set(group.exchange(text))) == 1
+
+
+def case_learning_rates(group):
+    found = []
+    for who in (group, False):
+        net = model(norm=True)
+        if who is group and not group.main:
+            net[0].weight.data[...] += 1  # rank 0's counts
+        trainer = Trainer(net, nn.CrossEntropyLoss(), optim.AdamW(net.parameters()),
+            distributed=who, sync_batch_norm=True, zero=1)  # fmt: skip
+        found.append(find_learning_rate(trainer, data(), steps=6, minimum=1e-3, maximum=1))
+    np.testing.assert_allclose(found[0].losses, found[1].losses, 1e-9)
+    assert len(set(group.exchange(found[0].losses.tolist().__repr__()))) == 1
 
 
 def case_wrong_use(group):
@@ -251,10 +335,33 @@ def case_wrong_use(group):
             return str(found)
         raise AssertionError("nothing was refused")
 
+    x, y = data()
+    batches = [(x[group.rank :], y[group.rank :])]
+    text = error(lambda: fitted(group, train=iter(batches)), RuntimeError)
+    assert "number 1 is of" in text and "targets of checksum" in text
     net = nn.Linear(6, 3 + group.rank, dtype="float64")
     trainer = Trainer(net, nn.CrossEntropyLoss(), optim.SGD(net.parameters()), distributed=group)
     text = error(lambda: trainer.fit(data(), verbose=False), RuntimeError)
     assert "different models" in text and "[3, 6]" in text and "[4, 6]" in text
+    x, y = data()
+    own = x[group.rank :: group.size], y[group.rank :: group.size]
+    order = np.random.default_rng(group.rank).permutation(len(x))
+    text = error(
+        lambda: fitted(group, train=(x[: 10 + group.rank], y[: 10 + group.rank])), RuntimeError
+    )
+    assert "different training data" in text and "10 samples in batches of 10, shuffled" in text
+    for train in (own, (x[order], y[order])):
+        text = error(lambda train=train: fitted(group, train=train), RuntimeError)
+        assert "different training data" in text
+    for stops in (range(0, 41 - 10 * group.rank, 10), (0, 10, 15 + group.rank, 40)):
+        text = error(lambda stops=stops: fitted(group, train=Batches(stops)), RuntimeError)
+        assert "different batches" in text, text
+    net = model()
+    parameters = list(net.parameters())[:: 1 if group.main else -1]
+    trainer = Trainer(net, nn.CrossEntropyLoss(), optim.SGD(parameters), distributed=group)
+    assert "next in the optimizer" in error(
+        lambda: trainer.fit((x, y), verbose=False), RuntimeError
+    )
     for options, kind, words in (
         ({"zero": 2}, ValueError, "zero is 2"),
         ({"distributed": "yes"}, ValueError, "distributed is 'yes'"),
