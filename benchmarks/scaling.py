@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --ranks 1 2 4 --weak --jobs mlp-784-256-128-10
     python benchmarks/scaling.py --json out.json --plot scaling.png
     python benchmarks/scaling.py --folder benchmarks/results   a file for docs/scaling.md
-    python benchmarks/scaling.py --device cuda --ranks 1       one GPU: what NCCL adds to a step
+    python benchmarks/gpu.py --stages "one rank"               one GPU: what NCCL adds to a step
     python benchmarks/scaling.py --model                       8, 64, 1024 GPUs: no measurement
 
 It starts the ranks itself: ours by mpirun, PyTorch's (DistributedDataParallel over gloo, or NCCL)

@@ -7,20 +7,16 @@ gradients to lie in buckets. NCCL itself starts no kernel for one rank.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from gpunn.bench import training
 from gpunn.bench.timing import Contestant, clock_for, interleave
-from gpunn.bench.training_jobs import Job
 from gpunn.device.device import Device
 
 if TYPE_CHECKING:
     from gpunn.bench.hardware import Run
-    from gpunn.distributed import Group
 
 TARGET = 1.03  # of the plain step's time, on a GPU
 COMPARED = 6  # steps: traced, recorded, captured, and then replayed
@@ -63,7 +59,10 @@ def time_job(item: dict[str, Any], device: Device, tiny: bool) -> dict[str, Any]
     group = alone(device)
     try:
         with clock_for(device) as clock:
-            steps = {PLAIN: step(job, device, None), RANK: step(job, device, group)}
+            steps = {
+                name: training.our_step(job, device, compiled=True, group=each)
+                for name, each in ((PLAIN, None), (RANK, group))
+            }
             curves = {name: training.losses(one, COMPARED) for name, one in steps.items()}
             racers = [Contestant(name, one) for name, one in steps.items()]
             samples, least = (2, 1e-3) if tiny else (20, 0.02)
@@ -85,28 +84,3 @@ def time_job(item: dict[str, Any], device: Device, tiny: bool) -> dict[str, Any]
             "reached": over <= TARGET if device.type == "cuda" else None,
         }  # fmt: skip
     return found
-
-
-def step(job: Job, device: Device, group: Group | None) -> Callable[[int], Any]:
-    """step(i) trains on the i-th batch, compiled, and returns the loss (a Tensor)."""
-    import gpunn
-    from gpunn import optim
-    from gpunn.distributed import GradientSync
-
-    model = training.our_model(job, device)
-    optimizer = job.update(optim, model.parameters())
-    pairs = training.our_batches(job, device)
-    sync = None if group is None else GradientSync(optimizer, group)
-    low = job.precision == "bf16"
-
-    def train(inputs: Any, labels: Any) -> Any:
-        optimizer.zero_grad()
-        with gpunn.autocast("bfloat16") if low else contextlib.nullcontext():
-            loss = training.our_loss(job, model, inputs, labels)
-        with contextlib.nullcontext() if sync is None else sync.backward():
-            loss.backward()
-        optimizer.step()
-        return loss
-
-    run = gpunn.compile(train, copy_outputs=False, name=job.name)
-    return lambda i: run(*pairs[i % len(pairs)])

@@ -327,10 +327,9 @@ def filled(text: str, block: str) -> str:
 def targets(root: Path) -> dict[Path, str]:
     """Every generated file and what it should hold."""
     folder, readme = root / "benchmarks" / "results", root / "README.md"
-    newest = next((result for _, result in result_files(folder)), None)
     found = {
         root / "docs" / "performance.md": performance(folder),
-        root / "docs" / "scaling.md": scaling_report.page(folder, newest),
+        root / "docs" / "scaling.md": scaling_report.page(folder, result_files(folder)),
         root / "docs" / "kernels" / "table.md": kernels_page(kernels.table().values()),
     }
     if readme.is_file():

@@ -180,10 +180,9 @@ def summaries(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     ``step``, ``without`` and ``alone`` are medians of rounds in seconds, ``rounds`` holds what they
     are of. For several ranks also, each the median of ratios made within a round: ``over_one``, the
     step's time over that of one rank with the batch of one process; ``efficiency``: its inverse
-    ("weak"), or that over the number of ranks ("strong"); ``over_without``: the step's time over
-    that of the same ranks without the reduction; ``hidden``: the share of the reduction's own time
-    by which the step is not longer than without it, below 0 if it costs more than that. Rows whose
-    losses are not those of the first with the same global batch have a ``reason``.
+    ("weak"), or that over the number of ranks ("strong"); ``hidden``: the share of the reduction's
+    own time by which the step is not longer than without it, below 0 if it costs more than that.
+    Rows whose losses are not those of the first with the same global batch have a ``reason``.
     """
     grouped: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
     for row in rows:
@@ -226,10 +225,7 @@ def _ratios(
     row: dict[str, Any], by_round: dict[int, dict[str, Any]], one: dict[int, dict[str, Any]]
 ) -> dict[str, float]:
     """Those of `summaries`; `one`: by round, the same by a single process."""
-    base = {
-        number: statistics.median(found["times"].get(WITHOUT, found["times"][WITH]))
-        for number, found in one.items()
-    }
+    base = {number: statistics.median(found["times"][WITH]) for number, found in one.items()}
     rounds, made = row["rounds"], {}
     over = [
         step / base[number]
@@ -242,7 +238,6 @@ def _ratios(
         made["efficiency"] = 1 / (made["over_one"] * shares)
     if WITHOUT in rounds:
         both = list(zip(rounds[WITH], rounds[WITHOUT], rounds[ALONE], strict=True))
-        made["over_without"] = statistics.median(step / without for step, without, _ in both)
         made["hidden"] = statistics.median(1 - (step - without) / a for step, without, a in both)
     return made
 

@@ -22,8 +22,6 @@ def join(plan: dict[str, Any]) -> Iterator[Ranks]:
     """Meet the others that mpirun started."""
     group = distributed.init()
     device = default_device()
-    if group is None and device.type == "cuda":
-        group = distributed.alone(device)  # one rank over NCCL: timed beside the plain step
 
     def gather(own: np.ndarray) -> np.ndarray:
         return np.array([own.tolist()] if group is None else group.exchange(own.tolist()))

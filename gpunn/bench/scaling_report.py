@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gpunn.bench import results, scaling_model, scaling_tables
@@ -37,8 +38,11 @@ def scaling_files(folder: Path) -> list[tuple[Path, Results]]:
     return sorted(found, key=lambda one: (one[1].environment["date"], one[0].name), reverse=True)
 
 
-def page(folder: Path, newest_on_gpu: Results | None) -> str:
-    """The whole page; `newest_on_gpu`: the result of single steps that the model begins with."""
+def page(folder: Path, on_gpus: Sequence[tuple[Path, Results]]) -> str:
+    """The whole page; `on_gpus`: the runs of `make gpu`, the newest first.
+
+    With the steps of the first of them the model begins.
+    """
     files = scaling_files(folder)
     parts = [INTRODUCTION]
     for title, on_gpu in (("On a CPU", False), ("On GPUs", True)):
@@ -48,12 +52,20 @@ def page(folder: Path, newest_on_gpu: Results | None) -> str:
             parts.append(f"{NOT_RUN.capitalize()}.\n")
             continue
         parts.append(_measured(path, result))
-    if any(result.gpu for _, result in files):
-        most = max(row["ranks"] for _, result in files if result.gpu for row in result.scaling)
-        if most == 1:
-            parts.append(f"More than one GPU: {NOT_RUN}.\n")
-    parts.append(_model(newest_on_gpu))
+    parts.append(_one_rank(on_gpus))
+    parts.append(_model(on_gpus[0][1] if on_gpus else None))
     return "\n".join(parts)
+
+
+def _one_rank(on_gpus: Sequence[tuple[Path, Results]]) -> str:
+    """The newest run with the stage "one rank"."""
+    title = "One GPU, whose gradients go through NCCL to nobody, beside the plain compiled step"
+    for path, result in on_gpus:
+        headers, cells = scaling_tables.one_rank_cells(result.tests)
+        if cells:
+            source = f"{result.gpu}, {result.environment['date'][:10]} (`{path.name}`)"
+            return f"{title}: {source}.\n\n" + markdown(headers, cells, 1)
+    return f"{title}: {NOT_RUN}. `make gpu` times it.\n"
 
 
 def _measured(path: Path, result: Results) -> str:

@@ -31,8 +31,7 @@ def join(plan: dict[str, Any]) -> Iterator[Ranks]:
         torch.cuda.set_device(where)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.benchmark = True  # it may try which kernel is the fastest
-    several = size > 1 or on_gpu  # one rank over NCCL can be timed beside the plain step
-    if several:
+    if size > 1:
         dist.init_process_group(
             "nccl" if on_gpu else "gloo", init_method=f"file://{plan['store']}",
             rank=rank, world_size=size,
@@ -48,13 +47,13 @@ def join(plan: dict[str, Any]) -> Iterator[Ranks]:
 
     yield Ranks(
         rank, size, "cuda" if on_gpu else "cpu",
-        make=lambda job, pairs: make(job, pairs, where, several),
+        make=lambda job, pairs: make(job, pairs, where, size > 1),
         reducer=lambda count: reducer(filled(count, where)),
         barrier=dist.barrier if size > 1 else lambda: None,
         synchronize=torch.cuda.synchronize if on_gpu else lambda: None,
         gather=gather,
     )  # fmt: skip
-    if several:
+    if size > 1:
         dist.destroy_process_group()
 
 

@@ -72,22 +72,29 @@ class Racer:
 
 
 def our_step(
-    job: Job, device: Device, batches=None, compiled: bool = False
+    job: Job, device: Device, batches=None, compiled: bool = False, group: Any = None
 ) -> Callable[[int], Any]:
-    """step(i) trains our network on the i-th batch and returns the loss (a Tensor)."""
+    """step(i) trains our network on the i-th batch and returns the loss (a Tensor).
+
+    With a `group` the gradients of its ranks are added up.
+    """
     import gpunn
-    from gpunn import optim
+    from gpunn import distributed, optim
 
     model = our_model(job, device)
     optimizer = job.update(optim, model.parameters())
     pairs = our_batches(job, device, batches)
     low = job.precision == "bf16"
+    around = contextlib.nullcontext
+    if group is not None:
+        around = distributed.GradientSync(optimizer, group).backward
 
     def train(inputs, labels):
         optimizer.zero_grad()
         with gpunn.autocast("bfloat16") if low else contextlib.nullcontext():
             loss = our_loss(job, model, inputs, labels)
-        loss.backward()
+        with around():
+            loss.backward()
         optimizer.step()
         return loss
 
@@ -246,9 +253,7 @@ def losses(step: Callable[[int], Any], steps: int = STEPS_COMPARED) -> list[floa
     return [float(step(i).item()) for i in range(steps)]
 
 
-def disagreement(
-    a: Sequence[float], b: Sequence[float], steps: int = STEPS_COMPARED
-) -> float:
+def disagreement(a: Sequence[float], b: Sequence[float], steps: int = STEPS_COMPARED) -> float:
     """The largest relative difference of two loss curves within the first steps."""
     a, b = np.array(a[:steps]), np.array(b[:steps])
     return float(np.max(np.abs(a - b) / np.maximum(np.abs(a), 1e-12)))

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 # One of them is there if a launcher is (`gpunn.distributed.environment`, whose import takes time).
 _TRACES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "RANK", "SLURM_PROCID")
+WAIT = 1.0  # seconds that a silent rank lets those speak who do: its end may end them
 
 
 @contextlib.contextmanager
@@ -28,7 +30,12 @@ def one_voice() -> Iterator[None]:
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        yield
+        try:
+            yield
+        except SystemExit as ended:
+            if ended.code:
+                time.sleep(WAIT)
+            raise
 
 
 def say_error(text: str, error: BaseException, code: int) -> int:
@@ -42,15 +49,17 @@ def say_error(text: str, error: BaseException, code: int) -> int:
     if launch is None or launch.size == 1:
         print(text, file=sys.stderr)
         return code
-    from gpunn.distributed.environment import LaunchError
+    from gpunn.distributed.environment import JoinError
     from gpunn.distributed.watch import fail_if_watched
 
     fail_if_watched(text, error, code)
-    of_this_host = isinstance(error, (OSError, ImportError, MemoryError, LaunchError))
+    of_this_host = isinstance(error, (OSError, ImportError, MemoryError, JoinError))
     if launch.rank == 0:
         print(text, file=sys.stderr)
     elif of_this_host and launch.local_rank == 0:
         print(f"rank {launch.rank} ({socket.gethostname()}): {text}", file=sys.stderr)
+    if launch.rank > 0:
+        time.sleep(WAIT)
     return code
 
 

@@ -6,16 +6,18 @@ does so by itself. See docs/distributed.md.
 
 from __future__ import annotations
 
-from gpunn.distributed.environment import Launch, launched
+from gpunn.distributed.environment import JoinError, Launch, launched
 from gpunn.distributed.gradients import GradientSync
-from gpunn.distributed.group import Group
+from gpunn.distributed.group import Group, RemoteError
 from gpunn.distributed.loss import begin_divisor, global_mean
 from gpunn.distributed.start import alone, current, init
 
 __all__ = [
     "GradientSync",
     "Group",
+    "JoinError",
     "Launch",
+    "RemoteError",
     "alone",
     "begin_divisor",
     "current",

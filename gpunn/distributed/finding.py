@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 from gpunn.device.probe import Finding
-from gpunn.distributed.environment import LaunchError
+from gpunn.distributed.environment import JoinError
 from gpunn.distributed.nccl_driver import import_nccl
 from gpunn.errors import DeviceError
 
@@ -53,7 +53,7 @@ def find_nccl() -> Finding:
         number = import_nccl().get_version()
     except DeviceError:
         return Finding("NCCL", False, "needs CuPy", "Several GPUs need CuPy, and NCCL beside it.")
-    except LaunchError as error:
+    except JoinError as error:
         sentence = str(error)
         return Finding("NCCL", False, "not found", sentence[0].upper() + sentence[1:] + ".")
     return Finding("NCCL", True, f"{number // 10000}.{number % 10000 // 100}.{number % 100}")

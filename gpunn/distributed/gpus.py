@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpunn.device import Device, probe
-from gpunn.distributed.environment import Launch, LaunchError
+from gpunn.distributed.environment import JoinError, Launch
 from gpunn.distributed.link import Link
 
 
@@ -45,24 +45,25 @@ def own_gpu(
 
     With NCCL_MULTI_RANK_GPU_ENABLE=1, which NCCL knows from 2.30 on, processes may share a GPU.
 
-    Raises LaunchError if there are more processes on a host than GPUs; with MPI (`host`) also if
+    Raises JoinError if there are more processes on a host than GPUs; with MPI (`host`) also if
     two have the same one, and on all ranks. Without it, NCCL finds that out when they meet.
     """
     driver = driver or CupyGpus()
     known = os.environ if environment is None else environment
-    index, problem = 0, ""
+    device, bus = None, ""
     try:
         index, problem = _choice(launch, driver.count(), known)
-        device = None if problem else driver.device(index)
+        if not problem:
+            device = driver.device(index)
+            bus = "" if _shared(known) else driver.bus(index)
     except (RuntimeError, OSError) as error:  # the driver's, and DeviceError
         device, problem = None, f"rank {launch.rank} cannot use its GPU: {error}"
-    bus = "" if device is None or _shared(known) else driver.bus(index)
     if host is not None:
         agree(host, problem)
         places = host.exchange(f"{host_name()} {bus}".encode() if bus else b"")
         agree(host, _twice([text.decode() for text in places]))
     if device is None:
-        raise LaunchError(problem)
+        raise JoinError(problem)
     return device
 
 
@@ -104,11 +105,11 @@ def _twice(taken: list[str]) -> str:
 
 
 def agree(host: Link, problem: str) -> None:
-    """Raise LaunchError on all ranks if one has a problem, so that none waits for it."""
+    """Raise JoinError on all ranks if one has a problem, so that none waits for it."""
     problems = [json.loads(text) for text in host.exchange(json.dumps(problem).encode())]
     for text in problems:
         if text:
-            raise LaunchError(text)
+            raise JoinError(text)
 
 
 def host_name() -> str:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.device.device import Device
-from gpunn.distributed.environment import Launch, LaunchError
+from gpunn.distributed.environment import JoinError, Launch
 from gpunn.distributed.gpus import agree
 from gpunn.distributed.link import Done, Link, Pending
 from gpunn.distributed.nccl_driver import CupyNccl
@@ -55,7 +55,7 @@ class NcclLink(Link):
     host : the link over MPI, which brings NCCL's id of the job to all; without it they get it as
         `rendezvous` says
 
-    Raises LaunchError if NCCL is missing or the ranks cannot join.
+    Raises JoinError if NCCL is missing or the ranks cannot join.
     """
 
     name = "NCCL"
@@ -72,7 +72,7 @@ class NcclLink(Link):
             try:
                 self._communicator = self._driver.communicator(self.size, identity, self.rank)
             except self._driver.error as error:
-                raise LaunchError(
+                raise JoinError(
                     f"rank {self.rank} of {self.size} could not join the others by NCCL on "
                     f"{device} ({error}). With NCCL_DEBUG=WARN NCCL says why; if two ranks have "
                     "one GPU, show each process a GPU of its own (CUDA_VISIBLE_DEVICES)"
@@ -109,7 +109,7 @@ class NcclLink(Link):
                 return driver.unique_id()
         except driver.error as error:
             address = os.environ.get("NCCL_COMM_ID")
-            raise LaunchError(
+            raise JoinError(
                 f"NCCL on rank {self.rank} of {self.size} gives no id for the job ({error}): "
                 + (f"is NCCL_COMM_ID={address} of the form address:port, and is there a network "
                    "interface in its subnet?" if address else "is there a network interface? "

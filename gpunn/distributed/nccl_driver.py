@@ -13,13 +13,13 @@ import numpy as np
 from gpunn.device import probe
 from gpunn.device.device import Device
 from gpunn.device.transfer import CupyTransfers
-from gpunn.distributed.environment import LaunchError
+from gpunn.distributed.environment import JoinError
 
 _NOT_READY = 600  # cudaErrorNotReady
 
 
 def import_nccl() -> Any:
-    """The module cupy.cuda.nccl with NCCL loaded, or a LaunchError that says how to get it."""
+    """The module cupy.cuda.nccl with NCCL loaded, or a JoinError that says how to get it."""
     cupy = probe.import_cupy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # CuPy's own advice; the error below has ours
@@ -32,7 +32,7 @@ def import_nccl() -> Any:
     except ImportError as error:
         reason = str(error)
     major = cupy.cuda.driver.get_build_version() // 1000
-    raise LaunchError(
+    raise JoinError(
         f"several GPUs are connected by NCCL, which CuPy cannot load ({reason}); install it: "
         f"pip install 'gpunn[distributed-cuda{major}]'"
     )

@@ -20,7 +20,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from gpunn.distributed.environment import Launch, LaunchError
+from gpunn.distributed.environment import JoinError, Launch
 
 SECONDS = 300.0  # until all are there: on a cluster, imports of many processes are slow
 ANSWER_SECONDS = 10.0  # for one connection
@@ -37,7 +37,7 @@ def meeting_place(launch: Launch, environment: Mapping[str, str] | None = None) 
     ``--distribution=arbitrary``), and a port by the number of the job and the step.
     (SLURM_LAUNCH_NODE_IPADDR is where srun runs, which with salloc is a login node.)
 
-    Raises LaunchError for what is missing or no port.
+    Raises JoinError for what is missing or no port.
     """
     known = os.environ if environment is None else environment
     host, port = known.get("MASTER_ADDR"), known.get("MASTER_PORT")
@@ -50,13 +50,13 @@ def meeting_place(launch: Launch, environment: Mapping[str, str] | None = None) 
             return _named(launch, host), _FIRST_PORT + mixed % _PORTS
     host = _named(launch, host)
     if not port:
-        raise LaunchError(
+        raise JoinError(
             f"this is process {launch.rank} of {launch.size} by the variables of {launch.by}, and "
             "MASTER_PORT is not set: set it, the same for all, to a port of rank 0's host whose "
             "next one is free"
         )
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise LaunchError(f"MASTER_PORT={port!r} is no port; give a number from 1 to 65534")
+        raise JoinError(f"MASTER_PORT={port!r} is no port; give a number from 1 to 65534")
     return host, int(port) + 1 if int(port) < 65535 else int(port) - 1
 
 
@@ -64,7 +64,7 @@ def _named(launch: Launch, host: str | None) -> str:
     if host:
         return host
     more = ", and neither is SLURM_STEP_NODELIST" if launch.by == "slurm" else ""
-    raise LaunchError(
+    raise JoinError(
         f"this is process {launch.rank} of {launch.size} by the variables of {launch.by}, and "
         f"MASTER_ADDR is not set{more}: set it, the same for all, to the host of rank 0; or start "
         "the processes by mpirun"
@@ -88,7 +88,7 @@ def hand_over(
 ) -> bytes:
     """Give rank 0's `identity` to all ranks, which all call this; theirs is left out.
 
-    Raises LaunchError if not all are there after so many `seconds`.
+    Raises JoinError if not all are there after so many `seconds`.
     """
     job, deadline = _job(os.environ), time.monotonic() + seconds
     if launch.rank == 0:
@@ -109,7 +109,7 @@ def _give(
                 connection, _ = server.accept()
             except TimeoutError:
                 few = ", ".join(map(str, sorted(missing)[:8])) + ", …" * (len(missing) > 8)
-                raise LaunchError(
+                raise JoinError(
                     f"rank 0 of {launch.size} waited {time.monotonic() - begun:.0f} s at port "
                     f"{place[1]} and these ranks did not come: {few}. Were they started, and with "
                     f"the same MASTER_ADDR and MASTER_PORT? Can their hosts reach {place[0]}?"
@@ -147,7 +147,7 @@ def _listening(place: tuple[str, int], size: int) -> socket.socket:
         except (OSError, ValueError):  # IPv6 is switched off
             return socket.create_server(("", port), backlog=backlog)
     except OSError as error:
-        raise LaunchError(
+        raise JoinError(
             f"rank 0 of {size} cannot listen on port {port} for the others ({error}): another "
             "process may use it. Set MASTER_PORT to one whose next is free (torchrun --master-port)"
         ) from error
@@ -171,7 +171,7 @@ def _fetch(
             reason = "what answers there is no process of gpunn"
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(1.0, pause * 1.5)
-    raise LaunchError(
+    raise JoinError(
         f"rank {launch.rank} of {launch.size} could not get the id of the job from rank 0 at "
         f"{place[0]}:{place[1]} within {seconds:.0f} s ({reason}). Is rank 0 there? Set "
         "MASTER_ADDR to its host and MASTER_PORT to a port whose next one this host may reach"

@@ -18,7 +18,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from gpunn.distributed import watcher
-from gpunn.distributed.environment import LaunchError
+from gpunn.distributed.environment import JoinError
 from gpunn.distributed.watch import LiveWatch, Watch, end_at_error
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def watch(group: Group) -> Watch:
 
     Where that cannot be done (no process can be started, or no address of rank 0 can be reached)
     rank 0 says so in a line, and the ranks that are not connected get a `Watch` that does nothing.
-    Raises LaunchError, on all ranks, if GPUNN_DISTRIBUTED_TIMEOUT is no number of seconds.
+    Raises JoinError, on all ranks, if GPUNN_DISTRIBUTED_TIMEOUT is no number of seconds.
     """
     memory, place = _start(group) if group.main else (None, {})
     place = group.share(place)
     if "invalid" in place:
-        raise LaunchError(place["invalid"])
+        raise JoinError(place["invalid"])
     problem = place.get("problem", "")
     connected = None if problem else _connect(group, place)
     reached = group.exchange(connected is not None)

@@ -112,12 +112,15 @@ def test_losses_that_differ_are_said():
 
 
 def test_one_gpu_beside_its_plain_step():
-    times = {"step": [1.02e-3], "without": [1e-3], "alone": [5e-5]}
-    row = told("gpunn", 1, PLAN)[0] | {"times": times, "by": "gpunn", "round": 0, "device": "cuda"}
-    (made,) = scaling.summaries([row])
-    assert made["over_without"] == pytest.approx(1.02) and "over_one" not in made
-    assert scaling_tables.verdicts([made])[0].endswith("+2.0% on the plain step, within the 3% "
-                                                       "that are allowed.")  # fmt: skip
+    found = results.new(Device("cpu"))
+    found.environment["machine"]["gpu"] = "NVIDIA H200"
+    found.environment["date"] = "2026-01-05T00:00:00Z"
+    times = {"job": "mlp", "batch": 8, "plain": 1e-3, "rank": 1.02e-3, "over": 1.021}
+    found.tests = [{"stage": "one rank", "times": times}, {"stage": "graphs"}]
+    without = results.new(Device("cpu"))
+    text = scaling_report._one_rank([(Path("a.json"), without), (Path("b.json"), found)])
+    assert "plain compiled step: NVIDIA H200, 2026-01-05 (`b.json`)." in text
+    assert "| mlp | 8 | 1.00 ms | 1.02 ms | +2.1% |" in text
 
 
 def test_tables(rows):
@@ -138,7 +141,7 @@ def test_picture(rows, tmp_path):
 
 
 def test_the_page_has_the_newest_file_of_cpus_and_of_gpus(rows, tmp_path):
-    text = scaling_report.page(tmp_path, None)
+    text = scaling_report.page(tmp_path, [])
     assert text.count("Not yet run.") == 2 and "No run on a GPU is recorded" in text
     (tmp_path / "scaling").mkdir()
     for date, gpu in (("2026-01-01", None), ("2026-01-02", None), ("2026-01-03", "NVIDIA H200")):
@@ -148,9 +151,9 @@ def test_the_page_has_the_newest_file_of_cpus_and_of_gpus(rows, tmp_path):
         found.scaling = [row for row in rows if row["ranks"] == 1] if gpu else rows
         found.write(tmp_path / "scaling" / results.file_name(found))
         assert results.read(tmp_path / "scaling" / results.file_name(found)).scaling
-    text = scaling_report.page(tmp_path, None)
+    text = scaling_report.page(tmp_path, [])
     assert "2026-01-02-abcdef0.json" in text and "2026-01-01" not in text
-    assert "More than one GPU: not yet run." in text and "no worse" in text
+    assert "beside the plain compiled step: not yet run." in text and "no worse" in text
     assert report.result_files(tmp_path) == []  # the other page knows nothing of them
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from gpunn.cli import ranks
 from gpunn.cli.ranks import say_error
 from gpunn.distributed import watcher
 from gpunn.distributed.group import RemoteError
@@ -366,6 +367,8 @@ def test_a_watch_of_nobody():
 
 
 def test_which_rank_says_an_error_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(ranks, "WAIT", 0.0)
+
     def printed(rank, local_rank, error):
         names = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
         for name, value in zip(names, (rank, 4, local_rank, 2), strict=True):

@@ -14,7 +14,7 @@ from gpunn import nn, optim
 from gpunn.autograd.dtypes import as_dtype
 from gpunn.device import Device, graph, to_device, to_numpy
 from gpunn.distributed import GradientSync, alone
-from gpunn.distributed.environment import LaunchError
+from gpunn.distributed.environment import JoinError
 from gpunn.distributed.nccl_driver import import_nccl
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +26,7 @@ DTYPES = ("int8", "uint8", "int32", "uint32", "int64", "uint64", "float16", "flo
 def nccl():
     try:
         return import_nccl()
-    except LaunchError as error:
+    except JoinError as error:
         pytest.skip(str(error))
 
 

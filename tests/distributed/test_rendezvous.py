@@ -9,7 +9,7 @@ import time
 import pytest
 
 from gpunn.distributed import Launch, rendezvous
-from gpunn.distributed.environment import LaunchError
+from gpunn.distributed.environment import JoinError
 from gpunn.distributed.rendezvous import first_host, hand_over, meeting_place
 
 TORCHRUN, SLURM = Launch("torchrun", 1, 4), Launch("slurm", 1, 4)
@@ -57,7 +57,7 @@ def test_meeting_places():
     ],
 )
 def test_what_is_missing(launch, known, error):
-    with pytest.raises(LaunchError, match=re.escape(error)):
+    with pytest.raises(JoinError, match=re.escape(error)):
         meeting_place(launch, known)
 
 
@@ -75,7 +75,7 @@ def others(function, *ranks):
     def run(rank):
         try:
             found[rank] = function(rank)
-        except LaunchError as error:
+        except JoinError as error:
             found[rank] = str(error)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in ranks]
@@ -113,25 +113,25 @@ def test_the_id_comes_to_all_and_others_are_let_go(place, monkeypatch):
 
 
 def test_ranks_that_do_not_come(place):
-    with pytest.raises(LaunchError, match=r"rank 0 of 12 waited 0 s at port \d+ and these ranks "
+    with pytest.raises(JoinError, match=r"rank 0 of 12 waited 0 s at port \d+ and these ranks "
                        r"did not come: 1, 2, 3, 4, 5, 6, 7, 8, …\."):  # fmt: skip
         hand_over(Launch("torchrun", 0, 12), place, ID, 0.05)
 
 
 def test_rank_0_that_does_not_come(place):
-    with pytest.raises(LaunchError, match=r"rank 1 of 2 could not get .* within 0 s \(.*refused"):
+    with pytest.raises(JoinError, match=r"rank 1 of 2 could not get .* within 0 s \(.*refused"):
         hand_over(Launch("torchrun", 1, 2), place, b"", 0.1)
 
 
 def test_something_else_at_the_port(place, monkeypatch):
     monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.05)
     with socket.create_server(("", place[1])):
-        with pytest.raises(LaunchError, match="cannot listen on port .* MASTER_PORT to one whose"):
+        with pytest.raises(JoinError, match="cannot listen on port .* MASTER_PORT to one whose"):
             hand_over(Launch("torchrun", 0, 2), place, ID, 1)
-        with pytest.raises(LaunchError, match="timed out"):
+        with pytest.raises(JoinError, match="timed out"):
             hand_over(Launch("torchrun", 1, 2), place, b"", 0.2)
     end = others(lambda rank: _echo(place[1]), 0)
-    with pytest.raises(LaunchError, match="what answers there is no process of gpunn"):
+    with pytest.raises(JoinError, match="what answers there is no process of gpunn"):
         hand_over(Launch("torchrun", 1, 2), place, b"", 0.3)
     end()
 
