@@ -6,7 +6,7 @@ import pytest
 import gpunn.nn.functional as F
 from gpunn import autograd as g
 from gpunn.autograd import Function, gradcheck
-from gpunn.autograd.functions import linalg, loss, moving  # noqa: F401  all families are loaded
+from gpunn.autograd.functions import channel_norm, linalg, loss, moving  # noqa: F401  all families are loaded
 
 rng = np.random.default_rng(7)
 
@@ -216,11 +216,28 @@ def rows_moved(x):
     return place_rows(pick_rows(x, np.array([2, 0])), np.array([3, 1]), 5)
 
 
+class Idle:
+    """Two ranks, of which the other has no rows."""
+
+    rank, size, counts = 0, 2, True
+
+    def all_gather(self, flat, bounds):
+        flat[slice(*bounds[1])] = 0
+
+    def all_reduce(self, array):
+        """Nothing is to be added."""
+
+
 LAYERS = {
     "layer_norm": (lambda x, w, b: F.layer_norm(x, (4,), w, b), (A, *weights4)),
     "rms_norm": (lambda x, w: F.rms_norm(x, (4,), w), (A, weights4[0])),
     "add_layer_norm": (
         lambda x, r, w, b: g.cat(F.add_layer_norm(x, r, (4,), w, b), 1), (A, B, *weights4)
+    ),
+    "sync_batch_norm": (
+        lambda x, w, b: channel_norm.batch_norm(
+            x, None, None, w, b, training=True, group=Idle()
+        ), (image, *weights4)
     ),
     "batch_norm": (
         lambda x, w, b: F.batch_norm(x, None, None, w, b, training=True), (image, *weights4)

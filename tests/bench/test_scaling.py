@@ -15,7 +15,6 @@ from gpunn.bench import (
     report,
     results,
     scaling,
-    scaling_ours,
     scaling_rank,
     scaling_report,
     scaling_tables,
@@ -165,19 +164,6 @@ def test_parts_of_batches_are_all_of_them():
     parts = [scaling_rank.part(job, rank, 3) for rank in range(3)]
     assert [len(part[0][1]) for part in parts] == [2, 2, 3]
     np.testing.assert_array_equal(np.concatenate([part[4][0] for part in parts]), job.data()[0][4])
-
-
-def test_a_whole_run_on_two_ranks():
-    plan = dataclasses.replace(PLAN, kinds=("strong",))
-    two, total = scaling.start("gpunn", 2, plan)
-    told = dataclasses.asdict(plan) | {"batches": dict(plan.batches)}
-    with scaling_ours.join(told) as ranks:
-        (one,) = scaling_rank.rows(told, ranks)
-    assert (one["ranks"], two["ranks"], total["bytes"]) == (1, 2, 1024)
-    assert one["batch"] == two["batch"] == 8
-    np.testing.assert_allclose(two["losses"], one["losses"], rtol=1e-5)  # the same training
-    assert set(one["times"]) == {"step"} and set(two["times"]) == {"step", "without", "alone"}
-    assert all(len(times) == 2 and min(times) > 0 for times in two["times"].values())
 
 
 def test_a_rank_that_fails_or_hangs_ends_the_start(tmp_path, monkeypatch):
