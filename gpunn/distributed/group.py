@@ -160,22 +160,23 @@ class Group:
         """What rank 0 gave, of the kinds that `exchange` takes; the others' is left out."""
         return self.exchange(value if self.main else None)[0]
 
-    def on_main(self, function: Callable[[], None]) -> None:
-        """Call `function` on rank 0 alone.
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """What `function` gives on rank 0, which alone calls it; of the kinds `exchange` takes.
 
         If it raises, all ranks do: the others a `RemoteError` of the same words.
         """
-        error: Exception | None = None
+        value, error = None, None
         if self.main:
             try:
-                function()
+                value = function()
             except Exception as raised:
                 error = raised
-        words = self.share(error and [type(error).__name__, _words(error)])
+        value, words = self.share([value, error and [type(error).__name__, _words(error)]])
         if error is not None:
             raise error
         if words is not None:
             raise RemoteError(*words)
+        return value
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""

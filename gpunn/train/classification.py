@@ -99,10 +99,9 @@ def resume_classification(
     Raises FileNotFoundError if it has no checkpoints; ValueError if the run is complete;
     FileFormatError if its checkpoints are damaged; and what `run_classification` raises.
     """
-    group, extra = as_group("auto"), {}
-    place = files.of_rank(group, lambda: extra.update(_resumable(folder)) or Path(folder))
-    if group is not None:
-        extra = group.share(extra)
+    group = as_group("auto")
+    extra = _resumable(folder) if group is None else group.on_main(lambda: _resumable(folder))
+    place = files.of_rank(group, lambda: Path(folder))
     job = JOBS[extra["job"]]
     config = config_from_dict(job.config, extra["config"], f"the checkpoint in {folder}")
     config = placed(config, group)

@@ -101,12 +101,11 @@ def resume_job(
     FileFormatError if its checkpoints are damaged; BlockingIOError if another process is at work
     on it; and what `run_job` raises.
     """
-    group, found = as_group("auto"), {}
-    place = files.of_rank(group, lambda: found.update(_resumable(folder)) or Path(folder))
-    if group is not None:
-        found = group.share(found)
+    group = as_group("auto")
+    found = _resumable(folder) if group is None else group.on_main(lambda: _resumable(folder))
     if not found:
         return resume_classification(folder, verbose, say)
+    place = files.of_rank(group, lambda: Path(folder))
     job = find_job(found["job"])
     config = placed(config_from_dict(job.config, found["config"], str(folder)), group)
     main = group is None or group.main

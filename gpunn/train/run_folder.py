@@ -54,12 +54,11 @@ def of_rank(group: Any, make: Callable[[], Path]) -> Path:
     """
     if group is None:
         return make()
-    made: list[Path] = []
-    group.on_main(lambda: made.append(make()))
-    if not made:
+    made = group.on_main(lambda: str(make()))
+    if not group.main:
         _private.append(tempfile.TemporaryDirectory(prefix="gpunn-rank-"))
-        made.append(Path(_private[-1].name))
-    return made[0]
+        made = _private[-1].name
+    return Path(made)
 
 
 _private: list[Any] = []  # until the process ends

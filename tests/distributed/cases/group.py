@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from gpunn.device import to_device, to_numpy
+from gpunn.distributed import RemoteError
 
 RANKS = (2, 4)
 
@@ -77,3 +78,26 @@ def case_values(group):
     assert group.share(["of rank", group.rank]) == ["of rank", 0]
     assert group.exchange_bytes(b"x" * group.rank) == [b"x" * rank for rank in range(group.size)]
     group.barrier()
+
+
+def case_what_rank_0_does_for_all(group):
+    calls = []
+
+    def found():
+        calls.append(1)
+        return {"number": 3}
+
+    assert group.on_main(found) == {"number": 3} and len(calls) == group.main
+
+    def lost():
+        raise FileNotFoundError(2, "No such file", "run/config.toml")
+
+    try:
+        group.on_main(lost)
+    except FileNotFoundError:
+        assert group.main
+    except RemoteError as error:
+        assert not group.main and error.kind == "FileNotFoundError"
+        assert str(error) == "run/config.toml: No such file"
+    else:
+        raise AssertionError("nothing was raised")
