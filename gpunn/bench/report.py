@@ -135,19 +135,15 @@ def current_rows(
 
 
 def _run_lines(path: Path, result: Results, folder: Path) -> str:
-    facts, versions = result.environment["machine"], result.environment["versions"]
+    facts = result.environment["machine"]
     checked = sum(test.get("checked", 1) for test in result.tests)
     failed = [test for test in result.tests if not test["passed"]]
     verdict = "all passed" if not failed else f"{len(failed)} of {len(result.tests)} items failed"
-    libraries = ", ".join(
-        f"{name} {versions[name]}" for name in ("cupy", "torch", "triton") if versions.get(name)
-    )
-    commit = (result.environment["commit"] or "unknown commit")[:7]
-    state = {True: "", False: ", with uncommitted changes", None: ""}[result.environment["clean"]]
     lines = [
-        f"The newest run: {result.environment['date'][:10]}, {commit}{state}, driver "
+        f"The newest run: {result.made_on}, driver "
         f"{facts.get('driver') or 'unknown'}, NVRTC {facts.get('nvrtc') or 'unknown'}, "
-        f"{libraries} (`{path.relative_to(folder.parent.parent).as_posix()}`).",
+        f"{result.libraries('cupy', 'torch', 'triton')} "
+        f"(`{path.relative_to(folder.parent.parent).as_posix()}`).",
         f"Checks on the device: {checked:,}, {verdict}.",
     ]
     for ceilings in result.ceilings:

@@ -50,6 +50,18 @@ class Results:
     scaling: list[dict[str, Any]] = field(default_factory=list)
     dry_run: bool = False
 
+    @property
+    def made_on(self) -> str:
+        """The date and the commit, for people."""
+        commit = (self.environment["commit"] or "unknown commit")[:7]
+        changed = ", with uncommitted changes" if self.environment["clean"] is False else ""
+        return f"{self.environment['date'][:10]}, {commit}{changed}"
+
+    def libraries(self, *names: str) -> str:
+        """Those of the named libraries that were there, with their versions."""
+        versions = self.environment["versions"]
+        return ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
+
     def to_json(self) -> dict[str, Any]:
         """As a JSON object."""
         return {

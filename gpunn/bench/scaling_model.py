@@ -21,6 +21,7 @@ from typing import Any
 
 from gpunn.bench.results import Results
 from gpunn.bench.training_jobs import JOBS, Job
+from gpunn.distributed.gradients import BUCKET_BYTES
 
 GPUS = (8, 64, 1024)
 NCCL = "NCCL's src/graph/tuning.cc and topo.h"
@@ -201,22 +202,24 @@ class Way:
     Attributes
     ----------
     itemsize : bytes of a gradient: gpunn's are float32, also under autocast
-    bucket : bytes of a bucket, `gpunn.distributed.gradients.BUCKET_BYTES`
+    bucket : bytes of a bucket
     overlap : whether buckets are reduced while backward goes on
     zero : ZeRO stage 1: each sum is made for its owner, who updates and gives parameters to all
     """
 
     itemsize: int = 4
-    bucket: int = 25 << 20
+    bucket: int = BUCKET_BYTES
     overlap: bool = True
     zero: bool = False
 
+
+USUAL = Way()
 
 BACKWARD = 2 / 3  # of a step without its update
 ADAMW_BYTES = 28  # read and written for each parameter: it, its gradient and two moments
 
 
-def step(work: Work, gpus: int, way: Way = Way(), fabric: Fabric = H200) -> float:  # noqa: B008
+def step(work: Work, gpus: int, way: Way = USUAL, fabric: Fabric = H200) -> float:
     """Seconds of a step in which every GPU has the work's batch."""
     if gpus == 1:
         return work.seconds
@@ -237,7 +240,7 @@ def step(work: Work, gpus: int, way: Way = Way(), fabric: Fabric = H200) -> floa
     return forward + done + work.update / gpus + gathered
 
 
-def bucket_times(work: Work, gpus: int, way: Way = Way(), fabric: Fabric = H200) -> list[float]:  # noqa: B008
+def bucket_times(work: Work, gpus: int, way: Way = USUAL, fabric: Fabric = H200) -> list[float]:
     """Seconds that the reduction of each bucket takes, in their order."""
     collective = reduce_to_one if way.zero else all_reduce
     size = (work.parameters - work.last) * way.itemsize
@@ -246,7 +249,7 @@ def bucket_times(work: Work, gpus: int, way: Way = Way(), fabric: Fabric = H200)
     return times + [collective(work.last * way.itemsize, gpus, fabric)] * bool(work.last)
 
 
-def efficiency(work: Work, gpus: int, way: Way = Way(), fabric: Fabric = H200) -> float:  # noqa: B008
+def efficiency(work: Work, gpus: int, way: Way = USUAL, fabric: Fabric = H200) -> float:
     """Of weak scaling: the time of one GPU's step over that of many."""
     return work.seconds / step(work, gpus, way, fabric)
 
@@ -304,7 +307,7 @@ def assumptions(gpu: str, date: str, fabric: Fabric = H200) -> list[str]:
         "(Hopper, Intel hosts). The sums that NVSwitch and the network's switches can make (NVLS, "
         "SHARP) are left out: they would be faster.",
         f"Gradients are float32 (gpunn's arenas are, under autocast too), in buckets of equal size "
-        f"of at most {Way().bucket >> 20} MiB. Backward is {BACKWARD:.2f} of the step without its "
+        f"of at most {USUAL.bucket >> 20} MiB. Backward is {BACKWARD:.2f} of the step without its "
         "update and makes gradients at an even pace; the last bucket is ready when it ends. So are "
         "all of GPT-2's embeddings (157 MB), which are the weight of its last layer too. The "
         f"update reads and writes {ADAMW_BYTES} bytes a parameter.",
@@ -321,7 +324,7 @@ def table_rows(
     """Headers and cells: the step and the efficiency of weak scaling of each work."""
     from gpunn.bench.tables import seconds_text
 
-    ways = (Way(), Way(overlap=False), Way(itemsize=2), Way(zero=True))
+    ways = (USUAL, Way(overlap=False), Way(itemsize=2), Way(zero=True))
     headers = ["job", "batch of a GPU", "one GPU", "of which", "gradients", "GPUs", "all-reduce",
                "a step", "efficiency", "without overlap", "bf16 gradients", "ZeRO 1"]  # fmt: skip
     cells = []

@@ -69,14 +69,11 @@ def _one_rank(on_gpus: Sequence[tuple[Path, Results]]) -> str:
 
 
 def _measured(path: Path, result: Results) -> str:
-    facts, versions = result.environment["machine"], result.environment["versions"]
-    names = ("numpy", "mpi4py", "mpich", "cupy", "torch")
-    libraries = ", ".join(f"{name} {versions[name]}" for name in names if versions.get(name))
-    commit = (result.environment["commit"] or "unknown commit")[:7]
-    state = {True: "", False: ", with uncommitted changes", None: ""}[result.environment["clean"]]
+    facts = result.environment["machine"]
+    libraries = result.libraries("numpy", "mpi4py", "mpich", "cupy", "torch")
     lines = [
         f"{facts.get('gpu') or facts['cpu']}, {facts['usable_cores']} cores, "
-        f"{result.environment['date'][:10]}, {commit}{state}, {libraries} "
+        f"{result.made_on}, {libraries} "
         f"(`benchmarks/results/{FOLDER}/{path.name}`).\n",
         markdown(*scaling_tables.steps_cells(result.scaling), scaling_tables.STEPS_RIGHT),
     ]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpunn.bench.scaling_model import Way, Work, efficiency
+from gpunn.bench.scaling_model import USUAL, Way, Work, efficiency
 from gpunn.bench.tables import seconds_text
 
 Cells = tuple[list[str], list[list[str]]]
@@ -157,7 +157,7 @@ def _modelled(axes: Any, works: Sequence[Work]) -> None:
     for number, work in enumerate(works):
         color = PALETTE[number % len(PALETTE)]
         source = "" if work.source == "measured" else f", {work.source}"
-        for way, dashes in ((Way(), "-"), (Way(overlap=False), ":")):
+        for way, dashes in ((USUAL, "-"), (Way(overlap=False), ":")):
             values = [efficiency(work, gpus, way) for gpus in counts]
             label = f"{work.name} ({work.batch}){source}" if way.overlap else None
             axes.plot(counts, values, color=color, ls=dashes, lw=1.6, label=label)

@@ -19,23 +19,30 @@ WAIT = 1.0  # seconds that a silent rank lets those speak who do: its end may en
 
 
 @contextlib.contextmanager
-def one_voice() -> Iterator[None]:
-    """Within, only rank 0 prints: help, and complaints about arguments that all were given."""
+def results_of_rank_0() -> Iterator[bool]:
+    """Within, the other ranks print nothing to standard output; gives whether this is rank 0."""
     launch = _launch()
     if launch is None or launch.rank == 0:
-        yield
+        yield True
         return
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        contextlib.redirect_stdout(nowhere),
-        contextlib.redirect_stderr(nowhere),
-    ):
-        try:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+        yield False
+
+
+@contextlib.contextmanager
+def one_voice() -> Iterator[None]:
+    """Within, only rank 0 prints: help, and complaints about arguments that all were given."""
+    with results_of_rank_0() as main:
+        if main:
             yield
-        except SystemExit as ended:
-            if ended.code:
-                time.sleep(WAIT)
-            raise
+            return
+        with contextlib.redirect_stderr(sys.stdout):
+            try:
+                yield
+            except SystemExit as ended:
+                if ended.code:
+                    time.sleep(WAIT)
+                raise
 
 
 def say_error(text: str, error: BaseException, code: int) -> int:

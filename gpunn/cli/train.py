@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 import tomllib
@@ -88,13 +87,16 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train; returns 0, 1 if the loss broke, 130 if interrupted (what was trained is kept)."""
-    from gpunn.distributed import launched
+    with ranks.results_of_rank_0() as main:
+        return train(args, main)
+
+
+def train(args: argparse.Namespace, main: bool) -> int:
+    """The same in one process; `main`: whether it says what is to be noted."""
     from gpunn.train import TrainingError, resume_job, run_job
     from gpunn.train.configuration import commented_toml
 
-    verbose, main = not args.quiet, launched().rank == 0
-    if not main:  # of processes that train together rank 0 speaks
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, for good
+    verbose = not args.quiet
     if args.list:
         return print_jobs(args)
     if args.resume is not None:

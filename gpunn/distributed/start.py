@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import importlib.metadata
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -14,10 +13,10 @@ from gpunn.device.device import as_device
 from gpunn.distributed.environment import JoinError, Launch, launched
 from gpunn.distributed.group import Group
 from gpunn.distributed.link import AloneLink, Link
-from gpunn.distributed.watching import watch
 
 if TYPE_CHECKING:
     from gpunn.distributed.mpi import MpiLink
+    from gpunn.distributed.watch import Watch
 
 _group: Group | None = None
 _inherited: list[Group | None] = []  # of the process that forked this one, for good
@@ -56,7 +55,7 @@ def _over_mpi(launch: Launch) -> Group:
     host = _mpi_link(launch)
     launch = Launch("mpi", host.rank, host.size, *host.local())
     group = Group(launch, host)
-    group.watch = watch(group)  # before the GPUs: an error of one rank there ends all
+    group.watch = _watched(group)  # before the GPUs: an error of one rank there ends all
     group.join_gpus(_device_link(launch, host))
     return group
 
@@ -71,8 +70,14 @@ def _over_nccl(launch: Launch) -> Group:
             + "; or let each train by itself, with Trainer(distributed=False)"
         )
     group = Group(launch, devices, devices)
-    group.watch = watch(group)
+    group.watch = _watched(group)
     return group
+
+
+def _watched(group: Group) -> Watch:
+    from gpunn.distributed.watching import watch  # of POSIX: a process that is alone needs it not
+
+    return watch(group)
 
 
 def alone(device: str | Device | None = None) -> Group:
@@ -136,6 +141,8 @@ def _check_library(launch: Launch) -> None:
     """Raise JoinError before MPICH's wheel, which knows no PMIx, ends the process there."""
     if "PMIX_RANK" not in os.environ or "PMI_RANK" in os.environ or "mpi4py.MPI" in sys.modules:
         return
+    import importlib.metadata
+
     import mpi4py
 
     before = mpi4py.rc.initialize, mpi4py.rc.finalize

@@ -27,7 +27,7 @@ from gpunn.train.configuration import (
 )
 from gpunn.train.job import Job, Outcome
 from gpunn.train.jobs import ClassificationJob
-from gpunn.train.ranks import alone, as_group, placed
+from gpunn.train.ranks import as_group, by_itself, placed
 from gpunn.train.run import Run, RunInterrupted
 from gpunn.train.running import TrainingError
 from gpunn.train.scripts import find_job
@@ -220,7 +220,7 @@ def _trained_and_measured(run: Run, group: Group | None, resumed: bool) -> RunRe
         return RunResult(run.folder, job, run.config, None, about, [])
     started = time.perf_counter()
     run.begin()
-    with alone():
+    with by_itself():
         outcome = job.evaluate(run)
     seconds = before["seconds"] + time.perf_counter() - started
     about = _about(run) | {"interrupted": False, **asdict(outcome), "seconds": round(seconds, 3)}

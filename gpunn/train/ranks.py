@@ -19,18 +19,18 @@ from gpunn.train.alike import same_batches
 from gpunn.train.parts import epoch_seed
 from gpunn.train.running import NonFiniteLoss
 
-_alone = False  # inside `alone`
+_by_itself = False  # inside `by_itself`
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def by_itself() -> Iterator[None]:
     """Within, a Trainer trains alone unless it is given a group: for work of one rank."""
-    global _alone
-    before, _alone = _alone, True
+    global _by_itself
+    before, _by_itself = _by_itself, True
     try:
         yield
     finally:
-        _alone = before
+        _by_itself = before
 
 
 def as_group(distributed: Any) -> Group | None:
@@ -39,7 +39,7 @@ def as_group(distributed: Any) -> Group | None:
     "auto": the processes that mpirun, srun or torchrun started together with this one, if any;
     True: the same, and RuntimeError if it is alone; a `Group`; None or False: alone.
     """
-    if distributed is None or distributed is False or (distributed == "auto" and _alone):
+    if distributed is None or distributed is False or (distributed == "auto" and _by_itself):
         return None
     if isinstance(distributed, Group):
         return distributed

@@ -122,7 +122,7 @@ def test_mpi_that_cannot_be_used(monkeypatch):
         class MPI:
             get_vendor = staticmethod(lambda: ("MPICH", (5, 0, 2)))
 
-    monkeypatch.setattr(start.importlib.metadata, "distributions", lambda name: [name])
+    monkeypatch.setattr("importlib.metadata.distributions", lambda name: [name])
     monkeypatch.delitem(start.sys.modules, "mpi4py.MPI", raising=False)
     text = said(mpi4py=Library)
     assert "this process 1 of 2, and mpi4py finds another MPI, the package mpich: use" in text

@@ -140,7 +140,7 @@ def test_init_without_mpi(monkeypatch):
     from gpunn.distributed import gpus
     from gpunn.distributed.watch import Watch
 
-    monkeypatch.setattr(start, "watch", lambda group: Watch())
+    monkeypatch.setattr(start, "_watched", lambda group: Watch())
     monkeypatch.delenv("GPUNN_DEVICE", raising=False)
     launch = Launch("torchrun", 0, 1, 0, 1)
     monkeypatch.setattr(start, "launched", lambda: Launch("torchrun", 0, 2, 0, 2))
