@@ -71,8 +71,8 @@ class Inputs:
 class Workload:
     """What all contestants of a case get: sets of inputs to rotate through, the cost, the cache.
 
-    `cache` is "cold" if the sets together are at least twice the last-level cache (each call then
-    finds its data in memory), else "warm".
+    `cache` is "cold" if what calls touch of all sets together is at least twice the last-level
+    cache (each call then finds its data in memory), else "warm".
     """
 
     case: Case
@@ -159,38 +159,64 @@ def cast(name: str, value: Any, dtype: np.dtype) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.dtype == np.float32:
         narrow = value.ndim and name not in STATE
         with np.errstate(all="ignore"):  # what random numbers will be written to holds anything
-            return np.asarray(value).astype(dtype if narrow else accumulator_dtype(dtype))
+            wanted = dtype if narrow else accumulator_dtype(dtype)
+            return np.asarray(value).astype(wanted, copy=False)
     return value
 
 
 class QuickRandom(np.random.Generator):
-    """A generator whose large arrays repeat a random block: made at the speed of a copy.
+    """A generator whose large arrays repeat a random block, which is drawn once a process.
 
     A benchmark needs numbers that are not zero and not alike, not a quarter of a billion
-    independent ones, which would take seconds for each array.
+    independent ones, which would take seconds for each array. A large array is a view of one long
+    repetition, from another place for each draw, that cannot be written to; with `own`, a copy.
     """
 
     BLOCK = (1 << 20) + 7  # odd, so that rows of a power of two differ
+    _SHIFT = 7919
+    _long: dict[tuple[str, str], np.ndarray] = {}  # shared by all generators, as long as was asked
+
+    def __init__(self, bits: np.random.BitGenerator, own: bool = False):
+        super().__init__(bits)
+        self._own, self._draws = own, 0
 
     def standard_normal(self, size=None, dtype=np.float64, out=None):
         """As in NumPy, but for the repetition."""
-        return self._tiled(super().standard_normal, size, dtype, out)
+        return self._repeated("standard_normal", size, dtype, out)
 
     def random(self, size=None, dtype=np.float64, out=None):
         """As in NumPy, but for the repetition."""
-        return self._tiled(super().random, size, dtype, out)
+        return self._repeated("random", size, dtype, out)
 
-    def _tiled(self, draw, size, dtype, out):
+    def _repeated(self, how, size, dtype, out):
         count = 1 if size is None else math.prod(np.atleast_1d(size).tolist())
         if out is not None or count <= self.BLOCK:
-            return draw(size, dtype, out)
-        return np.resize(draw(self.BLOCK, dtype), size)
+            return getattr(super(), how)(size, dtype, out)
+        self._draws += 1
+        start, key = self._SHIFT * self._draws % self.BLOCK, (how, np.dtype(dtype).name)
+        long = self._long.get(key)
+        if long is None or len(long) < start + count:
+            block = getattr(np.random.default_rng(0), how)(self.BLOCK, dtype)
+            long = self._long[key] = np.resize(block, count + self.BLOCK)
+            long.flags.writeable = False
+        found = long[start : start + count].reshape(size)
+        return found.copy() if self._own else found
+
+
+def drawn_inputs(made: Primitive, shape: tuple[int, ...], seed: int) -> tuple[tuple, dict]:
+    """Benchmark inputs by `QuickRandom`; with copies where a primitive changes what it drew."""
+    try:
+        return made._inputs(QuickRandom(np.random.PCG64(seed)), tuple(shape))
+    except ValueError as error:
+        if "read-only" not in str(error):
+            raise
+    return made._inputs(QuickRandom(np.random.PCG64(seed), own=True), tuple(shape))
 
 
 def host_inputs(made: Primitive, shape: tuple[int, ...], dtype: str, seed: int = 0) -> Inputs:
-    """Random inputs for a shape on the CPU, rounded to the dtype."""
+    """Random inputs for a shape on the CPU, rounded to the dtype; not to be written to."""
     try:
-        args, kwargs = made._inputs(QuickRandom(np.random.PCG64(seed)), tuple(shape))
+        args, kwargs = drawn_inputs(made, shape, seed)
     except (ValueError, IndexError) as error:
         like = " or ".join(map(shape_text, made.bench_shapes[:1])) or "another"
         raise ValueError(
@@ -239,13 +265,21 @@ def workload(case: Case, device: Device, copies: int | None = None) -> Workload:
         if takes_out(made) and "out" not in first.kwargs:
             first.out = result[0] if isinstance(result, tuple) else result
         cache = last_level_cache(device)
+        # What is changed in place is read and written, but lies in memory once; of a table only
+        # some rows are read.
+        touched = min(cost.bytes, memory_of(first))
         if copies is None:
-            copies = 1 if device.type == "cpu" else copies_for(
-                cost.bytes, cache, room_for_copies(device)
-            )
+            on_gpu = device.type == "cuda"
+            copies = copies_for(touched, cache, room_for_copies(device)) if on_gpu else 1
         sets = [first, *(moved(first, device) for _ in range(copies - 1))]
-    cold = cost.bytes * copies >= 2 * cache
+    cold = touched * copies >= 2 * cache
     return Workload(case, sets, cost, "cold" if cold else "warm")
+
+
+def memory_of(inputs: Inputs) -> int:
+    """Bytes of the arrays of a call. (What it makes anew each time lies where the last one lay.)"""
+    values = (*inputs.args, *inputs.kwargs.values(), inputs.out)
+    return sum(value.nbytes for value in values if hasattr(value, "shape"))
 
 
 class _nothing:

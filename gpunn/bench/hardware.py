@@ -8,7 +8,7 @@ is written after every stage. A dry run goes through the same stages on a CPU wi
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 import time
 import traceback
@@ -18,26 +18,35 @@ from pathlib import Path
 from typing import Any
 
 import gpunn.kernels
-from gpunn.bench import one_rank, programs, results, step_stages, supervise
-from gpunn.bench.cases import FIXED, Case, depends_on_dtype
+from gpunn.bench import (
+    candidates,
+    compile_stage,
+    current,
+    jobs_stage,
+    micro_stage,
+    one_rank,
+    programs,
+    results,
+    step_kernels,
+    step_stages,
+    supervise,
+)
 from gpunn.bench.ceilings import Ceilings
+from gpunn.bench.choices import stage as choices
 from gpunn.bench.conformance import conformance_cases
+from gpunn.bench.machine import checkout
 from gpunn.bench.measure import NotTimed, Row
 from gpunn.bench.results import Results
 from gpunn.bench.supervise import Outcome
 from gpunn.device import probe
 from gpunn.device.device import Device
-from gpunn.primitives.registry import Primitive
 
 BUDGET_SECONDS = 450.0
-# Peers that take seconds for each case are peers of a few, in float32 and the largest shape. (The
-# products have a stage of their own.)
-COMPILED = {"softmax_forward", "cross_entropy_forward", "adam_update", "layer_norm_forward"}
-TRITON = {"softmax_forward"}
-
 
 # What a stage measures has its own places in the result file, and is no part of its test.
-MEASURED = ("rows", "not_timed", "ceilings", "launches", "product", "training")
+MEASURED = (
+    "rows", "not_timed", "ceilings", "launches", "product", "training", "step_kernels", "choice",
+)  # fmt: skip
 
 
 @dataclass
@@ -52,19 +61,43 @@ class Run:
     say: Callable[[str], None] = print
     left_out: dict[str, str] = field(default_factory=dict)
 
+    @functools.cached_property
+    def known(self) -> current.Known:
+        """What the committed files and those beside this run's say already of this GPU."""
+        folders = (checkout() / "benchmarks" / "results", self.path.parent.parent)
+        found = current.known(folders, self.found.gpu, self.found.sources)
+        for text in found.unread:
+            self.say(f"not read: {text}")
+        return found
+
     def supervise(self, stage: str, items: list[dict], seconds: float, **options) -> Outcome:
         """Run items in children, and note each as a test of this stage."""
         device = "cpu" if stage == "compile" else str(self.device)  # compiling needs no GPU
         outcome = supervise.supervise(
             stage, items, device=device, seconds=seconds, tiny=self.tiny, **options
         )
+        self.keep(stage, outcome)
+        return outcome
+
+    def keep(self, stage: str, outcome: Outcome) -> None:
+        """Note what became of items as tests of a stage, and what was not run."""
         for name, result in outcome.results.items():
-            self.note(stage, name, result)
+            if "not_run" in result:  # as the child found
+                self.left_out[name] = result["not_run"]
+            else:
+                self.note(stage, name, result)
         for name, reason in outcome.crashed.items():
             failure = {"case": name, "reason": reason}
             self.note(stage, name, {"passed": False, "checked": 1, "failures": [failure]})
         self.left_out |= outcome.not_run
-        return outcome
+
+    def ceilings(self, seconds: float) -> dict[str, Any] | None:
+        """The device's ceilings, measured once in a run, as JSON; None if they could not be."""
+        if not self.found.ceilings:
+            first = self.supervise("ceilings", [{"id": "ceilings"}], seconds)
+            measured = first.results.get("ceilings", {}).get("ceilings")
+            self.found.ceilings += [Ceilings.from_json(measured)] if measured else []
+        return self.found.ceilings[0].to_json() if self.found.ceilings else None
 
     def note(self, stage: str, item: str, result: dict[str, Any]) -> None:
         """Add one tested item to the results; times and ceilings have their own places there."""
@@ -86,34 +119,6 @@ def environment(run: Run, seconds: float) -> str:
             "failures": [] if passed else [failure],
         })  # fmt: skip
     return ", ".join(f.detail for f in probe.findings() if f.passed)
-
-
-def compile_kernels(run: Run, seconds: float) -> str:
-    """Every kernel that a sample reaches, for this GPU, in a fresh cache."""
-    from gpunn.device.launch import device_properties
-    from gpunn.primitives.registry import reachable_kernels
-
-    arch, multiprocessors = "sm_90a", 132
-    if run.device.type == "cuda":
-        properties = device_properties(run.device.index)
-        arch, multiprocessors = properties["arch"], properties["multiProcessorCount"]
-    if not probe.find_cupy().passed:
-        return "no CuPy, so no compiler"
-    begin = time.monotonic()
-    items = []
-    reached = list(reachable_kernels(arch, multiprocessors).items())
-    for source, expressions in reached[:2] if run.tiny else reached:
-        expressions = expressions[:2] if run.tiny else expressions
-        for start in range(0, len(expressions), 8):
-            items.append({"id": f"{source} {start // 8}", "source": source, "arch": arch,
-                          "expressions": expressions[start : start + 8]})  # fmt: skip
-    jobs = 1 if run.tiny else max(1, min(16, (os.cpu_count() or 2)))
-    left = seconds - (time.monotonic() - begin)
-    outcome = run.supervise("compile", items, left, jobs=jobs)
-    kernels = sum(result["checked"] for result in outcome.results.values())
-    spilling = [name for r in outcome.results.values() for name in r.get("spilling", ())]
-    text = f"{kernels} kernels for {arch} in {time.monotonic() - begin:.0f} s on {jobs} processes"
-    return text + (f"; {len(spilling)} spill registers" if spilling else "")
 
 
 def parity(run: Run, seconds: float) -> str:
@@ -176,16 +181,18 @@ def matmul_kernels(run: Run, seconds: float) -> str:
 
 def products(run: Run, seconds: float) -> str:
     """A sweep of matrix products beside cuBLAS."""
-    from gpunn.bench.products import SWEEP, summary
+    from gpunn.bench.product_tables import summary
+    from gpunn.bench.products import SWEEP
 
     chosen = sorted(SWEEP, key=lambda p: p.flops)[:2] if run.tiny else SWEEP
     items = [{"id": product.key, "product": asdict(product)} for product in chosen]
+    items, text = run.known.first(items, lambda item: ("product", item["id"]))
     outcome = run.supervise("products", items, seconds)
     for result in outcome.results.values():
         run.found.products += [result["product"]] if "product" in result else []
         run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
     means = [f"{s['kind']} {s['dtype']} {s['mean']:.2f}" for s in summary(run.found.products)]
-    return f"{len(run.found.products)} of {len(items)} shapes; " + ", ".join(means)
+    return f"{len(run.found.products)} of {len(items)} shapes; " + ", ".join([*means, text])
 
 
 def launches(run: Run, seconds: float) -> str:
@@ -195,45 +202,6 @@ def launches(run: Run, seconds: float) -> str:
         run.found.launches += result.get("launches", ())
         run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
     return f"{len(run.found.launches)} rows"
-
-
-def microbenchmarks(run: Run, seconds: float) -> str:
-    """Every primitive against its floor and its peers."""
-    begin = time.monotonic()
-    first = run.supervise("ceilings", [{"id": "ceilings"}], seconds / 2)
-    if "ceilings" not in first.results or "ceilings" not in first.results["ceilings"]:
-        return "the ceilings could not be measured, so nothing else was timed"
-    ceilings = first.results["ceilings"]["ceilings"]
-    run.found.ceilings.append(Ceilings.from_json(ceilings))
-    items = [item | {"ceilings": ceilings} for item in benchmark_items(run.device)]
-    outcome = run.supervise("bench", items, seconds - (time.monotonic() - begin))
-    for result in outcome.results.values():
-        run.found.rows += [Row.from_json(row) for row in result.get("rows", ())]
-        run.found.not_timed += [NotTimed(**one) for one in result.get("not_timed", ())]
-    return f"{len(run.found.rows)} rows"
-
-
-def benchmark_items(device: Device) -> list[dict]:
-    """The cases in the order of their weight: the large shape of each in float32 first."""
-    table = gpunn.kernels.table().values()
-    large = [(made, largest(made), "float32") for made in table if made.bench_shapes]
-    narrow = [(made, shape, "bfloat16") for made, shape, _ in large if depends_on_dtype(made)]
-    others = [(made, shape, "float32") for made, first, _ in large
-              for shape in made.bench_shapes if shape != first]  # fmt: skip
-    found = []
-    for made, shape, dtype in [*large, *narrow, *others]:
-        case = Case(made.name, shape, dtype if depends_on_dtype(made) else FIXED)
-        item = {"id": case.key, "primitive": made.name, "shape": shape, "dtype": case.dtype}
-        first = shape == largest(made) and dtype == "float32"
-        slow = (("torch.compile", COMPILED), ("triton", TRITON))
-        item["without"] = [p for p, chosen in slow if made.name not in chosen or not first]
-        found.append(item)
-    return found
-
-
-def largest(made: Primitive) -> tuple[int, ...]:
-    """The largest default shape."""
-    return max(made.bench_shapes, key=math.prod)
 
 
 def graphs(run: Run, seconds: float) -> str:
@@ -276,23 +244,30 @@ def large_arrays(run: Run, seconds: float) -> str:
 # In the order of their weight, with the seconds that each needs at most on one GPU and 16 cores.
 STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("environment", environment, 5),
-    ("compile", compile_kernels, 40),
+    ("compile", compile_stage.compile_kernels, 40),
     ("conformance", conformance, 25),
     ("parity", parity, 45),
     ("matmul kernels", matmul_kernels, 60),
     ("graphs", graphs, 30),
     ("training parity", training_parity, 10),
+    ("jobs", jobs_stage.jobs, 60),
     ("launches", launches, 15),
-    ("tests", programs.tests, 45),
+    ("tests", programs.tests, 60),
     ("steps", step_stages.steps, 150),
+    ("step kernels", step_kernels.step_kernels, 60),
     ("one rank", one_rank.one_rank, 30),
+    ("choices", choices.choices, 60),
+    ("candidates", candidates.candidates, 120),
     ("products", products, 50),
-    ("microbenchmarks", microbenchmarks, 100),
+    ("microbenchmarks", micro_stage.microbenchmarks, 100),
     ("large arrays", large_arrays, 15),
-    ("sanitizer", programs.sanitizer, 25),
+    ("sanitizer", programs.sanitizer, 40),
 )
 # Where time is short, what measures gets less, so that the checks are made as a whole.
-MEASURING = {"steps", "one rank", "products", "microbenchmarks", "large arrays", "sanitizer"}
+MEASURING = {
+    "steps", "step kernels", "one rank", "choices", "candidates", "products", "microbenchmarks",
+    "large arrays", "sanitizer",
+}  # fmt: skip
 
 
 # ---- all together --------------------------------------------------------------------------------
@@ -361,7 +336,7 @@ def short_rows(rows: Sequence[Row]) -> list[Row]:
 def summary(found: Results) -> str:
     """A short table of what happened, and one of the best rows."""
     from gpunn.bench import launch
-    from gpunn.bench.products import summary_text
+    from gpunn.bench.product_tables import summary_text
     from gpunn.bench.tables import over_shapes, rows_table
     from gpunn.bench.training_tables import table_of
     from gpunn.text import table
@@ -379,6 +354,8 @@ def summary(found: Results) -> str:
         parts.append(table(headers, cells, right=(3, 4, 5, *range(7, len(headers)))))
     if found.launches:
         parts.append(launch.text(found.launches))
+    if found.candidates:
+        parts.append(candidates.text(found.candidates))
     if found.products:
         parts.append(summary_text(found.products))
     if found.training:

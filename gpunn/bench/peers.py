@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,7 @@ BOUNDS = {dtype: 10 * bound for dtype, bound in parity.TOLERANCE.items()}
 FULL_SIZE_BOUND = 0.02
 RANDOM = ("random_uniform", "random_normal", "dropout", "augment_images")
 CHECK_EDGE = 200
+CHECK_ELEMENTS = 1 << 20  # of shapes with more than three axes: images take NumPy seconds
 
 
 class PeerError(Exception):
@@ -58,6 +60,23 @@ def available(device: Device) -> tuple[str, ...]:
             continue
         found.append(name)
     return tuple(found)
+
+
+def at_once(primitive: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Of the peers that are there the one that compiles nothing: PyTorch's; CuPy's without it."""
+    for peer in ("torch", "cupy"):
+        if peer in names and has(peer, primitive):
+            return (peer,)
+    return ()
+
+
+def has(peer: str, primitive: str) -> bool:
+    """Whether a peer has a primitive."""
+    try:
+        prepare(peer, primitive, ())
+    except PeerError:
+        return False
+    return True
 
 
 def choose(names: Sequence[str] | None, device: Device) -> tuple[str, ...]:
@@ -167,7 +186,7 @@ def check(peer: str, case: Case, device: Device, full: Inputs | None = None) -> 
     With `full`, the inputs to be timed, it must also agree roughly with our implementation there.
     """
     made = gpunn.kernels.table()[case.primitive]
-    small = Case(case.primitive, tuple(min(n, CHECK_EDGE) for n in case.shape), case.dtype)
+    small = Case(case.primitive, small_shape(case.shape), case.dtype)
     try:
         # The eager peer has the same formula; compiling it for one more shape takes seconds.
         if peer != "torch.compile" or full is None:
@@ -180,15 +199,21 @@ def check(peer: str, case: Case, device: Device, full: Inputs | None = None) -> 
         raise PeerError(one_line(error)) from error
 
 
+def small_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """Each axis cut to what is soon checked; of many axes the first, the batch, cut the most."""
+    first, *rest = (min(n, CHECK_EDGE) for n in shape)
+    if len(rest) > 2:
+        first = max(1, min(first, CHECK_ELEMENTS // math.prod(rest)))
+    return (first, *rest)
+
+
 def _check_small(peer: str, made: Primitive, case: Case, device: Device) -> None:
-    host = host_inputs(made, case.shape, case.dtype, seed=1)
+    host, wide, expected = _reference(made, case)
     inputs = moved(host, device)
     result = _first(prepare(peer, made.name, [inputs])[0]())
     if made.name in RANDOM:
-        _check_distribution(made, host, _numpy(result if result is not None else inputs.args[0]))
+        _check_distribution(expected, _numpy(result if result is not None else inputs.args[0]))
         return
-    wide = Inputs(tuple(map(_widen, host.args)), {k: _widen(v) for k, v in host.kwargs.items()})
-    expected = _first(wide.call(made))
     bound = BOUNDS[dtype_of(case.dtype)]
     pairs = [] if result is None else [("its result", result, expected)]
     for i, (before, got, want) in enumerate(zip(host.args, inputs.args, wide.args, strict=True)):
@@ -200,6 +225,17 @@ def _check_small(peer: str, made: Primitive, case: Case, device: Device) -> None
         _, reason = parity.compare(_like(_numpy(got), want), np.asarray(want), bound)
         if reason:
             raise PeerError(f"{what} disagrees with the reference: {reason}")
+
+
+@functools.lru_cache(maxsize=1)
+def _reference(made: Primitive, case: Case) -> tuple[Inputs, Inputs, Any]:
+    """Inputs of a case, the same in float64 after the call, and what it returned; once for all
+    peers of a case. Random numbers are those of the case's own dtype."""
+    host = host_inputs(made, case.shape, case.dtype, seed=1)
+    used = moved(host, "cpu") if made.name in RANDOM else Inputs(
+        tuple(map(_widen, host.args)), {name: _widen(v) for name, v in host.kwargs.items()}
+    )  # fmt: skip
+    return host, used, _first(used.call(made))
 
 
 def _check_full(peer: str, made: Primitive, full: Inputs, device: Device) -> None:
@@ -236,9 +272,8 @@ def _single(array):
     return array.astype(np.float32)
 
 
-def _check_distribution(made: Primitive, host: Inputs, got: np.ndarray) -> None:
-    expected = _first(host.call(made)).astype(np.float64)
-    got = got.astype(np.float64)
+def _check_distribution(expected: np.ndarray, got: np.ndarray) -> None:
+    expected, got = expected.astype(np.float64), got.astype(np.float64)
     for what, statistic in (("mean", np.mean), ("standard deviation", np.std)):
         a, b = statistic(got), statistic(expected)
         if not abs(a - b) <= 10 * np.std(expected) / np.sqrt(expected.size):

@@ -14,7 +14,9 @@ the last one is the work of a block's later tiles.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -25,7 +27,7 @@ import numpy as np
 import gpunn.kernels
 from gpunn.bench import peers
 from gpunn.bench.cases import DTYPES, copies_for, last_level_cache, room_for_copies
-from gpunn.bench.measure import NotTimed
+from gpunn.bench.measure import NotTimed, graph_calls
 from gpunn.bench.timing import Contestant, Timing, captured, clock_for, interleave, one_line
 from gpunn.device import arrays
 from gpunn.device.device import Device
@@ -33,12 +35,10 @@ from gpunn.device.launch import RecordingLauncher
 from gpunn.primitives import matmul_precision
 from gpunn.primitives.activation import activation_backward, activation_forward
 from gpunn.primitives.registry import intercepting
-from gpunn.text import table
 
 CORNER = 64
 CPU_FLOPS = 3e8  # a CPU gets through the smaller ones, but 16-bit types are slow there
 LAUNCH_BOUND_SECONDS = 100e-6  # below, a graph shows the kernel's own time
-GRAPH_CALLS = 20
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ def measure(
             graphs = []
             for contestant in contestants:
                 try:
-                    graphs.append(captured(contestant, clock, GRAPH_CALLS))
+                    graphs.append(captured(contestant, clock, graph_calls(len(sets))))
                 except Exception as error:
                     skipped.append(NotTimed(product.key, f"{contestant.name}, graph",
                                             one_line(error)))  # fmt: skip
@@ -230,17 +230,22 @@ class Operands:
     sums: Any = None
 
 
+@functools.cache
+def _block() -> np.ndarray:
+    """Random numbers that operands repeat, each from another place: see cases.QuickRandom."""
+    return np.random.default_rng(0).standard_normal((1 << 20) + 7, np.float32)
+
+
 def _operands(product: Product, device: Device, seed: int) -> Operands:
-    rng = np.random.default_rng(seed)
-    block = rng.standard_normal((1 << 20) + 7, np.float32)  # repeated: see cases.QuickRandom
-    xp = arrays.array_module(device)
+    xp, drawn = arrays.array_module(device), itertools.count()
 
     def made(*shape, turned=False):
         rows, columns = shape
         shape = (columns, rows) if turned else shape
         if product.batch > 1:
             shape = (product.batch, *shape)
-        values = np.resize(np.roll(block, seed + math.prod(shape) % 1013), math.prod(shape))
+        start = 7919 * (8 * seed + next(drawn))  # no operand is another one over again
+        values = np.resize(np.roll(_block(), start), math.prod(shape))
         return xp.asarray(values.reshape(shape).astype(product.element))
 
     M, N, K = product.M, product.N, product.K
@@ -362,58 +367,3 @@ def kernel_of(product: Product, x: Operands, device: Device) -> str:
         _ours(product, x)()
     names = [e for _, e in noted.launches if e.startswith("matmul") and "combine" not in e]
     return names[0] if names else ""
-
-
-# ---- tables --------------------------------------------------------------------------------------
-
-
-def summary(rows: Sequence[dict]) -> list[dict[str, Any]]:
-    """Geometric mean and worst of the ratios, by kind and dtype, and how errors compare."""
-    groups: dict[tuple[str, str], list[dict]] = {}
-    for row in rows:
-        if row.get("ratio"):
-            groups.setdefault((row["kind"], row["dtype"]), []).append(row)
-    found = []
-    for (kind, dtype), members in groups.items():
-        worst = min(members, key=lambda row: row["ratio"])
-        logs = [math.log(row["ratio"]) for row in members]
-        errors = [
-            row["errors"]["gpunn"] / other
-            for row in members
-            for name, other in row["errors"].items()
-            if name != "gpunn" and other and "gpunn" in row["errors"]
-        ]
-        found.append({
-            "kind": kind, "dtype": dtype, "shapes": len(members),
-            "mean": math.exp(sum(logs) / len(logs)), "worst": worst["ratio"],
-            "worst_key": worst["key"], "error": max(errors, default=None),
-        })  # fmt: skip
-    return found
-
-
-def summary_text(rows: Sequence[dict]) -> str:
-    """The summary as an aligned table."""
-    lines = [
-        (one["kind"], one["dtype"], str(one["shapes"]), f"{one['mean']:.2f}",
-         f"{one['worst']:.2f}", one["worst_key"],
-         "" if one["error"] is None else f"{one['error']:.2f}")
-        for one in summary(rows)
-    ]  # fmt: skip
-    heads = ["kind", "dtype", "shapes", "mean", "worst", "worst shape", "error ratio"]
-    return table(heads, lines)
-
-
-def rows_text(rows: Sequence[dict]) -> str:
-    """One line a product."""
-    lines = []
-    for row in rows:
-        if "seconds" not in row:
-            continue
-        ratio = row["ratio"]
-        lines.append((
-            row["key"], row["kernel"].partition("<")[0], f"{row['seconds'] * 1e6:.1f}",
-            f"{row['tflops']:.2f}", "" if ratio is None else f"{ratio:.2f}",
-            *(f"{row['errors'][n]:.1e}" if n in row["errors"] else "" for n in ("gpunn",)),
-        ))  # fmt: skip
-    heads = ["product", "kernel", "us", "TFLOP/s", "vs peer", "error"]
-    return table(heads, lines)

@@ -11,12 +11,23 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gpunn import kernels
-from gpunn.bench import launch, machine, products, results, scaling_report
+from gpunn.bench import (
+    candidates,
+    current,
+    launch,
+    machine,
+    product_tables,
+    scaling_report,
+    step_kernel_tables,
+)
 from gpunn.bench.cases import shape_text
+from gpunn.bench.choices import tables as choices
+from gpunn.bench.current import result_files
 from gpunn.bench.measure import Row
 from gpunn.bench.results import Results
 from gpunn.bench.tables import markdown, over_shapes, seconds_text, significant
@@ -41,16 +52,6 @@ the same run, above 1 ours is faster. *stream*: launched one by one from Python;
 """
 
 
-def result_files(folder: Path) -> list[tuple[Path, Results]]:
-    """The results of runs on GPUs below a folder, the newest first."""
-    found = []
-    for path in sorted(folder.glob("*/*.json")):
-        result = results.read(path)
-        if result.gpu and not result.dry_run and not result.scaling:
-            found.append((path, result))
-    return sorted(found, key=lambda one: (one[1].environment["date"], one[0].name), reverse=True)
-
-
 def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) -> str:
     """The whole page docs/performance.md."""
     digests = digests if digests is not None else machine.source_digests()
@@ -60,9 +61,9 @@ def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) 
         names = ", ".join(f"`{name}`" for name in digests)
         parts.append("## No GPU yet\n")
         parts.append(f"No run on a GPU is recorded yet. {NOT_RUN.capitalize()}: {names}.\n")
-        parts.append(_products_markdown(None, digests))
-        parts.append(_launches_markdown(None))
-        parts.append(_training_markdown(None, digests))
+        parts.append(_products_markdown((), digests))
+        parts.append(_launches_markdown(()))
+        parts.append(_training_markdown((), digests))
     for gpu in dict.fromkeys(result.gpu for _, result in files):
         mine = [(path, result) for path, result in files if result.gpu == gpu]
         parts.append(_gpu_section(gpu, mine, digests, folder))
@@ -72,15 +73,14 @@ def performance(folder: Path, digests: dict[str, dict[str, str]] | None = None) 
 def _gpu_section(
     gpu: str, files: Sequence[tuple[Path, Results]], digests: dict, folder: Path
 ) -> str:
-    path, newest = files[0]
-    parts = [f"## {gpu}\n", _run_lines(path, newest, folder)]
+    parts = [f"## {gpu}\n", _run_lines(files, folder)]
     rows: list[tuple[Row, Path]] = []
     missing = []
     for name in digests:
         for implementation in ("cuda", "numba"):
             if implementation not in digests[name]:
                 continue
-            covered = current_rows(files, name, implementation, digests)
+            covered = current.rows(files, name, implementation, digests)
             rows += covered
             if not covered and implementation == "cuda":
                 missing.append(name)
@@ -89,9 +89,12 @@ def _gpu_section(
         parts += [said, markdown(*over_shapes([row for row, _ in rows]), 3)]
         parts.append(_rows_markdown(rows))
     parts += _missing_lines(files, missing, digests)
-    parts.append(_products_markdown(newest, digests))
-    parts.append(_launches_markdown(newest))
-    parts.append(_training_markdown(newest, digests))
+    parts.append(_products_markdown(files, digests))
+    parts += filter(None, [_choices_markdown(files, digests)])
+    parts += filter(None, [candidates.markdown(files)])
+    parts.append(_launches_markdown(files))
+    parts.append(_training_markdown(files, digests))
+    parts += filter(None, [step_kernel_tables.markdown(files, digests)])
     return "\n".join(parts)
 
 
@@ -117,28 +120,15 @@ def is_checked(files: Sequence[tuple[Path, Results]], name: str, digests: dict) 
     )
 
 
-def current_rows(
-    files: Sequence[tuple[Path, Results]], name: str, implementation: str, digests: dict
-) -> list[tuple[Row, Path]]:
-    """Our rows of one implementation from the newest file that measured its present sources."""
-    for path, result in files:
-        if result.sources.get(name, {}).get(implementation) != digests[name][implementation]:
-            continue
-        rows = [
-            (row, path)
-            for row in result.rows
-            if row.primitive == name and row.implementation == implementation
-        ]
-        if rows:
-            return rows
-    return []
-
-
-def _run_lines(path: Path, result: Results, folder: Path) -> str:
+def _run_lines(files: Sequence[tuple[Path, Results]], folder: Path) -> str:
+    """What was run last; the checks and ceilings also of earlier runs with the same sources."""
+    path, result = files[0]
     facts = result.environment["machine"]
-    checked = sum(test.get("checked", 1) for test in result.tests)
-    failed = [test for test in result.tests if not test["passed"]]
-    verdict = "all passed" if not failed else f"{len(failed)} of {len(result.tests)} items failed"
+    same = [one for _, one in files if one.sources == result.sources]
+    tests = current.tests(same)
+    checked = sum(test.get("checked", 1) for test in tests)
+    failed = [test for test in tests if not test["passed"]]
+    verdict = "all passed" if not failed else f"{len(failed)} of {len(tests)} items failed"
     lines = [
         f"The newest run: {result.made_on}, driver "
         f"{facts.get('driver') or 'unknown'}, NVRTC {facts.get('nvrtc') or 'unknown'}, "
@@ -146,7 +136,7 @@ def _run_lines(path: Path, result: Results, folder: Path) -> str:
         f"(`{path.relative_to(folder.parent.parent).as_posix()}`).",
         f"Checks on the device: {checked:,}, {verdict}.",
     ]
-    for ceilings in result.ceilings:
+    for ceilings in next((one.ceilings for one in same if one.ceilings), []):
         rates = ", ".join(f"{name} {significant(rate / 1e12)} TFLOP/s"
                           for name, rate in ceilings.rates.items())  # fmt: skip
         lines.append(f"Measured ceilings: copy {ceilings.copy / 1e9:,.0f} GB/s; products {rates}.")
@@ -169,44 +159,53 @@ def _rows_markdown(rows: Sequence[tuple[Row, Path]]) -> str:
     return markdown(headers, cells, 7)
 
 
-def _products_markdown(result: Results | None, digests: dict) -> str:
+def _products_markdown(files: Sequence[tuple[Path, Results]], digests: dict) -> str:
     """The sweep of matrix products: how they compare with cuBLAS."""
     title = "### Matrix products beside cuBLAS\n\n"
-    rows = result.products if result else []
-    if result and result.sources.get("matmul", {}).get("cuda") != digests["matmul"]["cuda"]:
-        rows = []  # measured with other kernels
+    rows = current.products(files, digests)
     lines = [
         [one["kind"], one["dtype"], one["shapes"], f"{one['mean']:.2f}", f"{one['worst']:.2f}",
          one["worst_key"], "" if one["error"] is None else f"{one['error']:.2f}"]
-        for one in products.summary(rows)
+        for one in product_tables.summary([row for row, _ in rows])
     ]  # fmt: skip
     if not lines:
         return f"{title}{NOT_RUN.capitalize()} (`gpunn bench products`).\n"
     said = "The peer's time over ours, as geometric mean and worst of the shapes, and the largest "
-    said += "ratio of our error to the peer's, both against float64.\n\n"
+    said += "ratio of our error to the peer's, both against float64. "
+    said += _from_files(path for _, path in rows) + "\n\n"
     heads = ["kind", "dtype", "shapes", "mean", "worst", "worst shape", "error ratio"]
     return title + said + markdown(heads, lines, 2)
 
 
-def _launches_markdown(result: Results | None) -> str:
+def _choices_markdown(files: Sequence[tuple[Path, Results]], digests: dict) -> str:
+    """What the rules choose beside the fastest ways; "" where none were timed."""
+    rows = current.choices(files, digests)
+    return choices.markdown([row for row, _ in rows], _from_files(path for _, path in rows))
+
+
+def _from_files(paths: Iterable[Path]) -> str:
+    """Where rows come from: ``From `a` (46), `b` (60).``"""
+    counts = Counter(path.stem for path in paths)
+    return "From " + ", ".join(f"`{name}` ({n})" for name, n in counts.items()) + "."
+
+
+def _launches_markdown(files: Sequence[tuple[Path, Results]]) -> str:
     """What a launch costs the host, and the parts of whole calls."""
     title = "### What a launch costs the host\n\n"
-    rows = [row for row in result.launches if row["driver"]] if result else []
-    if not rows:
+    rows, path = current.launches(files)
+    if path is None:
         return f"{title}{NOT_RUN.capitalize()} (`gpunn bench launch`).\n"
     said = "Median and spread of the host's time for each launch, and for each call of a primitive "
-    said += "on hardly any data, in microseconds.\n\n"
+    said += f"on hardly any data, in microseconds. {_from_files([path] * len(rows))}\n\n"
     both = (launch.launch_cells(rows), launch.call_cells(rows))
     return title + said + "\n".join(markdown(headers, lines, 1) for headers, lines in both if lines)
 
 
-def _training_markdown(result: Results | None, digests: dict) -> str:
+def _training_markdown(files: Sequence[tuple[Path, Results]], digests: dict) -> str:
     """Whole training steps: the targets, and every contestant's time."""
     title = "### Whole training steps\n\n"
-    timed: dict[tuple, list] = {}
-    for row in result.training if result else ():
-        timed.setdefault((row["job"], row["batch"]), []).append(row)
-    timed = {key: rows for key, rows in timed.items() if _is_current(rows, result, digests)}
+    measured = current.training(files, digests)
+    timed = {key: rows for key, (rows, _) in measured.items()}
     goals = []
     for job in JOBS:
         rows = timed.get((job.name, job.batch), ())
@@ -231,17 +230,9 @@ def _training_markdown(result: Results | None, digests: dict) -> str:
         cells.append([*start, "", seconds, f"{over:.2f}" if over else ""])
     if cells:
         headers = ["job", "batch", "precision", "by", "note", "a step", "time over ours"]
+        parts.append(_from_files(path for _, path in measured.values()) + "\n")
         parts.append(markdown(headers, cells, 5))
     return "\n".join(parts)
-
-
-def _is_current(rows: Sequence[dict], result: Results, digests: dict) -> bool:
-    """Whether every primitive behind our steps of a job is still what was measured."""
-    names = {name for row in rows for name in row.get("primitives", ())}
-    return all(
-        name in digests and result.sources.get(name, {}).get("cuda") == digests[name].get("cuda")
-        for name in names
-    )
 
 
 def _verdict(row: dict | None, rows: Sequence[dict]) -> list[str]:
@@ -269,7 +260,7 @@ def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None)
     for name in digests:
         rows = [
             row
-            for row, _ in current_rows(mine, name, "cuda", digests)
+            for row, _ in current.rows(mine, name, "cuda", digests)
             if row.dtype == "float32" and row.mode == "stream"
         ]
         if not rows:
@@ -284,24 +275,21 @@ def readme_block(folder: Path, digests: dict[str, dict[str, str]] | None = None)
     headers = ["kernel, float32", "shape", "median", "of floor", "vs the fastest peer"]
     checked = sum(is_checked(mine, name, digests) for name in untimed)
     others = len(untimed) - checked
-    parts = [f"Measured on {gpu}.\n", *_steps_beside_pytorch(mine[0][1], digests)]
+    parts = [f"Measured on {gpu}.\n", *_steps_beside_pytorch(mine, digests)]
     parts += [markdown(headers, cells, 2)] if cells else []
     parts += [f"Right on the device, but not timed yet: {checked} more.\n"] if checked else []
     parts += [f"{NOT_RUN.capitalize()}: {others} more.\n"] if others else []
     return "\n".join(parts)
 
 
-def _steps_beside_pytorch(result: Results, digests: dict) -> list[str]:
+def _steps_beside_pytorch(files: Sequence[tuple[Path, Results]], digests: dict) -> list[str]:
     """A table of whole training steps: our fastest way and PyTorch's."""
-    jobs: dict[tuple, list[dict]] = {}
-    for row in result.training:
-        if "median" in row:
-            jobs.setdefault((row["job"], row["batch"]), []).append(row)
     cells = []
-    for (job, batch), rows in jobs.items():
+    for (job, batch), (found, _) in current.training(files, digests).items():
+        rows = [row for row in found if "median" in row]
         ours = [row for row in rows if row["contestant"].startswith("gpunn")]
         theirs = [row for row in rows if not row["contestant"].startswith("gpunn")]
-        if not ours or not theirs or not _is_current(rows, result, digests):
+        if not ours or not theirs:
             continue
         one, other = (min(some, key=lambda row: row["median"]) for some in (ours, theirs))
         cells.append([

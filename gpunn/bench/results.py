@@ -33,8 +33,9 @@ class Results:
     `environment` holds machine, versions, commit, clean, date, command; `sources` the digests of
     the code behind every primitive; `ceilings` one entry a device; `tests` and `stages` are there
     in files of the run on hardware; `training` has a row a job and contestant, and `launches` what
-    `gpunn.bench.launch.measure` gives, `products` what `gpunn.bench.products.measure` gives;
-    `scaling`, what `gpunn.bench.scaling.measure` gives, is in files of that benchmark.
+    `gpunn.bench.launch.measure` gives, `step_kernels`, `choices`, `candidates` and `products` what
+    the modules of these names give; `scaling`, what `gpunn.bench.scaling.measure` gives, is in
+    files of that benchmark.
     """
 
     environment: dict[str, Any]
@@ -46,6 +47,9 @@ class Results:
     tests: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
     launches: list[dict[str, Any]] = field(default_factory=list)
+    step_kernels: list[dict[str, Any]] = field(default_factory=list)
+    choices: list[dict[str, Any]] = field(default_factory=list)
+    candidates: list[dict[str, Any]] = field(default_factory=list)
     products: list[dict[str, Any]] = field(default_factory=list)
     scaling: list[dict[str, Any]] = field(default_factory=list)
     dry_run: bool = False
@@ -71,14 +75,9 @@ class Results:
             **self.environment,
             "sources": self.sources,
             "ceilings": [c.to_json() for c in self.ceilings],
-            "stages": self.stages,
-            "tests": self.tests,
             "rows": [row.to_json() for row in self.rows],
             "not_timed": [asdict(one) for one in self.not_timed],
-            "training": self.training,
-            "launches": self.launches,
-            "products": self.products,
-            "scaling": self.scaling,
+            **{name: getattr(self, name) for name in LISTS},
         }
 
     @classmethod
@@ -91,19 +90,16 @@ class Results:
                 f"written in version {value['version']} of the format; this gpunn reads up to "
                 f"{VERSION}: update it"
             )
+        # Fields that older files have not are empty.
+        lists = {name: value.get(name, []) for name in LISTS}
         return cls(
-            {name: value[name] for name in ENVIRONMENT},
-            value["sources"],
-            [Ceilings.from_json(c) for c in value["ceilings"]],
-            [Row.from_json(row) for row in value["rows"]],
-            [NotTimed(**one) for one in value["not_timed"]],
-            value["training"],
-            value["tests"],
-            value["stages"],
-            value.get("launches", []),  # older files have none of these
-            value.get("products", []),
-            value.get("scaling", []),
-            value["dry_run"],
+            environment={name: value[name] for name in ENVIRONMENT},
+            sources=value["sources"],
+            ceilings=[Ceilings.from_json(c) for c in value["ceilings"]],
+            rows=[Row.from_json(row) for row in value["rows"]],
+            not_timed=[NotTimed(**one) for one in value["not_timed"]],
+            dry_run=value["dry_run"],
+            **lists,
         )
 
     def write(self, path: str | Path) -> None:
@@ -117,6 +113,11 @@ class Results:
 
 
 ENVIRONMENT = ("machine", "versions", "commit", "clean", "date", "command")
+# Fields that are lists of JSON objects, as their stages made them.
+LISTS = (
+    "stages", "tests", "training", "launches", "step_kernels", "choices", "candidates", "products",
+    "scaling",
+)  # fmt: skip
 
 
 def new(device: Device, dry_run: bool = False) -> Results:

@@ -15,24 +15,22 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 
 import gpunn.kernels
 from gpunn.bench import supervise
-from gpunn.bench.cases import Case, workload
-from gpunn.bench.ceilings import Ceilings, Sizes, measure_ceilings
-from gpunn.device import arrays, synchronize
-from gpunn.device.device import Device
+from gpunn.bench.ceilings import Sizes, measure_ceilings
+from gpunn.device import synchronize
+from gpunn.device.device import Device, set_default_device
 from gpunn.device.probe import import_cupy
 from gpunn.errors import DeviceError
 from gpunn.primitives import parity
-from gpunn.primitives.registry import IMPLEMENTATIONS
 
 STAGES: dict[str, Callable[[dict, Device, bool], dict]] = {}
 TINY_SAMPLES = 3
 MAX_FAILURES = 20
+FEW_ELEMENTS = 1 << 15  # of all arrays of a sample for a debugging tool
 TINY_SIZES = Sizes(1 << 20, {"float32": 64}, 3)
 
 
@@ -51,13 +49,15 @@ def stage(name: str) -> Callable[[Callable], Callable]:
 
 @stage("compile")
 def compile_kernels(item: dict, device: Device, tiny: bool) -> dict:
-    """Compile expressions of one source, each as the launcher would ask for it."""
+    """Compile expressions of one source, or of a step, each as the launcher would ask for it."""
+    from gpunn.bench.compile_stage import kernels_of
     from gpunn.device import compiler
 
     failures, spilling, registers = [], [], 0
-    for expression in item["expressions"]:
+    kernels = kernels_of(item)
+    for source, expression in kernels:
         try:
-            made = compiler.build(item["source"], (expression,), item["arch"])
+            made = compiler.build(source, (expression,), item["arch"])
         except Exception as error:
             failures.append({"case": expression, "reason": str(error)[-3000:]})
             continue
@@ -72,7 +72,7 @@ def compile_kernels(item: dict, device: Device, tiny: bool) -> dict:
                 spilling.append(report.expression)
     return {
         "passed": not failures,
-        "checked": len(item["expressions"]),
+        "checked": len(kernels),
         "failures": failures,
         "spilling": spilling,
         "registers": registers,
@@ -88,7 +88,9 @@ def check_parity(item: dict, device: Device, tiny: bool) -> dict:
     made = gpunn.kernels.table()[item["primitive"]]
     implementation = item["implementation"]
     cases = list(parity.cases(made, implementation))
-    if tiny:
+    if "few" in item:
+        cases = spread_cases(cases, item["few"])
+    elif tiny:
         cases = cases[:TINY_SAMPLES]
     failures, worst = [], 0.0
     for sample, dtype in cases:
@@ -111,6 +113,19 @@ def check_parity(item: dict, device: Device, tiny: bool) -> dict:
         "failed": len(failures),
         "worst_error_over_bound": worst,
     }
+
+
+def spread_cases(cases: list, few: int) -> list:
+    """So many of the samples that a debugging tool is soon through with, from the smallest to the
+    largest: they reach several blocks, and what is left over at an edge."""
+    sizes = {}
+    for at, (sample, _) in enumerate(cases):
+        values = (*sample.args, *sample.kwargs.values())
+        sizes[at] = sum(value.size for value in values if isinstance(value, np.ndarray))
+    small = sorted((at for at in sizes if sizes[at] <= FEW_ELEMENTS), key=sizes.__getitem__)
+    small = small or [min(sizes, key=sizes.__getitem__)]
+    chosen = {small[round(i * (len(small) - 1) / max(few - 1, 1))] for i in range(few)}
+    return [cases[at] for at in sorted(chosen)]
 
 
 # ---- conformance: does the GPU do what the emulator does? ---------------------------------------
@@ -167,50 +182,9 @@ def check_matmul_kernel(item: dict, device: Device, tiny: bool) -> dict:
 @stage("graphs")
 def check_graph(item: dict, device: Device, tiny: bool) -> dict:
     """A captured graph gives what the call gives, bit for bit; so does the call again."""
-    from gpunn.bench.timing import Contestant, captured, clock_for
+    from gpunn.bench import graph_stage
 
-    made = gpunn.kernels.table()[item["primitive"]]
-    shape = tuple(min(n, 128) for n in item["shape"])
-    with clock_for(device) as clock:
-        work = workload(Case(made.name, shape, "float32"), device, copies=2)
-        # Two equal sets: primitives that work in place change the set that they are given.
-        first, second = work.sets
-        _same_start(first, second)
-        direct = _everything(first, first.call(made))
-        if device.type == "cpu":
-            again = _everything(second, second.call(made))
-            return _compare_bits(direct, again, "called again on a CPU, which has no graphs")
-        kept: list[Any] = []
-        contestant = Contestant(made.name, lambda i: kept.append(second.call(made)))
-        before = [arrays.to_numpy(v) for v in _arrays(second)]
-        captured_graph = captured(contestant, clock, 1)
-        for value, old in zip(_arrays(second), before, strict=True):
-            value.set(old)
-        captured_graph.run(0)
-        clock.synchronize()
-        return _compare_bits(direct, _everything(second, kept[-1]), "replayed from a graph")
-
-
-def _arrays(inputs) -> list:
-    values = [*inputs.args, *inputs.kwargs.values(), inputs.out]
-    return [value for value in values if hasattr(value, "shape")]
-
-
-def _same_start(first, second) -> None:
-    for a, b in zip(_arrays(first), _arrays(second), strict=True):
-        b[...] = a
-
-
-def _everything(inputs, result) -> list[np.ndarray]:
-    results = result if isinstance(result, tuple) else (result,)
-    found = [*_arrays(inputs), *(r for r in results if hasattr(r, "shape"))]
-    return [arrays.to_numpy(value).copy() for value in found]
-
-
-def _compare_bits(a: list[np.ndarray], b: list[np.ndarray], how: str) -> dict:
-    differ = sum(x.tobytes() != y.tobytes() for x, y in zip(a, b, strict=True))
-    failures = [{"case": how, "reason": f"{differ} of {len(a)} arrays differ"}] if differ else []
-    return {"passed": not differ, "checked": 1, "failures": failures, "how": how}
+    return graph_stage.check(item, device)
 
 
 # ---- training and large arrays -------------------------------------------------------------------
@@ -223,6 +197,14 @@ def check_training(item: dict, device: Device, tiny: bool) -> dict:
 
     steps = 5 if tiny else item["steps"]
     return training.check(item["job"], device, steps)
+
+
+@stage("jobs")
+def check_job(item: dict, device: Device, tiny: bool) -> dict:
+    """A job of `gpunn train`, on the device and on the CPU."""
+    from gpunn.bench import jobs_stage
+
+    return jobs_stage.check_job(item, device)
 
 
 @stage("compiled steps")
@@ -239,6 +221,30 @@ def time_steps(item: dict, device: Device, tiny: bool) -> dict:
     from gpunn.bench import step_stages
 
     return step_stages.time_job(item, device, tiny)
+
+
+@stage("step kernels")
+def time_step_kernels(item: dict, device: Device, tiny: bool) -> dict:
+    """Each kind of call in the step of a job, or what CUPTI tells of it."""
+    from gpunn.bench import step_kernels
+
+    return step_kernels.run_item(item, device, tiny)
+
+
+@stage("choices")
+def time_choices(item: dict, device: Device, tiny: bool) -> dict:
+    """Every way to make one problem that a rule chooses among."""
+    from gpunn.bench.choices import stage as choices
+
+    return choices.time_one(item, device, tiny)
+
+
+@stage("candidate kernels")
+def find_candidate_kernels(item: dict, device: Device, tiny: bool) -> dict:
+    """The kernels of a candidate that must be compiled."""
+    from gpunn.bench import candidates
+
+    return candidates.kernels_to_compile(item)
 
 
 @stage("one rank")
@@ -309,27 +315,9 @@ def time_product(item: dict, device: Device, tiny: bool) -> dict:
 @stage("bench")
 def time_case(item: dict, device: Device, tiny: bool) -> dict:
     """One case of the microbenchmarks."""
-    from gpunn.bench import peers
-    from gpunn.bench.measure import measure
+    from gpunn.bench import micro_stage
 
-    shape = tuple(min(n, 64) for n in item["shape"]) if tiny else tuple(item["shape"])
-    rows, skipped = measure(
-        Case(item["primitive"], shape, item["dtype"]),
-        device,
-        Ceilings.from_json(item["ceilings"]),
-        implementations=item.get("implementations"),
-        peer_names=[p for p in peers.available(device) if p not in item.get("without", ())],
-        samples=2 if tiny else 20,
-    )
-    ours = [one for one in skipped if one.contestant in ("all", *IMPLEMENTATIONS)]
-    failures = [{"case": f"{one.case} {one.contestant}", "reason": one.reason} for one in ours]
-    return {
-        "passed": not failures,
-        "checked": 1,
-        "failures": failures,
-        "rows": [row.to_json() for row in rows],
-        "not_timed": [asdict(one) for one in skipped],
-    }
+    return micro_stage.time_case(item, device, tiny)
 
 
 # ---- the child -----------------------------------------------------------------------------------
@@ -364,6 +352,7 @@ def main(arguments: list[str] | None = None) -> int:
     with open(parsed.items) as file:
         items = json.load(file)
     device = Device(parsed.device)
+    set_default_device(device)  # what only compiles makes its networks on the CPU, beside a GPU too
     with open(parsed.notes, "a", buffering=1) as notes:
         for item in items:
             notes.write(json.dumps({"begin": item["id"]}) + "\n")

@@ -44,7 +44,9 @@ def steps(run: Run, seconds: float) -> str:
     large = [job for job in jobs if not job.name.startswith(("mlp", "lstm"))]
     items = [_item(job, memory, run.device) for job in small]
     items += [_item(job, memory, None) for job in large]
-    items += [_item(job, memory, run.device) for job in large if compiled_peers(job, run.device)]
+    items, said = run.known.first(items, lambda item: ("step", item["job"], item["batch"]))
+    slow = [_item(job, memory, run.device) for job in large if compiled_peers(job, run.device)]
+    items += run.known.first(slow, _compiled_key)[0]
     for item in items:
         item["budget"] = 0.4 * seconds / len(items)
     outcome = run.supervise("steps", items, seconds, item_seconds=seconds)
@@ -56,8 +58,12 @@ def steps(run: Run, seconds: float) -> str:
     verdicts = [row["reached"] for row in run.found.training if row["target"]]
     return (
         f"{len(rows)} of {len(jobs)} jobs; {verdicts.count(True)} of {len(verdicts)} targets "
-        f"reached, {verdicts.count(False)} missed"
+        f"reached, {verdicts.count(False)} missed; {said}"
     )
+
+
+def _compiled_key(item: dict[str, Any]) -> tuple:
+    return ("step", item["job"], item["batch"], item["compiled"][-1])
 
 
 def _item(job: Job, memory: int | None, device: Device | None) -> dict[str, Any]:

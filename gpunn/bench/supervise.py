@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -27,6 +28,10 @@ from gpunn.bench.machine import checkout
 # The exit code of a child that found its CUDA context unusable.
 POISONED = 77
 POLL_SECONDS = 0.05
+# How compute-sanitizer begins to tell of an error, while the program goes on.
+FOUND = re.compile(
+    rb"^=+ (?:Invalid|Misaligned|(?:Error|Warning): (?:Race|Potential))", re.MULTILINE
+)
 
 
 @dataclass
@@ -57,20 +62,25 @@ def supervise(
 ) -> Outcome:
     """Run the items of a stage in `jobs` children at a time within `seconds` in all.
 
-    Each item is a JSON object with an ``"id"``. `prefix` stands before the child's command (a
-    debugging tool). What is not done in time is listed as not run.
+    Each item is a JSON object with an ``"id"``; its ``"tree"``, if it has one, is the folder whose
+    package runs it instead of this one. `prefix` stands before the child's command (a debugging
+    tool). What is not done in time is listed as not run.
     """
     deadline = time.monotonic() + seconds
-    shares = [list(items[start::jobs]) for start in range(jobs)]
+    trees: dict[str, list[dict[str, Any]]] = {}
+    for item in items:
+        trees.setdefault(item.get("tree", str(checkout())), []).append(item)
+    shares = [(tree, of_it[start::jobs]) for tree, of_it in trees.items() for start in range(jobs)]
     command = ["--device", device, *(["--tiny"] if tiny else [])]
-    environment = child_environment(jobs)
 
     def run(share):
-        return _run_share(stage, share, command, prefix, deadline, item_seconds, environment)
+        tree, mine = share
+        environment = child_environment(jobs, tree)
+        return _run_share(stage, mine, command, prefix, deadline, item_seconds, environment, tree)
 
     outcome = Outcome()
     with ThreadPoolExecutor(jobs) as pool:
-        for one in pool.map(run, filter(None, shares)):
+        for one in pool.map(run, (share for share in shares if share[1])):
             outcome.update(one)
     return outcome
 
@@ -83,6 +93,7 @@ def _run_share(
     deadline: float,
     item_seconds: float,
     environment: dict[str, str],
+    tree: str,
 ) -> Outcome:
     outcome = Outcome()
     with tempfile.TemporaryDirectory(prefix="gpunn-") as folder:
@@ -91,14 +102,14 @@ def _run_share(
                 outcome.not_run |= {item["id"]: "no time was left" for item in items}
                 break
             items = _one_child(
-                stage, items, command, prefix, deadline, item_seconds, environment, Path(folder),
-                outcome,
+                stage, items, command, prefix, deadline, item_seconds, environment, tree,
+                Path(folder), outcome,
             )  # fmt: skip
     return outcome
 
 
 def _one_child(
-    stage, items, command, prefix, deadline, item_seconds, environment, folder: Path,
+    stage, items, command, prefix, deadline, item_seconds, environment, tree, folder: Path,
     outcome: Outcome,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """Run one child over the items; note what it did and return the items still to do."""
@@ -109,7 +120,7 @@ def _one_child(
     with open(errors, "wb") as sink:
         child = subprocess.Popen(
             [*prefix, sys.executable, "-m", "gpunn.bench.stages", *arguments],
-            cwd=checkout(),
+            cwd=tree,
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=sink,
@@ -120,33 +131,37 @@ def _one_child(
     begun, ended = read_notes(notes)
     outcome.results |= ended
     rest = [item for item in items if item["id"] not in ended]
-    tail = _tail(errors)
+    said = tail(errors)
+    if prefix and (rest or child.returncode not in (0, POISONED)):  # a debugging tool
+        what = f"{Path(prefix[0]).name} {' '.join(prefix[1:3])} from {items[0]['id']}"
+        if found := FOUND.search(text := errors.read_bytes()):  # perhaps before it was stopped
+            outcome.crashed[what] = text[found.start() :][:1500].decode(errors="replace")
+        elif not rest:
+            outcome.crashed[what] = f"it ended with code {child.returncode}: {said}"
     if not rest:
-        if prefix and child.returncode not in (0, POISONED):  # what a debugging tool found
-            what = f"{Path(prefix[0]).name} {' '.join(prefix[1:3])}"
-            outcome.crashed[what] = f"it ended with code {child.returncode}: {tail}"
         return []
-    reason = why or f"the process ended with code {child.returncode}: {tail}"
+    reason = why or f"the process ended with code {child.returncode}: {said}"
     if begun in {item["id"] for item in rest}:
         if "no time was left" in reason:
             outcome.not_run[begun] = reason
         else:
             outcome.crashed[begun] = reason
         return [item for item in rest if item["id"] != begun]
-    if child.returncode == POISONED:
-        return rest  # it gave up between two items, after a failure that is noted
+    # It gave up between two items, after a failure that is noted. (A tool has a code of its own.)
+    if child.returncode == POISONED or (prefix and begun in ended and not why):
+        return rest
     outcome.not_run |= {item["id"]: reason for item in rest}
     return []
 
 
-def child_environment(jobs: int = 1) -> dict[str, str]:
-    """The environment with the checkout first on Python's path.
+def child_environment(jobs: int = 1, tree: str | Path | None = None) -> dict[str, str]:
+    """The environment with a tree, by default the checkout, first on Python's path.
 
     `jobs` children at a time share the cores: each with as many threads as there are cores would
     make NumPy's products, the reference of most checks, slower and not faster.
     """
     old = os.environ.get("PYTHONPATH")
-    path = os.pathsep.join(filter(None, (str(checkout()), old)))
+    path = os.pathsep.join(filter(None, (str(tree or checkout()), old)))
     found = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
     if jobs > 1:
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -198,6 +213,7 @@ def read_notes(path: Path) -> tuple[str | None, dict[str, dict[str, Any]]]:
     return begun, ended
 
 
-def _tail(path: Path, characters: int = 1500) -> str:
+def tail(path: Path, characters: int = 1500) -> str:
+    """The end of what a child has said."""
     text = path.read_bytes().decode(errors="replace").strip()
     return text[-characters:] if text else "it said nothing"

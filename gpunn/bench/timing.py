@@ -217,6 +217,7 @@ def captured(contestant: Contestant, clock: GpuClock, calls: int) -> Contestant:
     if contestant.library == "torch":
         return _captured_by_torch(contestant, clock, calls)
     cupy = import_cupy()
+    contestant.run(0)  # what it keeps for all later calls must outlive the graph and its pool
     # Scratch memory that calls free while they are captured is used by every replay: it must not
     # be handed to anyone else, so the graph has a pool of its own.
     pool = cupy.cuda.MemoryPool()

@@ -16,6 +16,7 @@ losses; calls that trace, compile or capture lie in that part.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +42,7 @@ from gpunn.bench.training_jobs import (
 )
 from gpunn.bench.training_tables import judged, table_of
 from gpunn.device.device import Device
-from gpunn.primitives.registry import listening
+from gpunn.primitives.registry import intercepting, listening
 
 __all__ = [
     "JOBS", "Job", "check", "contestants", "jobs_on", "losses", "our_step", "run_job",
@@ -72,16 +73,17 @@ class Racer:
 
 
 def our_step(
-    job: Job, device: Device, batches=None, compiled: bool = False, group: Any = None
-) -> Callable[[int], Any]:
+    job: Job, device: Device, batches=None, compiled: bool = False, group: Any = None,
+    model: Any = None,
+) -> Callable[[int], Any]:  # fmt: skip
     """step(i) trains our network on the i-th batch and returns the loss (a Tensor).
 
-    With a `group` the gradients of its ranks are added up.
+    With a `group` the gradients of its ranks are added up. `model`: the network, if it is there.
     """
     import gpunn
     from gpunn import distributed, optim
 
-    model = our_model(job, device)
+    model = our_model(job, device) if model is None else model
     optimizer = job.update(optim, model.parameters())
     pairs = our_batches(job, device, batches)
     low = job.precision == "bf16"
@@ -106,7 +108,9 @@ def our_step(
 def our_model(job: Job, device: Device) -> Any:
     from gpunn import nn
 
-    model = job.network(nn).to(device)
+    with intercepting(lambda call, args: None):  # no weights are drawn: all are loaded
+        model = job.network(nn)
+    model = model.to(device)
     model.load_state_dict(initial_state(job))
     return model
 
@@ -116,11 +120,17 @@ def our_batches(job: Job, device: Device, batches=None) -> list[tuple[Any, Any]]
 
     pairs = [
         (gpunn.tensor(x, device=device), gpunn.tensor(y, device=device))
-        for x, y in zip(*(batches or job.data()), strict=True)
+        for x, y in zip(*(batches or _data(job)), strict=True)
     ]
     if job.channels_last:
         pairs = [(x.to(memory_format=gpunn.channels_last), y) for x, y in pairs]
     return pairs
+
+
+@functools.lru_cache(maxsize=1)
+def _data(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """The batches, which all contestants read: large ones take longer to draw than to train on."""
+    return job.data()
 
 
 def our_loss(job: Job, model: Any, inputs: Any, labels: Any) -> Any:
@@ -171,11 +181,12 @@ def torch_step(job: Job, device: Device, kind: str) -> Callable[[int], Any]:
 
     where = torch.device(str(device))
     state = {name: torch.from_numpy(value) for name, value in initial_state(job).items()}
-    model = job.network(torch.nn).to(where)
+    with where:  # the weights of a large network are drawn soonest on a GPU
+        model = job.network(torch.nn)
     model.load_state_dict(state)
     pairs = [
         (torch.from_numpy(x).to(where), torch.from_numpy(y).to(where))
-        for x, y in zip(*job.data(), strict=True)
+        for x, y in zip(*_data(job), strict=True)
     ]
     if job.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -253,6 +264,17 @@ def losses(step: Callable[[int], Any], steps: int = STEPS_COMPARED) -> list[floa
     return [float(step(i).item()) for i in range(steps)]
 
 
+def watched(racer: Racer, steps: int, used: set[str]) -> list[float]:
+    """The losses of the first steps; the names of our primitives that run are put into `used`."""
+
+    def note(call, args, run):
+        used.add(call.primitive.name)
+        return run(call, args)
+
+    with listening(note) if racer.library == "gpunn" else contextlib.nullcontext():
+        return racer.losses(steps)
+
+
 def disagreement(a: Sequence[float], b: Sequence[float], steps: int = STEPS_COMPARED) -> float:
     """The largest relative difference of two loss curves within the first steps."""
     a, b = np.array(a[:steps]), np.array(b[:steps])
@@ -321,15 +343,9 @@ def _compared(job: Job, makers: dict[str, Callable[[], Racer]], curve: int) -> d
     tolerance = LOSS_TOLERANCE[job.precision]
     for name, make in makers.items():
         used: set[str] = set()
-
-        def note(call, args, run, used=used):
-            used.add(call.primitive.name)
-            return run(call, args)
-
         try:
             racer = make()
-            with listening(note) if racer.library == "gpunn" else contextlib.nullcontext():
-                values = racer.losses(curve)
+            values = watched(racer, curve, used)
             begin = time.perf_counter()
             racer.losses(2)
             step_seconds = (time.perf_counter() - begin) / 2

@@ -211,7 +211,7 @@ def _launches(arguments: argparse.Namespace, device: Any, found: Any) -> None:
 
 def _products(arguments: argparse.Namespace, device: Any, found: Any) -> None:
     """The sweep of matrix products, a line each and a summary."""
-    from gpunn.bench import products
+    from gpunn.bench import product_tables, products
 
     chosen = [p for p in products.SWEEP if device.type == "cuda" or p.flops <= products.CPU_FLOPS]
     if len(chosen) < len(products.SWEEP):
@@ -221,8 +221,8 @@ def _products(arguments: argparse.Namespace, device: Any, found: Any) -> None:
         row, skipped = products.measure(product, device, arguments.samples)
         found.products.append(row)
         found.not_timed += skipped
-    say(arguments, products.rows_text(found.products))
-    say(arguments, "\n" + products.summary_text(found.products))
+    say(arguments, product_tables.rows_text(found.products))
+    say(arguments, "\n" + product_tables.summary_text(found.products))
 
 
 def _measure(case: Any, device: Any, found: Any, arguments: argparse.Namespace, names: Any) -> None:

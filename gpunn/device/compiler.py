@@ -69,12 +69,21 @@ def build(source: str, expressions: Iterable[str], arch: str) -> Build:
     probe.require_compiler()
     _check_arch(arch)
     names = tuple(sorted(set(expressions)))
-    path = cache_folder() / "cubin" / f"{_key(source, names, arch)}.cubin"
+    path = _path(source, names, arch)
     cached = _read(path)
     if cached is not None:
         return cached
     made = _compile(source, names, arch)
     return _write(path, made)
+
+
+def is_built(source: str, expressions: Iterable[str], arch: str) -> bool:
+    """Whether `build` would find this in the cache."""
+    return _read(_path(source, tuple(sorted(set(expressions))), arch)) is not None
+
+
+def _path(source: str, names: tuple[str, ...], arch: str) -> Path:
+    return cache_folder() / "cubin" / f"{_key(source, names, arch)}.cubin"
 
 
 def _check_arch(arch: str) -> None:

@@ -7,7 +7,7 @@ No kernel reaches them: what was measured on such a chip stands in docs/performa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gpunn.bench.ceilings import Ceilings
 from gpunn.device import Device
@@ -103,6 +103,19 @@ def chip_of(device: Device) -> Chip | None:
     name = name.decode() if isinstance(name, bytes) else name
     words = name.lower().replace("-", " ").split()
     return next((chip for key, chip in CHIPS.items() if key in words), None)
+
+
+def as_measured(chip: Chip, ceilings: Ceilings) -> Chip:
+    """The chip at the bandwidth and the rates that were measured on it.
+
+    TF32, which the ceilings do not have, loses as much of the data sheet as bfloat16 does.
+    """
+    measured = {name: ceilings.rates.get(name, rate) for name, rate in chip.rates.items()}
+    measured["tf32"] = chip.rates["tf32"] * measured["bfloat16"] / chip.rates["bfloat16"]
+    if "float64" in ceilings.rates:  # a product, on tensor cores where there are any for it
+        measured["float64 tensor"] = ceilings.rates["float64"]
+        measured["float64"] = min(chip.rates["float64"], ceilings.rates["float64"])
+    return replace(chip, bandwidth=ceilings.copy, rates=measured)
 
 
 def ceilings_of(device: Device) -> Ceilings | None:

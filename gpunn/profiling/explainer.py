@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from gpunn.device import Device
-from gpunn.device.launch import RecordingLauncher
+from gpunn.device.cuda_launch import cuda_launcher
+from gpunn.device.emulator_launch import emulator_launcher
+from gpunn.device.launch import Launcher, RecordingLauncher
 from gpunn.primitives.optimizer import advance_step
 from gpunn.primitives.registry import listening
 from gpunn.profiling import hooks
@@ -38,6 +40,37 @@ class NotingLauncher(RecordingLauncher):
     def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
         super().__call__(expression, grid, block, args, shared)
         self.noted.append(Launch(self.source, expression, tuple(grid), tuple(block), shared))
+
+
+class HearingLauncher(Launcher):
+    """Passes launches on to another launcher and notes them as `NotingLauncher` does.
+
+    It says that it launches nothing, so that nobody keeps it to repeat what was launched.
+    """
+
+    launches_nothing = True
+
+    def __init__(self, real: Any, noted: list[Launch]):
+        self._real, self.noted, self.source = real, noted, real.source
+        self.arch, self.multiprocessors = real.arch, real.multiprocessors
+        self.shared_limit = real.shared_limit
+        self.device = getattr(real, "device", None)  # as the tuner of products asks
+
+    @property
+    def plain(self) -> Launcher:
+        return self._real.plain
+
+    def __call__(self, expression: str, grid, block, args, shared: int = 0) -> None:
+        self.noted.append(Launch(self.source, expression, tuple(grid), tuple(block), shared))
+        self._real(expression, grid, block, args, shared)
+
+    def empty(self, shape, dtype):
+        """Scratch memory where the other launcher has it."""
+        return self._real.empty(shape, dtype)
+
+    def sibling(self, source: str) -> HearingLauncher:
+        """The same of another source file, noting in the same list."""
+        return HearingLauncher(self._real.sibling(source), self.noted)
 
 
 def explain(
@@ -74,7 +107,7 @@ def explain(
     how = Precision(precision, inputs[0].device, update)
     with how.products():
         entries = note(lambda: one_step(own, loss, update, inputs, target, how), own, chip)
-        rows = _rows(entries, chip)
+        rows = list(rows_of(entries, chip).values())
     batch = inputs[0].shape[0]
     fused, refusal = as_one_kernel(model, loss, optimizer, batch, precision, chip)
     found = Explanation(name or type(model).__name__, chip, rows, _plain(entries), fused)
@@ -82,23 +115,40 @@ def explain(
     return found
 
 
-def note(step: Callable[[], Any], model: Any, chip: Chip) -> list[Entry]:
-    """Run `step` without its kernels; its entries, with the launches of the kernels."""
+def note(
+    step: Callable[[], Any],
+    model: Any,
+    chip: Chip,
+    heard: Callable[[Entry, Any, tuple], None] | None = None,
+) -> list[Entry]:
+    """Run `step` without its kernels; its entries, with the launches of the kernels.
+
+    With `heard` the kernels run as well, where the step's arrays are, and each call of a primitive
+    is told as ``heard(entry, call, args)`` when it is done. Names of layers are as in `model`, or,
+    if that is None, as in the outermost module that the step calls.
+    """
     recording = Recording(Device("cpu"), clock=False)
 
     def take_notes(call, args) -> None:
-        made = call.primitive
+        made, launches = call.primitive, recording.innermost.launches
         recording.remember(args)
+        if heard is not None and call.device.type != "cpu":
+            made.run_cuda(HearingLauncher(_real_launcher(made, call.device), launches), args)
+            return
         launcher = NotingLauncher(
             made.cuda_source, chip.arch, chip.multiprocessors, chip.shared_limit
         )
-        launcher.noted = recording.innermost.launches
+        launcher.noted = launches
         made.run_cuda(launcher, args)
-        if made is advance_step and call.device.type == "cpu":
-            made._reference(*args)  # the update looks at the step on the CPU
+        # Of a step that is only noted the update still looks at the number on the CPU.
+        if heard is not None or (made is advance_step and call.device.type == "cpu"):
+            made._reference(*args)
 
     def listener(call, args, run) -> None:
+        number = len(recording.entries)
         recording.kernel(call, args, take_notes)
+        if heard is not None:
+            heard(recording.entries[number], call, args)
 
     hooks.install()
     before = running.profile, running.recording, running.names
@@ -114,14 +164,25 @@ def note(step: Callable[[], Any], model: Any, chip: Chip) -> list[Entry]:
     return recording.entries
 
 
-def _rows(entries: list[Entry], chip: Chip) -> list[Row]:
-    """Kernels that are alike but for the numbers in the names of their layers, as one row."""
-    found: dict[tuple, Row] = {}
+def _real_launcher(made: Any, device: Device) -> Launcher:
+    if device.type == "cuda":
+        return cuda_launcher(made.cuda_source, device)
+    return emulator_launcher(made.cuda_source)
+
+
+def kind_of(entry: Entry) -> tuple[str, ...]:
+    """What kernels have in common that are alike but for the numbers in their layers' names."""
+    pattern = re.sub(r"\d+", "*", entry.layer)
+    return entry.name, entry.shapes, entry.dtype, entry.phase, pattern, entry.what
+
+
+def rows_of(entries: list[Entry], chip: Chip) -> dict[tuple[str, ...], Row]:
+    """Kernels of one kind as one row, in the order in which they first run."""
+    found: dict[tuple[str, ...], Row] = {}
     for entry in entries:
         if entry.kind != "kernel":
             continue
-        pattern = re.sub(r"\d+", "*", entry.layer)
-        key = (entry.name, entry.shapes, entry.dtype, entry.phase, pattern, entry.what)
+        key = kind_of(entry)
         row = found.get(key)
         if row is None:
             floor, limit = _floor(entry, chip)
@@ -132,7 +193,7 @@ def _rows(entries: list[Entry], chip: Chip) -> list[Row]:
         else:
             row.count += 1
             row.layer = _common(row.layer, entry.layer)
-    return list(found.values())
+    return found
 
 
 def _common(first: str, second: str) -> str:

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from gpunn.bench import products
+from gpunn.bench import product_tables
 from gpunn.bench.cases import shape_text
 from gpunn.bench.measure import Row
 from gpunn.bench.tables import seconds_text, significant
@@ -169,7 +169,7 @@ def products_section(page: Page, rows: Sequence[dict[str, Any]]) -> None:
             one["worst_key"],
             "" if one["error"] is None else Cell(f"{one['error']:.2f}", one["error"]),
         ]
-        for one in products.summary(timed)
+        for one in product_tables.summary(timed)
     ]
     section.table(
         ["Kind", "Dtype", "Shapes", "Mean", "Worst", "Worst shape", "Error ratio"],

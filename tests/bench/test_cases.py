@@ -7,6 +7,7 @@ from gpunn import kernels
 from gpunn.bench import cases
 from gpunn.bench.cases import Case
 from gpunn.bench.ceilings import Ceilings, Sizes, measure_ceilings
+from gpunn.bench.measure import graph_calls
 from gpunn.device import Device
 from gpunn.primitives.registry import Cost
 
@@ -86,6 +87,17 @@ def test_copies_overflow_the_cache_twice_within_memory():
     assert cases.copies_for(1, 10**9, 1e12) == cases.MAX_COPIES
 
 
+def test_what_is_changed_in_place_lies_in_memory_once(monkeypatch):
+    monkeypatch.setattr(cases, "last_level_cache", lambda device: 8000)
+    case = Case("clip_by_value", (1000,), "float32")  # 4000 bytes, read and written
+    assert cases.workload(case, CPU).cost.bytes >= 8000
+    assert [cases.workload(case, CPU, n).cache for n in (2, 3, 4)] == ["warm", "warm", "cold"]
+
+
+def test_graphs_go_through_all_sets_of_inputs():
+    assert [graph_calls(sets) for sets in (1, 7, 13, 20, 64)] == [20, 21, 26, 20, 64]
+
+
 CEILINGS = Ceilings("cpu", 1e9, {"float32": 1e12, "bfloat16": 8e12}, {})
 
 
@@ -120,3 +132,23 @@ def test_large_random_inputs_are_repeated_and_nothing_else_changes():
     np.testing.assert_array_equal(large[0], large[1])
     assert len(np.unique(large[0])) > 1_000_000
     assert set(quick.integers(0, 3, 100)) == {0, 1, 2}
+
+
+def test_large_arrays_are_views_of_one_block_from_different_places():
+    quick = cases.QuickRandom(np.random.PCG64(0))
+    size = quick.BLOCK + 10
+    one, two = quick.standard_normal((2, size // 2 + 1), np.float32), quick.standard_normal(size)
+    three = quick.standard_normal(size, dtype=np.float32)
+    assert np.shares_memory(one, three) and not one.flags.writeable
+    assert two.dtype == np.float64 and abs(np.corrcoef(one.ravel()[:size], three)[0, 1]) < 0.01
+    again = cases.QuickRandom(np.random.PCG64(0), own=True).standard_normal(one.shape, np.float32)
+    assert np.array_equal(one, again) and again.flags.writeable
+
+
+def test_primitives_that_change_what_they_drew_get_copies():
+    made = kernels.table()["softmax_backward"]
+    shape = (2, cases.QuickRandom.BLOCK)
+    inputs = cases.host_inputs(made, shape, "float32")
+    probabilities = inputs.args[1]
+    np.testing.assert_allclose(probabilities.sum(-1), 1, rtol=1e-3)
+    assert np.array_equal(cases.host_inputs(made, shape, "float32").args[1], probabilities)

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from gpunn import kernels
-from gpunn.bench import hardware, programs, results, stages, supervise
+from gpunn.bench import candidates, hardware, micro_stage, programs, results, stages, supervise
+from gpunn.bench.choices.problems import KINDS
 from gpunn.bench.machine import checkout
 from gpunn.device import Device
 
@@ -40,6 +41,7 @@ def misbehave(item, device, tiny):
     if item["do"] == "die": os._exit(3)
     if item["do"] == "hang": time.sleep(60)
     if item["do"] == "raise": raise RuntimeError("as asked")
+    if item["do"] == "find": print("========= Invalid __global__ write", flush=True)
     return {"passed": True, "checked": 1}
 stages.poisoned = lambda device: "raise" in open(sys.argv[sys.argv.index("--items") + 1]).read()
 sys.exit(stages.main())
@@ -121,7 +123,8 @@ def test_junit_reports_are_read(tmp_path):
     path.write_text(
         "<testsuites><testsuite><testcase classname='a' name='x'/>"
         "<testcase classname='a' name='y'><failure>assert 1 == 2</failure></testcase>"
-        "<testcase classname='a' name='z'><skipped/></testcase></testsuite></testsuites>"
+        "<testcase classname='a' name='z'><skipped/></testcase><testcase time='0'/>"
+        "</testsuite></testsuites>"
     )
     counts, failures = programs.read_junit(path)
     assert counts == {"tests": 3, "skipped": 1}
@@ -152,7 +155,7 @@ def test_result_paths_are_new(tmp_path):
 
 
 def test_benchmark_items_hold_each_primitive_once_a_shape_and_dtype():
-    items = hardware.benchmark_items(CPU)
+    items = micro_stage.benchmark_items()
     ids = [item["id"] for item in items]
     assert len(set(ids)) == len(ids)
     assert {item["primitive"] for item in items} == set(kernels.table())
@@ -172,16 +175,39 @@ def test_without_a_gpu_it_says_so_and_exits_with_2():
     assert len(answer.stderr.strip().splitlines()) == 1
 
 
+CANDIDATE = """\
+Idea: none.
+Prediction: 1.
+Why: it adds a file that nobody reads.
+Risk: none.
+Parity: reduce_max
+Case: reduce_max 8x8 float32
+
+diff --git a/gpunn/nothing.py b/gpunn/nothing.py
+new file mode 100644
+--- /dev/null
++++ b/gpunn/nothing.py
+@@ -0,0 +1 @@
++#
+"""
+
+
 @pytest.mark.parametrize("stage", [name for name, _, _ in hardware.STAGES])
 def test_every_stage_runs_dry(stage, tmp_path, monkeypatch):
-    monkeypatch.setenv("GPUNN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hardware, "benchmark_items", few(hardware.benchmark_items))
+    if stage == "compile":  # what others need of the emulator is there already
+        monkeypatch.setenv("GPUNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(micro_stage, "benchmark_items", few(micro_stage.benchmark_items))
+    monkeypatch.setattr(candidates, "folder", lambda: tmp_path)
+    if stage == "candidates":
+        (tmp_path / "tiny.patch").write_text(CANDIDATE)
     found = results.new(CPU, dry_run=True)
-    run = hardware.Run(CPU, found, tmp_path / "x.json", True, time.monotonic() + 120, print)
+    path = tmp_path / "cpu" / "x.json"  # beside it no result files of other tests
+    path.parent.mkdir()
+    run = hardware.Run(CPU, found, path, True, time.monotonic() + 120, print)
     passed = hardware.run_all(run, {stage})
     assert passed, hardware.summary(found)
     assert [s["name"] for s in found.stages] == [stage]
-    assert results.read(tmp_path / "x.json").dry_run
+    assert results.read(path).dry_run
     if stage == "microbenchmarks":
         assert {row.primitive for row in found.rows} >= {"activation_forward"}
     if stage == "launches":
@@ -192,13 +218,21 @@ def test_every_stage_runs_dry(stage, tmp_path, monkeypatch):
     if stage == "one rank":
         (row,) = (test["times"] for test in found.tests)
         assert row["plain"] > 0 and row["rank"] > 0 and row["reached"] is None
+    if stage == "candidates":
+        (one,) = found.candidates
+        assert one["parity"] == {"passed": True, "checked": 3, "failures": []}
+        assert one["cases"][0]["ratio"] > 0 and len(one["cases"][0]["after"]) == 2
+    if stage == "choices":
+        assert {one["kind"] for one in found.choices} == set(KINDS)
+        assert all(one["regret"] >= 1 and one["where"] == {"dry run": 1} for one in found.choices)
+        assert "4 problems of 4" in found.stages[0]["detail"]
     if stage == "graphs":
         compiled = [test for test in found.tests if test["stage"] == "compiled steps"]
         assert len(compiled) == 5 and all(test["arena"]["peak"] > 0 for test in compiled)
 
 
 def few(function):
-    return lambda device: function(device)[:5]
+    return lambda: function()[:5]
 
 
 def test_dry_run_keeps_nothing():
@@ -221,5 +255,37 @@ def test_what_a_debugging_tool_finds_is_a_failure(tmp_path):
         prefix=[str(tool), "--tool", "memcheck"],
     )  # fmt: skip
     assert outcome.results["activation_forward numpy"]["passed"]
-    reason = outcome.crashed["tool --tool memcheck"]
+    reason = outcome.crashed["tool --tool memcheck from activation_forward numpy"]
     assert reason == "it ended with code 99: Invalid write of size 4"
+
+
+def test_what_a_tool_found_before_it_was_stopped_is_a_failure(misbehaving, tmp_path):
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\nshift 2\necho "========= $FOUND"\nexec "$@"\n')
+    tool.chmod(0o755)
+    for text, failed in (("Invalid __global__ write", True), ("COMPUTE-SANITIZER", False)):
+        prefix = ["env", f"FOUND={text}", str(tool), "--tool", "memcheck"]
+        outcome = misbehaving("hang", seconds=1, prefix=prefix)
+        assert list(outcome.not_run) == ["0 hang"]
+        assert bool(outcome.crashed) == failed
+        assert all(text in reason for reason in outcome.crashed.values())
+
+
+def test_after_what_a_tool_found_the_others_have_their_turn(misbehaving, tmp_path):
+    tool = tmp_path / "tool"  # it ends with its own code, whatever the child's is
+    tool.write_text('#!/bin/sh\nshift 2\n"$@" || exit 99\n')
+    tool.chmod(0o755)
+    outcome = misbehaving("find", "raise", "work", prefix=[str(tool), "--tool", "memcheck"])
+    assert [outcome.results[name]["passed"] for name in ("0 find", "1 raise", "2 work")] == [
+        True, False, True,
+    ]  # fmt: skip
+    assert outcome.not_run == {}
+    assert outcome.crashed["tool --tool memcheck from 0 find"].startswith("========= Invalid")
+
+
+def test_a_program_that_is_stopped_has_a_last_word(monkeypatch):
+    monkeypatch.setattr(programs, "LAST_WORDS_SECONDS", 2.0)
+    code = "import sys, time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('so far: 3')"
+    ended, said = programs._command([sys.executable, "-S", "-c", code], 4)
+    assert ended is None and said == "so far: 3\n"
+    assert programs._command([sys.executable, "-S", "-c", "print(7)"], 60) == (0, "7\n")

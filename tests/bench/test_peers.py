@@ -103,3 +103,22 @@ def test_choosing_peers():
     assert peers.choose(["numpy", "numpy"], CPU) == ("numpy",)
     with pytest.raises(ValueError, match="cupy is no peer on cpu; choose from numpy, torch"):
         peers.choose(["cupy"], CPU)
+
+
+def test_images_are_checked_on_few_of_a_batch():
+    assert peers.small_shape((64, 112, 112, 64)) == (1, 112, 112, 64)
+    assert peers.small_shape((65536, 1024)) == (200, 200)
+    assert peers.small_shape((128256, 4096, 8192)) == (200, 200, 200)
+    assert peers.small_shape((8, 12, 512, 64)) == (6, 12, 200, 64)
+
+
+def test_the_peer_that_compiles_nothing(monkeypatch):
+    there = {("torch", "scale"), ("cupy", "scale"), ("cupy", "cast")}
+    monkeypatch.setattr(peers, "has", lambda peer, name: (peer, name) in there)
+    assert peers.at_once("scale", ["cupy", "torch", "triton"]) == ("torch",)
+    assert peers.at_once("cast", ["cupy", "torch"]) == ("cupy",)
+    assert peers.at_once("scale", ["triton"]) == ()
+
+
+def test_who_has_a_primitive():
+    assert peers.has("numpy", "softmax_forward") and not peers.has("numpy", "random_bits")

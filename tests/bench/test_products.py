@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from gpunn.bench import products, results
+from gpunn.bench import product_tables, products, results
 from gpunn.bench.products import SWEEP, Product
 from gpunn.cli.main import main
 from gpunn.device.device import Device
@@ -92,13 +92,13 @@ def test_summary():
         return base | changes
 
     rows = [row(0.5, 1e-6), row(2.0, 3e-6), row(3.0, 1e-7, kind="odd"), row(None, 0.0)]
-    square, odd = products.summary(rows)
+    square, odd = product_tables.summary(rows)
     assert square["shapes"] == 2 and square["mean"] == pytest.approx(1.0)
     assert square["worst"] == 0.5 and square["worst_key"] == "shape 0.5"
     assert square["error"] == pytest.approx(3.0) and odd["mean"] == pytest.approx(3.0)
-    text = products.summary_text(rows)
+    text = product_tables.summary_text(rows)
     assert "square" in text and "0.50" in text
-    assert products.summary([]) == []
+    assert product_tables.summary([]) == []
 
 
 def test_the_command(monkeypatch, capsys, tmp_path):

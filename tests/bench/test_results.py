@@ -114,10 +114,24 @@ def test_environment_names_machine_and_versions():
 
 
 def test_comments_do_not_change_a_digest_and_code_does():
-    plain = 'def f(x):\n    return x + 1\n'
+    plain = "def f(x):\n    return x + 1\n"
     spoken = '"""A module."""\n\n\ndef f(x):\n    """A function."""\n    return x + 1  # why\n'
     assert machine._python_digest(plain) == machine._python_digest(spoken)
     assert machine._python_digest(plain) != machine._python_digest(plain.replace("1", "2"))
+
+
+@pytest.mark.parametrize("string", [
+    "'#1'", r"""'\'#1'""", r'''"a\\" "#1"''', "f'{1}#1'", '"""a"#1\n#1"""', r"r'\\#1'", "'' '#1'",
+    "'''\n' #1'''", '"\'#1"', r'''"""\"""#1"""''',
+])  # fmt: skip
+def test_no_comment_begins_in_a_string(string):
+    code = (
+        f'class A:\n    def f(self):  # WHY\n        return ({string},  # "that WHY\n            2)'
+    )
+    compile(code, "code", "exec")
+    digests = {machine._python_digest(code.replace("WHY", word)) for word in ("a", "'", '"""')}
+    assert digests == {machine._python_digest(code.replace("# WHY", "").replace('# "that WHY', ""))}
+    assert machine._python_digest(code.replace("#1", "#2")) not in digests
 
 
 def test_a_cuda_digest_follows_includes(tmp_path, monkeypatch):
@@ -276,12 +290,14 @@ def test_only_current_sources_are_shown(tmp_path, found):
     assert "The newest run: 2026-11-24, 0123456, driver" in text
     assert "Checks on the device: 12, all passed." in text
     assert "copy 4,000 GB/s; products float32 50.0 TFLOP/s" in text
-    assert f"{goal}  | not yet run on hardware |" in text  # its matmul is another one
+    assert f"{goal} reached |" in text and "From `a` (1)." in text  # b's matmul is another one
     assert "| cuda.core | 2.50 ± 0% |  |  |" in text
     assert "| matmul |  |  |  | 9.00 ± 0% |" in text
     block = report.readme_block(folder, DIGESTS)
     assert "| `softmax_forward` | 4096x1024 | 1.00 ms | 80% | 1.25 (torch) |" in block
     assert "Not yet run on hardware: 1 more." in block
+    (folder / "nvidia-h200" / "a.json").unlink()
+    assert f"{goal}  | not yet run on hardware |" in report.performance(folder, DIGESTS)
 
 
 def test_what_was_checked_but_not_timed_is_told_apart(tmp_path, found):

@@ -1,0 +1,117 @@
+"""Timing candidates: what a child prepares and times, and children side by side."""
+
+import time
+import types
+
+import pytest
+
+from gpunn import kernels
+from gpunn.bench import candidate_child, candidate_patch, candidate_times, timing
+from gpunn.bench.candidate_patch import Timed
+from gpunn.device import Device
+
+CPU = Device("cpu")
+
+
+@pytest.mark.parametrize("kind, key, mode", [
+    ("case", "softmax_forward 4096x1024 float32", "cpu"),
+    ("product", "300x200x100 TN tf32", "cpu"),
+    ("step", "mlp-64-128-128-10 128", "gpunn fused"),
+])  # fmt: skip
+def test_a_session_prepares_and_times(kind, key, mode):
+    session = candidate_child.Session(CPU, tiny=True)
+    answer = session.do({"do": "prepare", "kind": kind, "key": key})
+    assert len(answer["losses"]) == 5 if kind == "step" else answer["cache"] in ("cold", "warm")
+    answer = session.do({"do": "calibrate"})
+    assert answer["mode"] == mode and answer["seconds"] > 0 and not answer["may_graph"]
+    assert session.do({"do": "sample", "number": 3})["seconds"] > 0
+    assert session.do({"do": "release"}) == {}
+
+
+def test_a_session_gives_the_precision_back():
+    before = kernels.table()["matmul"], candidate_child.matmul_precision.get_matmul_precision()
+    session = candidate_child.Session(CPU, tiny=True)
+    session.do({"do": "prepare", "kind": "product", "key": "4x4x4 NN tf32"})
+    assert candidate_child.matmul_precision.get_matmul_precision() == "high"
+    session.do({"do": "release"})
+    assert candidate_child.matmul_precision.get_matmul_precision() == before[1]
+    with pytest.raises(ValueError, match="a dry run times steps of perceptrons alone"):
+        session.do({"do": "prepare", "kind": "step", "key": "gpt-2-124M 8"})
+
+
+def test_a_graph_goes_through_all_sets(monkeypatch):
+    calls = []
+
+    class Set:
+        def call(self, made):
+            calls.append(self)
+
+    session = candidate_child.Session(CPU, tiny=True)
+    work = types.SimpleNamespace(sets=[Set() for _ in range(33)], cache="cold")
+    monkeypatch.setattr(candidate_child, "workload", lambda case, device: work)
+
+    def captured(one, clock, number):
+        return timing.Contestant("", lambda i: [one.run(j) for j in range(number)], number)
+
+    monkeypatch.setattr(candidate_child, "captured", captured)
+    session.do({"do": "prepare", "kind": "case", "key": "softmax_forward 64x64 float32"})
+    assert session.do({"do": "calibrate", "graph": True})["mode"] == "graph"
+    assert set(calls[1:34]) == set(work.sets)
+    session.do({"do": "prepare", "kind": "product", "key": "4x4x4 NN float32"})
+    assert session._graph_calls == 20
+
+
+def test_two_processes_have_room_for_a_large_step():
+    job, gpu = candidate_patch.job_of("gpt-2-124M 8"), types.SimpleNamespace(type="cuda")
+    for memory, batch in ((85e9, 4), (150e9, 8)):  # of an H100 and an H200
+        fits = job.placed(gpu, int(candidate_child.MEMORY_SHARE * memory))
+        assert fits.batch == batch
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("key", ["softmax_forward 4096x1024 float32", "256x256x256 NN bfloat16"])
+def test_a_session_times_a_graph(key):
+    session = candidate_child.Session(Device("cuda"), tiny=False)
+    kind = "product" if " NN " in key else "case"
+    answer = session.do({"do": "prepare", "kind": kind, "key": key})
+    assert answer == {"cache": "warm" if kind == "product" else "cold"}
+    answer = session.do({"do": "calibrate"})
+    assert answer["mode"] == "stream" and answer["may_graph"]
+    replayed = session.do({"do": "calibrate", "graph": True})
+    assert replayed["mode"] == "graph" and 0 < replayed["seconds"] <= answer["seconds"] * 1.1
+    assert session.do({"do": "sample", "number": 1})["seconds"] > 0
+    assert session.do({"do": "release"}) == {}
+
+
+def test_each_pair_gives_its_memory_back_before_the_next_is_timed(monkeypatch):
+    happened = []
+
+    class Fake:
+        running = True
+
+        def __init__(self, name):
+            self.name = name
+
+        def ask(self, action, **_):
+            happened.append(f"{action} {self.name}")
+
+        def answer(self, *_):
+            return {"cache": "cold"}
+
+    monkeypatch.setattr(
+        candidate_times, "in_turns", lambda old, new, *_: happened.append(f"time {new.name}") or {}
+    )
+    pairs = [(Fake(f"old{i}"), Fake(f"new{i}"), Timed("case", "x")) for i in range(2)]
+    candidate_times._time_group(pairs, time.monotonic() + 60, False)
+    assert happened[4:] == [
+        "time new0", "release old0", "release new0", "time new1", "release old1", "release new1",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("error", [
+    "OutOfMemoryError: Out of memory allocating 8 bytes", "_ArrayMemoryError: Unable to allocate",
+    "CUDADriverError: CUDA_ERROR_OUT_OF_MEMORY: out of memory", "CUDARuntimeError: "
+    "cudaErrorMemoryAllocation: out of memory",
+])  # fmt: skip
+def test_what_means_that_memory_is_short(error):
+    assert candidate_times.OUT_OF_MEMORY.search(error)
