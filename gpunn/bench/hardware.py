@@ -46,6 +46,7 @@ BUDGET_SECONDS = 450.0
 # What a stage measures has its own places in the result file, and is no part of its test.
 MEASURED = (
     "rows", "not_timed", "ceilings", "launches", "product", "training", "step_kernels", "choice",
+    "machine",
 )  # fmt: skip
 
 
@@ -118,6 +119,9 @@ def environment(run: Run, seconds: float) -> str:
             "passed": passed, "checked": 1, "detail": finding.detail,
             "failures": [] if passed else [failure],
         })  # fmt: skip
+    if run.device.type == "cuda":
+        outcome = run.supervise("clusters", [{"id": "clusters"}], seconds)
+        run.found.environment["machine"] |= outcome.results.get("clusters", {}).get("machine", {})
     return ", ".join(f.detail for f in probe.findings() if f.passed)
 
 
@@ -243,7 +247,7 @@ def large_arrays(run: Run, seconds: float) -> str:
 
 # In the order of their weight, with the seconds that each needs at most on one GPU and 16 cores.
 STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
-    ("environment", environment, 5),
+    ("environment", environment, 20),
     ("compile", compile_stage.compile_kernels, 40),
     ("conformance", conformance, 25),
     ("parity", parity, 45),

@@ -275,6 +275,17 @@ def time_ceilings(item: dict, device: Device, tiny: bool) -> dict:
     }
 
 
+@stage("clusters")
+def count_clusters(item: dict, device: Device, tiny: bool) -> dict:
+    """How many clusters of blocks run at one time, a fact of the machine."""
+    from gpunn.bench.clusters import clusters
+
+    found = clusters(device)
+    return {
+        "passed": True, "checked": len(found), "failures": [], "machine": {"clusters": found},
+    }  # fmt: skip
+
+
 @stage("launches")
 def time_launches(item: dict, device: Device, tiny: bool) -> dict:
     """The host's time for a launch and for whole calls."""
