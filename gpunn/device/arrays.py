@@ -152,6 +152,8 @@ def pointer(array: Any) -> int:
 def synchronize(device: Device | str | None = None) -> None:
     """Wait until all work queued on `device` is done."""
     device = as_device(device)
+    if device.type == "emulator" and tracing.state.capture is not None:
+        tracing.waits("synchronize()", "call it after the step")
     if device.type == "cuda":
         with device.activate():
             import_cupy().cuda.runtime.deviceSynchronize()

@@ -1,8 +1,9 @@
 """Arrays on the emulator: NumPy arrays that remember where they live.
 
 `EmulatorArray` stands to the device "emulator" as CuPy's array stands to a GPU. It lies in the
-memory of the host, and what is not a primitive is computed by NumPy; but its results stay on the
-device, a single number included, and meeting an array of the CPU is an error, as on a GPU.
+memory of the host, in a part with a life of its own (`emulated_memory`), and what is not a
+primitive is computed by NumPy; but its results stay on the device, a single number included, and
+meeting an array of the CPU is an error, as on a GPU.
 
 Where arrays are made or copied, and where NumPy computes, a compiled step may listen
 (`emulated_step`).
@@ -17,6 +18,7 @@ import numpy as np
 
 from gpunn.device import emulated_step as step
 from gpunn.device import tracing
+from gpunn.device.emulated_memory import holder_of, taken
 
 
 class EmulatorArray(np.ndarray):
@@ -28,6 +30,16 @@ class EmulatorArray(np.ndarray):
         """A copy as a NumPy array on the CPU; the name is CuPy's."""
         step.host_read("get()")
         return np.array(self, order="K", subok=False)
+
+    def __copy__(self) -> EmulatorArray:
+        return self.copy(order="K")
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> EmulatorArray:
+        return self.copy(order="K")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As CuPy's arrays travel: by way of the host, to the device where they are read."""
+        return emulator_numpy.array, (self.get(),)
 
     def set(self, array: np.ndarray) -> None:
         """Take the values of a NumPy array on the CPU; the name is CuPy's."""
@@ -70,9 +82,16 @@ class EmulatorArray(np.ndarray):
             return placed(step.run(operator.getitem, (plain(self), plain(key))))
         found = super().__getitem__(key)
         if isinstance(found, np.ndarray):
-            return found
+            return self._own(found)
         # NumPy makes a number of a single element; with an ellipsis it gives a view.
         return super().__getitem__((*key, ...) if isinstance(key, tuple) else (key, ...))
+
+    def _own(self, found: EmulatorArray) -> EmulatorArray:
+        """What NumPy made of this array: a view of it as it is, else in the emulator's memory."""
+        base = found.base
+        if base is self or found is self or (base is self.base and base is not None):
+            return found
+        return step.copied(plain(found)).view(EmulatorArray)
 
     def __setitem__(self, key, value):
         if step.state.graph is None:
@@ -129,12 +148,24 @@ def placed(value: Any) -> Any:
     Python's own numbers and all else stay as they are.
     """
     if isinstance(value, (np.ndarray, np.generic)):
-        return np.asarray(value).view(EmulatorArray)
+        return _settled(np.asarray(value)).view(EmulatorArray)
     if type(value) is tuple or type(value) is list:
         return type(value)(map(placed, value))
     if isinstance(value, tuple) and hasattr(value, "_fields"):  # numpy.linalg's named results
         return type(value)(*map(placed, value))
     return value
+
+
+def _settled(value: np.ndarray) -> np.ndarray:
+    """An array that NumPy made, in the emulator's memory: a view of what is there, or a copy."""
+    found = value
+    while isinstance(found, np.ndarray):
+        if type(found) is EmulatorArray:
+            return value
+        found = found.base
+    if value.size == 0 or holder_of(found) is not None:
+        return value
+    return step.copied(value)
 
 
 # ---- what CuPy 14 cannot do while a graph is captured, read in its source ------------------------
@@ -151,6 +182,8 @@ _BY_LIBRARY = frozenset(
     "cholesky det dot eigh eigvalsh einsum inner inv lstsq matrix_power matrix_rank multi_dot pinv "
     "qr slogdet solve svd tensordot vdot".split()
 )
+# CuPy brings numbers that Python lists to the GPU.
+_LISTED = frozenset("digitize interp isin put searchsorted take".split())
 # CuPy brings a table of addresses to the GPU if there are more than eight arrays.
 _JOINS = frozenset("block column_stack concatenate dstack hstack stack vstack".split())
 
@@ -166,6 +199,9 @@ def _refuse_as_cupy(name: str, args: tuple = (), kwargs: dict | None = None) -> 
         tracing.waits(f"{name}() of raw arrays", "use gpunn's own functions of Tensors")
     if name in _JOINS and args and len(args[0]) > 8:
         tracing.host_write(f"{name} of {len(args[0])} arrays")
+    values = (*args[1:], *kwargs.values())
+    if name in _LISTED and any(type(value) in (list, tuple) for value in values):
+        tracing.host_write(f"a list given to {name}")
     if name == "repeat" and any(isinstance(value, np.ndarray) for value in args[1:]):
         tracing.shape_from_values(name)
 
@@ -225,15 +261,29 @@ def _noted_method(name: str):
 
     def method(self, *args, **kwargs):
         if not step.state.special:
-            return function(self, *args, **kwargs)
+            result = function(self, *args, **kwargs)
+            return self._own(result) if type(result) is EmulatorArray else result
         if name in ("reshape", "ravel"):
             view = function(self, *args, **kwargs)
             if np.may_share_memory(plain(view), plain(self)):
                 return view
         writes = name in _IN_PLACE
+        if step.state.graph is not None:
+            _refuse_as_cupy(name, (self, *args), kwargs)
         step.refuse_uploads(name, [args, kwargs])
         result = step.run(function, plain((self, *args)), plain(kwargs), writes)
         return placed(result)
+
+    return _named(method, function)
+
+
+def _reading_method(name: str):
+    """A method that makes something of the host's of the values."""
+    function = getattr(np.ndarray, name)
+
+    def method(self, *args, **kwargs):
+        step.host_read(f"{name.strip('_')}()")
+        return function(self, *args, **kwargs)
 
     return _named(method, function)
 
@@ -254,6 +304,8 @@ for _name in (
     "argpartition argsort astype copy cumprod cumsum fill flatten partition put ravel reshape sort"
 ).split():
     setattr(EmulatorArray, _name, _noted_method(_name))
+for _name in ("__complex__ __format__ __repr__ __str__ dump tobytes tofile").split():
+    setattr(EmulatorArray, _name, _reading_method(_name))
 
 
 class EmulatorModule:
@@ -278,9 +330,7 @@ class EmulatorModule:
         """A copy of any array, number or nested list on the emulator."""
         if not copy:
             return emulator_numpy.asarray(value, dtype, order)
-        if step.state.special:
-            return emulator_numpy._copied(value, dtype, order)
-        return np.array(plain(value), dtype, copy=True, order=order).view(EmulatorArray)
+        return emulator_numpy._copied(value, dtype, order)
 
     @staticmethod
     def asarray(value: Any, dtype=None, order: str = "K") -> EmulatorArray:
@@ -322,11 +372,9 @@ def emulator_empty(shape, dtype) -> EmulatorArray:
 
     They are NaN in every floating type, so that what is read before it was written shows.
     """
-    if step.state.special:
-        shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
-        array = step.new(shape, dtype)
-        step.run(np.ndarray.fill, (array.reshape(-1).view(np.uint8), 0xFF), writes=True)
-        return array.view(EmulatorArray)
-    array = EmulatorArray(shape, dtype)
-    plain(array).reshape(-1).view(np.uint8)[...] = 0xFF
-    return array
+    if not step.state.special:
+        return taken(shape, dtype).view(EmulatorArray)
+    shape = (shape,) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
+    array = step.new(shape, dtype)
+    step.run(np.ndarray.fill, (array.reshape(-1).view(np.uint8), 0xFF), writes=True)
+    return array.view(EmulatorArray)

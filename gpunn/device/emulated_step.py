@@ -10,6 +10,7 @@ address, a number given by value) is frozen here as well, and a test sees it.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from gpunn.device import tracing
+from gpunn.device.emulated_memory import taken
 
 
 class _State(threading.local):
@@ -41,10 +43,14 @@ class EmulatorGraph:
         """Nothing: the host has one memory."""
 
     def capture(self, run: Callable[[], Any]) -> Any:
-        """Run, and note everything done to arrays on the emulator. What was there is forgotten."""
+        """Run, and note everything done to arrays on the emulator. What was there is forgotten.
+
+        StepError for what a capture on a GPU could not hold: a value read by the host, an array of
+        the host brought over, a wait.
+        """
         self.calls.clear()
         self.launches = 0
-        with _set(graph=self):
+        with _set(graph=self), tracing.capturing():
             return run()
 
     def replay(self) -> None:
@@ -77,17 +83,22 @@ def using_memory(memory: Any):
 
 
 def host_memory(size: int) -> tuple[int, Any]:
-    """For `StepMemory`: (address, owner) of bytes in the memory of the host, all 0xFF."""
-    owner = np.full(max(size, 1), 0xFF, np.uint8)
+    """For `StepMemory`: (address, owner) of bytes in the memory of the emulator, all 0xFF."""
+    owner = taken(max(size, 1), np.uint8)
     return owner.ctypes.data, owner
 
 
 def new(shape: tuple[int, ...], dtype: Any, order: tuple[int, ...] | None = None) -> np.ndarray:
-    """A plain array in a block of the step's memory; `order`: of the axes in memory."""
+    """A plain array in a block of the step's memory, or of the emulator's where there is no step.
+
+    order : of the axes in memory
+    """
     dtype = np.dtype(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if state.memory is None or size == 0:
-        flat = np.empty(size, np.uint8)
+        if order is None:
+            return taken(shape, dtype)
+        flat = taken(size, np.uint8)
     else:
         flat = np.asarray(state.memory.take(size))
     flat = flat.view(dtype) if size else np.empty(0, dtype)
@@ -156,12 +167,18 @@ def _moved(value: Any, sources: list, moved: list) -> Any:
     if value.base is not None and any(np.may_share_memory(value, source) for source in sources):
         moved.append(None)
         return value
+    buffer = copied(value)
+    moved.append(buffer)
+    return buffer
+
+
+def copied(value: np.ndarray) -> np.ndarray:
+    """A copy as `new` makes arrays, its axes in memory in the order of those of `value`."""
     order = None
     if not value.flags.c_contiguous:
         order = tuple(sorted(range(value.ndim), key=lambda axis: -abs(value.strides[axis])))
     buffer = new(value.shape, value.dtype, order)
     np.copyto(buffer, value)
-    moved.append(buffer)
     return buffer
 
 

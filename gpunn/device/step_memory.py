@@ -37,6 +37,11 @@ class Block:
         self._memory._freed(self._number, self.owner)
 
     @property
+    def source(self) -> Any:
+        """The owner of its bytes: its own, or that of the arena."""
+        return self._memory.arena_owner if self.owner is None else self.owner
+
+    @property
     def __array_interface__(self) -> dict[str, Any]:
         """How NumPy sees a block in the memory of the host: bytes."""
         return {"version": 3, "shape": (self.size,), "typestr": "|u1", "data": (self.ptr, False)}
@@ -138,6 +143,11 @@ class StepMemory:
             self._events += 1
         elif number < len(self._alive):
             self._alive[number] = False
+
+    @property
+    def arena_owner(self) -> Any:
+        """What keeps the arena; None before `make_plan`."""
+        return None if self._arena is None else self._arena[1]
 
     def arena_view(self, array: np.ndarray) -> np.ndarray | None:
         """On the host: the same view of the arena without its block; None if it lies elsewhere."""

@@ -55,6 +55,7 @@ class Trace:
 
 class _State(threading.local):
     trace: Trace | None = None
+    capture: Trace | None = None  # of a capture by the emulator, under a trace or without
     once = False  # inside `made_once`
 
 
@@ -90,10 +91,21 @@ def tracing(trace: Trace) -> Iterator[Trace]:
         state.trace = None
 
 
+@contextlib.contextmanager
+def capturing() -> Iterator[None]:
+    """Refuse inside a ``with`` block what CuPy refuses while it captures, also without a trace."""
+    before, state.capture = state.capture, Trace("that is captured")
+    try:
+        yield
+    finally:
+        state.capture = before
+
+
 def host_read(what: str) -> None:
     """To be called where a value on the device is read by Python."""
-    if state.trace is not None:
-        state.trace.refuse(
+    watcher = state.trace or state.capture
+    if watcher is not None:
+        watcher.refuse(
             f"{what} reads a value on the host",
             "return the tensor from the step and read it outside",
         )
@@ -101,8 +113,9 @@ def host_read(what: str) -> None:
 
 def host_write(what: str) -> None:
     """To be called where an array of the host is copied to the device."""
-    if state.trace is not None:
-        state.trace.refuse(
+    watcher = state.trace or state.capture
+    if watcher is not None:
+        watcher.refuse(
             f"{what} copies values of the host to the device",
             "make the tensor before the step, or pass it in as an argument",
         )
@@ -110,14 +123,16 @@ def host_write(what: str) -> None:
 
 def waits(what: str, remedy: str) -> None:
     """To be called where a GPU could not do `what` while it is captured."""
-    if state.trace is not None:
-        state.trace.refuse(f"{what} would have to wait for the GPU", remedy)
+    watcher = state.trace or state.capture
+    if watcher is not None:
+        watcher.refuse(f"{what} would have to wait for the GPU", remedy)
 
 
 def shape_from_values(what: str) -> None:
     """To be called where the shape of a result depends on values."""
-    if state.trace is not None:
-        state.trace.refuse(
+    watcher = state.trace or state.capture
+    if watcher is not None:
+        watcher.refuse(
             f"the shape of the result of {what} depends on values",
             "use a shape that is known beforehand, for example where(mask, x, 0)",
         )

@@ -148,7 +148,8 @@ class TrapError(EmulatorError):
 
 
 class LifetimeError(EmulatorError):
-    """The shared memory of a block of the cluster is used after the block's end."""
+    """The shared memory of a block of the cluster is used after the block's end, or a tensor map
+    after its array has gone."""
 
 
 # In the order of enum Fault in host/runtime/state.h.

@@ -13,7 +13,7 @@ import numpy as np
 
 from gpunn.emulator import build as building
 from gpunn.emulator import config, toolchain
-from gpunn.emulator.reporting import raise_findings
+from gpunn.emulator.reporting import raise_findings, raise_if_freed
 from gpunn.emulator.tensor_map import TensorMap
 
 MAX_SHARED = 227 * 1024
@@ -101,6 +101,8 @@ def launch(
     values, arrays = [], []
     for number, value in enumerate(args):
         values.append(_argument(made, number, value, arrays))
+        if settings.check and isinstance(value, TensorMap):
+            raise_if_freed(made, number, value)
     areas = _areas(arrays, kernel)
     runtime = toolchain.runtime()
     with _mapping:

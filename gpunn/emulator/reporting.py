@@ -13,7 +13,14 @@ import numpy as np
 
 from gpunn.emulator import build as building
 from gpunn.emulator import findings, toolchain
-from gpunn.emulator.findings import Finding, Place, RaceError, UninitializedReadError
+from gpunn.emulator.findings import (
+    Finding,
+    LifetimeError,
+    Place,
+    RaceError,
+    UninitializedReadError,
+)
+from gpunn.emulator.tensor_map import TensorMap
 
 _FIRST = (findings.DivergenceError,)
 _MEMORY = {2: "static shared memory", 3: "dynamic shared memory"}
@@ -41,6 +48,23 @@ def raise_findings(made: building.Compiled, arrays: list, text: str) -> None:
         # Where threads lost each other, what they did to memory is a consequence.
         found.sort(key=lambda one: one.error not in _FIRST)
         raise found[0].error(found)
+
+
+def raise_if_freed(made: building.Compiled, number: int, map: TensorMap) -> None:
+    """Raise a LifetimeError if the memory behind a tensor map is free, or another array's by now.
+
+    The place is that of the Python that asked for the memory, if it is known.
+    """
+    if map.lifetime is None or not map.lifetime.over:
+        return
+    path, line = map.lifetime.place
+    text = (
+        f"{made.called(number)} is a tensor map of memory that was freed before this launch: keep "
+        f"its array{', made at this line,' if line else ''} until the kernel has run"
+    )
+    memory = f"{map.array.dtype} as {map.array.shape}, all of it or a part"
+    place = Place(path, line, _source_line(path, line))
+    raise LifetimeError([Finding(LifetimeError, made.name, text, place, None, memory, number)])
 
 
 def _spot(finding: Finding, place: Any) -> tuple:

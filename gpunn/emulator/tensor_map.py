@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gpunn.device.emulated_memory import address_only
 from gpunn.errors import DeviceError
 
 # The driver's CUtensorMapDataType, which the emulator shares, for NumPy's names.
@@ -53,6 +54,11 @@ _ARGUMENT = np.dtype([("opaque", np.uint8, (128,))])
 
 class TensorMap:
     """The boxes that tensor copies move between `array` and shared memory.
+
+    A map keeps its array, CuPy's or NumPy's. The maps of gpunn's own kernels keep none: recipes and
+    graphs remember them, and to the hardware they are an address. So it is on the device "emulator"
+    of a plain NumPy view of its memory, which is what launch code makes a map of: a launch with
+    checks says so if the memory was freed before it.
 
     Parameters
     ----------
@@ -132,8 +138,15 @@ class TensorMap:
         if _strides(array) != self.strides:
             raise ValueError(f"array: strides {array.strides} instead of {self.array.strides}")
         other = copy.copy(self)
-        other.array, other._argument = array, None
+        other._argument = None
+        other._take(array)
         return other
+
+    def _take(self, array) -> None:
+        """Keep an array, but of a plain view of the emulator's memory the address alone."""
+        self.array, self.lifetime = array, None
+        if type(array) is np.ndarray:
+            self.array, self.lifetime = address_only(array)
 
     @property
     def box_bytes(self) -> int:
@@ -223,7 +236,7 @@ class TensorMap:
     def _describe(self, array, swizzle, element_strides, fill) -> None:
         """Check and keep what both kinds of map have."""
         self._argument: tuple[int, np.ndarray] | None = None  # the last that was made
-        self.array, self.rank, self.itemsize = array, array.ndim, array.dtype.itemsize
+        self.rank, self.itemsize = array.ndim, array.dtype.itemsize
         if array.dtype.name not in _TYPES:
             raise TypeError(f"array: a tensor map cannot hold {array.dtype}")
         self.type = _TYPES[array.dtype.name]
@@ -233,6 +246,7 @@ class TensorMap:
             if not 1 <= size < 1 << 32:
                 raise ValueError(f"array: axis {axis} has size {size}, not 1 … 2^32 - 1")
         self.strides = _strides(array)
+        self._take(array)
         if swizzle not in _SWIZZLES:
             raise ValueError(f"swizzle: {swizzle!r} is none of 0, 32, 64 and 128")
         if fill not in _FILLS:

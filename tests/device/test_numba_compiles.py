@@ -88,6 +88,18 @@ def test_compiles(source, without_a_gpu):
         if dtype == "float32" and not wide:
             widened = WIDENED.findall(text)
             assert not widened, f"{name} computes in float64: {widened[:3]}"
+        if source == "reduce.py" and np.dtype(dtype).kind in "iu":
+            assert ".f64" not in text, f"{name}: sums of integers lose what float64 cannot hold"
+        if name == "row_norm_backward_float32":
+            assert not rounded_elsewhere(text), f"{name}: a row of one element does not cancel"
+
+
+def rounded_elsewhere(text: str) -> set[str]:
+    """The products that something is subtracted from: ptxas makes one instruction of the two, which
+    does not round the product, so that the same product added up elsewhere is another number."""
+    return set(re.findall(r"mul\.f32\s+(%f\d+),", text)) & set(
+        re.findall(r"sub\.f32\s+%f\d+, (%f\d+),", text)
+    )
 
 
 def test_the_matrix_product_reads_shared_memory_by_sixteen_bytes(without_a_gpu):

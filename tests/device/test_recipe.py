@@ -94,6 +94,20 @@ def test_a_second_call_launches_the_same_on_other_arrays(name):
     assert seen[0] == seen[1] == seen[2]
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_asking_which_kernels_would_run_needs_no_address_of_scratch(name):
+    """As the benchmark of products asks on a GPU: scratch is then memory of the host."""
+    of_a, of_b, dtype, others = PROBLEMS[name]
+    a, b = some(*of_a, dtype=dtype), some(*of_b, dtype=dtype)
+    more = {key: some(*shape, dtype=dtype) for key, shape in others.items()}
+    launch, real = RecordingLauncher("matmul.cu"), Noting()
+    for one in (launch, real):
+        out = some(of_a[0], of_b[1], dtype=dtype)
+        matmul_launch.multiply(one, a, b, Finish(out, **more))
+    assert launch.launches == [(source, expression) for source, expression, *_ in real.calls]
+    assert {key[0] for key in matmul_launch._recipes} == {real}
+
+
 def test_equal_arrays_are_a_kind_of_their_own():
     launch, square = Noting(), some(32, 32)
     run(launch, square, square, Finish(some(32, 32)))

@@ -13,30 +13,33 @@ at, the launch for another GPU, addresses and barriers, is the same for both.
 from __future__ import annotations
 
 import functools
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpunn import kernels
 from gpunn.device import probe
-from gpunn.device.emulator_launch import H200, Chip, emulated_chip, prepare
+from gpunn.device.emulator_launch import H200, emulated_chip
 from gpunn.emulator import EmulatorError
 from gpunn.emulator.pytest_plugin import modes
-from gpunn.errors import CompileError
 from gpunn.primitives import parity
-from gpunn.primitives.registry import kernels_of, reachable_kernels
+from gpunn.primitives.registry import kernels_of
 from gpunn.primitives.samples import BFLOAT16, FLOAT16, FLOAT32, FLOAT64
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from reached import CHECKED, SMALL, compile_source, reachable, without_twins
 
 pytestmark = pytest.mark.skipif(
     not probe.find_emulator().passed, reason=probe.find_emulator().remedy
 )
 
 TABLE = kernels.table()
-SMALL = Chip(arch="sm_80", multiprocessors=6, shared_limit=99 * 1024)
 # What the launch code sees, and how many elements a sample may have, by the mode's name. Larger
 # ones are left out, unless they reach a kernel that no smaller sample of the primitive reaches.
 CHIPS = {"fast-in-order": SMALL, "fast-random": H200, "checked-random": H200}
-BOTH_TYPES, CHECKED = "fast-random", "checked-random"
+BOTH_TYPES = "fast-random"
 LIMITS = {"fast-in-order": 50_000, "fast-random": 300_000, "checked-random": 25_000}
 
 
@@ -82,40 +85,6 @@ def chosen(name: str, mode: str) -> tuple[list, int]:
 def looks(mode: str) -> tuple[str, int]:
     """The architecture and the number of multiprocessors that the launch code sees."""
     return CHIPS[mode].arch, CHIPS[mode].multiprocessors
-
-
-@functools.cache
-def reachable(chip: Chip) -> dict[str, list[str]]:
-    """The kernels that samples reach on a chip."""
-    return reachable_kernels(chip.arch, chip.multiprocessors)
-
-
-TWINS = [("__half", "__nv_bfloat16"), ("double", "float")]
-
-
-def without_twins(expressions, mode: str) -> set[str]:
-    """The kernels less those that are there in the twin of their type, too, and need not run."""
-    twins = TWINS if mode == CHECKED else TWINS[:1]
-    return {
-        text for text in expressions
-        if not any(one in text and text.replace(one, other) in expressions for one, other in twins)
-    }  # fmt: skip
-
-
-@functools.cache
-def compile_source(source: str, check: bool) -> str:
-    """Compile all kernels of a source at once, tried once; the error, if there is one."""
-    try:
-        expressions = set(reachable(H200).get(source, ()))
-        if check:
-            expressions = without_twins(expressions, CHECKED)
-        else:
-            expressions |= without_twins(reachable(SMALL).get(source, ()), "fast-in-order")
-        if expressions:
-            prepare({source: sorted(expressions)})
-    except CompileError as error:
-        return str(error)
-    return ""
 
 
 # All modes of one primitive follow each other, and primitives of one source: so processes that
