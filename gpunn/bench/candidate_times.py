@@ -27,6 +27,9 @@ SAMPLES = 12  # of each side
 PAIRS = 6  # cases prepared at the same time, in two processes each
 ANSWER_SECONDS = 60.0  # of a child: longer, and it hangs
 NO_TIME = "no time was left"
+# By how much a product's error may grow. TF32 operands that are cut off instead of rounded double
+# it. What is below the second number is as exact as float32 sums in any order.
+ERROR_GROWTH, EXACT = 1.5, 5e-7
 # How it begins that gpunn and CuPy, NumPy, or CUDA's two interfaces say that there is none left.
 OUT_OF_MEMORY = re.compile("MemoryError|OUT_OF_MEMORY|MemoryAllocation")
 
@@ -208,7 +211,13 @@ def _release(sides: Sequence[Side], until: float) -> None:
 
 
 def _compared(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What is known of a case before it is timed; a reason, if the losses of a step differ."""
+    """What is known of a case before it is timed; a reason not to time it, if the losses of a step
+    differ or the result of a product is less exact than before."""
+    if "off" in before:
+        off = {"before": before["off"], "after": after["off"]}
+        if not off["after"] <= max(EXACT, ERROR_GROWTH * off["before"]):  # NaN is not either
+            return {"reason": "its error is {after:.1e}, before {before:.1e}".format(**off)}
+        return {"cache": before["cache"], "errors": off}
     if "losses" not in before:
         return {"cache": before["cache"]}
     apart = disagreement(before["losses"], after["losses"], before["compared"])

@@ -247,7 +247,7 @@ def large_arrays(run: Run, seconds: float) -> str:
 
 # In the order of their weight, with the seconds that each needs at most on one GPU and 16 cores.
 STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
-    ("environment", environment, 20),
+    ("environment", environment, 12),
     ("compile", compile_stage.compile_kernels, 40),
     ("conformance", conformance, 25),
     ("parity", parity, 45),

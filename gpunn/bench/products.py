@@ -331,10 +331,11 @@ def _errors(product: Product, x: Operands, contestants: Sequence[Contestant]) ->
             result = contestant.run(0)
             result = result[0] if isinstance(result, tuple) else result
             result = x.out if result is None else peers._array(result)
-            found[contestant.name] = max(
-                float(np.linalg.norm(_exact(result[at]) - wanted) / (np.linalg.norm(wanted) or 1.0))
+            apart = [
+                np.linalg.norm(_exact(result[at]) - wanted) / (np.linalg.norm(wanted) or 1.0)
                 for at, wanted in corners
-            )
+            ]
+            found[contestant.name] = float(np.max(apart))  # NaN, if one of them is
     return found
 
 

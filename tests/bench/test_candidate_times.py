@@ -1,5 +1,6 @@
 """Timing candidates: what a child prepares and times, and children side by side."""
 
+import math
 import time
 import types
 
@@ -22,6 +23,7 @@ def test_a_session_prepares_and_times(kind, key, mode):
     session = candidate_child.Session(CPU, tiny=True)
     answer = session.do({"do": "prepare", "kind": kind, "key": key})
     assert len(answer["losses"]) == 5 if kind == "step" else answer["cache"] in ("cold", "warm")
+    assert kind != "product" or 0 < answer["off"] < 1e-3
     answer = session.do({"do": "calibrate"})
     assert answer["mode"] == mode and answer["seconds"] > 0 and not answer["may_graph"]
     assert session.do({"do": "sample", "number": 3})["seconds"] > 0
@@ -74,7 +76,8 @@ def test_a_session_times_a_graph(key):
     session = candidate_child.Session(Device("cuda"), tiny=False)
     kind = "product" if " NN " in key else "case"
     answer = session.do({"do": "prepare", "kind": kind, "key": key})
-    assert answer == {"cache": "warm" if kind == "product" else "cold"}
+    assert answer["cache"] == ("warm" if kind == "product" else "cold")
+    assert kind == "case" or 1e-4 < answer["off"] < 2e-3
     answer = session.do({"do": "calibrate"})
     assert answer["mode"] == "stream" and answer["may_graph"]
     replayed = session.do({"do": "calibrate", "graph": True})
@@ -106,6 +109,39 @@ def test_each_pair_gives_its_memory_back_before_the_next_is_timed(monkeypatch):
     assert happened[4:] == [
         "time new0", "release old0", "release new0", "time new1", "release old1", "release new1",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("before, after, right", [
+    (2.9e-4, 2.9e-4, True), (2.9e-4, 5.8e-4, False), (9e-8, 4e-7, True), (9e-8, 6e-7, False),
+    (1e-3, math.nan, False), (math.nan, 1e-3, False), (1e-3, math.inf, False),
+])  # fmt: skip
+def test_a_product_must_stay_as_exact(before, after, right):
+    sides = ({"cache": "cold", "off": off} for off in (before, after))
+    found = candidate_times._compared(*sides)
+    if right:
+        assert found == {"cache": "cold", "errors": {"before": before, "after": after}}
+    else:
+        assert found == {"reason": f"its error is {after:.1e}, before {before:.1e}"}
+
+
+@pytest.mark.parametrize("key", ["200x200x40 NN float32", "3 x 80x80x40 NT float32"])
+@pytest.mark.parametrize("corner", [(0, 0), (-1, -1)])
+def test_a_session_notes_what_is_wrong_in_either_corner(monkeypatch, key, corner):
+    """Sums that are nowhere near, and NaN."""
+    multiply = kernels.table()["matmul"]
+    for value in (1e6, math.nan):
+
+        def wrong(*arrays, out, value=value, **how):
+            multiply(*arrays, out=out, **how)
+            out[(*[corner[0]] * (out.ndim - 2), *corner)] = value
+
+        monkeypatch.setattr(
+            candidate_child.products.gpunn.kernels, "table", lambda w=wrong: {"matmul": w}
+        )
+        session = candidate_child.Session(CPU, tiny=False)
+        off = session.do({"do": "prepare", "kind": "product", "key": key})["off"]
+        session.do({"do": "release"})
+        assert off > 100 if value == 1e6 else math.isnan(off)
 
 
 @pytest.mark.parametrize("error", [
