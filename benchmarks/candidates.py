@@ -117,14 +117,15 @@ def per_source(outcome) -> dict[tuple[str, str], dict]:
                                 "failures": [{"case": source, "reason": reason}]}  # fmt: skip
     for key, result in outcome.results.items():
         name, *source = key.split()
-        if "registers" not in result:  # it told only which kernels there are
+        if "kernels" in result:  # it told which kernels there are
             continue
         whole = found.setdefault((name, source[0] if source else ""), {
             "checked": 0, "registers": 0, "spilling": [], "failures": [],
         })  # fmt: skip
-        whole["registers"] = max(whole["registers"], result["registers"])
-        for part in ("checked", "spilling", "failures"):
-            whole[part] += result[part]
+        whole["registers"] = max(whole["registers"], result.get("registers", 0))
+        whole["checked"] += result["checked"]
+        whole["spilling"] += result.get("spilling", [])  # one that failed has none
+        whole["failures"] += result["failures"]
     return found
 
 

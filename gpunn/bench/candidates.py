@@ -145,9 +145,10 @@ def kernels_to_compile(item: dict[str, Any]) -> dict[str, Any]:
     reached = reachable_kernels(arch, item["multiprocessors"], made)
     for key in item["steps"]:
         job = candidate_patch.job_of(key)
-        step = item | {"job": job.name, "batch": job.batch, "known": reached}
-        for source, expression in compile_stage.kernels_of(step):
-            reached.setdefault(source, []).append(expression)
+        chip = arch, item["multiprocessors"]
+        for source, expression in compile_stage.kernels_of_step(job.name, job.batch, *chip):
+            expressions = reached.setdefault(source, [])
+            expressions += [expression] if expression not in expressions else []
     missing = [
         (source, expression)
         for source, expressions in reached.items()
@@ -161,14 +162,23 @@ def kernels_to_compile(item: dict[str, Any]) -> dict[str, Any]:
 def _compile(run: Run, chosen: Sequence[Candidate], trees: dict[str, Path], until: float) -> None:
     """Compile what the checks reach, of all at once, so that neither they nor times wait for it.
 
-    What does not compile, the check will tell.
+    What does not compile, the check will tell. Where a patch's kernels could not even be listed,
+    that is noted as left out: they are compiled when they are needed.
     """
     if run.device.type != "cuda":
         return
     from gpunn.device.launch import device_properties
 
     properties = device_properties(run.device.index)
-    compile_for(chosen, trees, properties["arch"], properties["multiProcessorCount"], until)
+    outcome = compile_for(
+        chosen, trees, properties["arch"], properties["multiProcessorCount"], until
+    )
+    for one in chosen:
+        failures = outcome.results.get(one.name, {}).get("failures", ())
+        reasons = [failure["reason"].strip().split("\n")[-1] for failure in failures]
+        reasons += [outcome.crashed[one.name]] if one.name in outcome.crashed else []
+        if reasons:
+            run.left_out[f"the kernels of {one.name}, beforehand"] = "; ".join(reasons)
 
 
 def compile_for(

@@ -92,17 +92,24 @@ def kernels_of(item: dict[str, Any]) -> list[tuple[str, str]]:
     """(source, expression) of what an item compiles."""
     if "job" not in item:
         return [(item["source"], expression) for expression in item["expressions"]]
+    first, step = item["part"]
+    known = item["known"]
+    chip = item["arch"], item["multiprocessors"]
+    missing = [one for one in kernels_of_step(item["job"], item["batch"], *chip)
+               if one[1] not in known.get(one[0], ())]  # fmt: skip
+    return missing[first::step]
+
+
+def kernels_of_step(
+    name: str, batch: int, arch: str, multiprocessors: int
+) -> list[tuple[str, str]]:
+    """(source, expression) of what a step of the job `name` launches."""
     from gpunn.bench.step_calls import predicted
     from gpunn.profiling.chips import CHIPS
 
-    (job,) = [job for job in JOBS if job.name == item["job"]]
-    chip = dataclasses.replace(
-        CHIPS["h200"], arch=item["arch"], multiprocessors=item["multiprocessors"]
-    )
-    row = predicted(dataclasses.replace(job, batch=item["batch"]), chip)
-    found = {
-        (one["source"], one["kernel"]): None for call in row["calls"] for one in call["kernels"]
-    }
-    missing = [one for one in found if one[1] not in item["known"].get(one[0], ())]
-    first, step = item["part"]
-    return missing[first::step]
+    (job,) = [job for job in JOBS if job.name == name]
+    chip = dataclasses.replace(CHIPS["h200"], arch=arch, multiprocessors=multiprocessors)
+    row = predicted(dataclasses.replace(job, batch=batch), chip)
+    return list(dict.fromkeys(
+        (one["source"], one["kernel"]) for call in row["calls"] for one in call["kernels"]
+    ))  # fmt: skip

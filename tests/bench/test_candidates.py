@@ -14,13 +14,14 @@ from gpunn.bench import (
     candidate_patch,
     candidate_times,
     candidates,
-    compile_stage,
     current,
     hardware,
     results,
+    step_calls,
+    supervise,
 )
 from gpunn.bench.machine import checkout
-from gpunn.device import Device
+from gpunn.device import Device, launch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from patches import DIFF, HEADER, OLD, tree_with
@@ -213,15 +214,32 @@ def test_a_second_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_kernels_of_large_steps_are_compiled_as_well(monkeypatch):
-    seen = []
-    monkeypatch.setattr(compile_stage, "kernels_of", lambda item: seen.append(item) or
-                        [("reduce.cu", "one more"), ("pooling.cu", "other")])  # fmt: skip
+    def predicted(job, chip):
+        assert (job.name, job.batch, chip.multiprocessors) == ("cnn-airbench", 1024, 132)
+        kernels = [{"source": "reduce.cu", "kernel": "one more"},
+                   {"source": "pooling.cu", "kernel": "other"}]  # fmt: skip
+        return {"calls": [{"kernels": kernels}, {"kernels": kernels[:1]}]}
+
+    monkeypatch.setattr(step_calls, "predicted", predicted)
     item = {"primitives": ["reduce_max"], "arch": "sm_90a", "multiprocessors": 132,
             "everything": True, "steps": ["cnn-airbench 1024"]}  # fmt: skip
     found = candidates.kernels_to_compile(item)["kernels"]
-    assert ("reduce.cu", "one more") in found and ("pooling.cu", "other") in found
+    assert found.count(("reduce.cu", "one more")) == found.count(("pooling.cu", "other")) == 1
     assert sum(source == "reduce.cu" for source, _ in found) > 1
-    assert (seen[0]["job"], seen[0]["batch"]) == ("cnn-airbench", 1024)
+
+
+def test_what_could_not_be_listed_is_said(monkeypatch, tmp_path):
+    failed = {"passed": False, "checked": 1, "failures": [{"case": "x", "reason": "a\nKeyError"}]}
+    outcome = supervise.Outcome(results={"one": failed, "two": {"failures": [], "kernels": []}})
+    monkeypatch.setattr(candidates, "compile_for", lambda *arguments: outcome)
+    monkeypatch.setattr(launch, "device_properties", lambda index: {
+        "arch": "sm_90a", "multiProcessorCount": 132,
+    })  # fmt: skip
+    gpu = types.SimpleNamespace(type="cuda", index=0)
+    run = types.SimpleNamespace(device=gpu, left_out={})
+    chosen = [types.SimpleNamespace(name=name) for name in ("one", "two")]
+    candidates._compile(run, chosen, {}, 0.0)
+    assert run.left_out == {"the kernels of one, beforehand": "KeyError"}
 
 
 # ---- the command ---------------------------------------------------------------------------------
