@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 
 import gpunn.autograd as g
 import gpunn.nn.functional as F
+from gpunn.autograd.functions import linear_cross_entropy
 from gpunn.autograd.functions.linear_cross_entropy import (
     FLOAT16_ROWS,
     SCRATCH_BYTES,
     default_chunk_rows,
 )
 from gpunn.autograd.gradcheck import gradcheck
-from gpunn.device import probe
+from gpunn.device import Device, probe
 
 OPTIONS = (
     {},
@@ -264,6 +266,16 @@ def test_chunks_fit_the_scratch_memory_and_are_even(rows, classes, itemsize):
     assert rows - (chunks - 1) * chunk > chunk - 128 * chunks  # the last is about as long
 
 
+@pytest.mark.parametrize(("memory", "rows"), [(8, 2048), (24, 2816), (80, 8192), (141, 8192)])
+def test_a_gpu_gives_a_64th_of_its_memory_to_the_scratch_array(monkeypatch, memory, rows):
+    """8192 tokens of GPT-2's 50,257 classes, in 16 bits; GiB of memory, rows of a chunk."""
+    found = {"totalGlobalMem": memory * 2**30}
+    monkeypatch.setattr(linear_cross_entropy, "device_properties", lambda index: found)
+    scratch = linear_cross_entropy.scratch_bytes(SimpleNamespace(type="cuda", index=0))
+    assert default_chunk_rows(8192, 50257, 2, 8192, scratch) == rows
+    assert linear_cross_entropy.scratch_bytes(Device("cpu")) == SCRATCH_BYTES
+
+
 def test_memory_is_that_of_one_chunk():
     """4096 rows of 2000 classes are 64 MB of logits in float64; a chunk of 128 is 2 MB."""
     leaves, labels = case(4096, 8, 2000)
@@ -315,6 +327,28 @@ def test_on_the_emulator(dtype, reduction):
         assert str(ours.device) == "emulator"
         a, b = ours.cpu().float().numpy(), theirs.float().numpy()
         np.testing.assert_allclose(a, b, rtol=bound, atol=bound * np.abs(b).max())
+
+
+@pytest.mark.skipif(not probe.find_emulator().passed, reason=probe.find_emulator().remedy)
+@pytest.mark.parametrize("options", [OPTIONS[1], OPTIONS[3], OPTIONS[4]], ids=lambda o: " ".join(o))
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_many_classes_in_an_odd_number_get_more_that_nobody_is_in(options, reduction):
+    """1027 classes are 1088 on the device, which shows nowhere: neither does it in a label."""
+    found = {}
+    for device in ("cpu", "emulator"):
+        leaves, labels = case(6, 8, 1027, dtype=g.bfloat16, device=device)
+        more = resolved(options, leaves)
+        upstream = g.ones(6, device=device).to(g.bfloat16) if reduction == "none" else None
+        loss = F.linear_cross_entropy(*leaves, labels, chunk_rows=4, reduction=reduction, **more)
+        found[device] = [loss.detach(), *gradients(loss, leaves, upstream)]
+        shapes = [t.shape for t in found[device][1:]]
+        assert shapes == [(6, 8), (1027, 8), (1027,)]
+    for ours, theirs in zip(found["emulator"], found["cpu"], strict=True):
+        a, b = ours.cpu().float().numpy(), theirs.float().numpy()
+        np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2 * np.abs(b).max())
+    labels[1] = 1030  # on a GPU nobody looks
+    wrong = F.linear_cross_entropy(*leaves, labels, reduction="none", **more).detach()
+    assert np.isnan(wrong.cpu().float().numpy()).nonzero()[0].tolist() == [1]
 
 
 ONES = g.ones(2, 3, device="cpu")

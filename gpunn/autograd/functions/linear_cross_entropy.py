@@ -39,6 +39,8 @@ from gpunn.autograd.functions.loss import check_constant, check_reduction
 from gpunn.autograd.functions.shape import reshape
 from gpunn.autograd.mode import state
 from gpunn.autograd.tensor import Tensor
+from gpunn.device import Device
+from gpunn.device.launch import device_properties
 from gpunn.device.quiet import quiet
 from gpunn.primitives.cross_entropy import (
     cross_entropy_backward,
@@ -50,8 +52,9 @@ from gpunn.primitives.matmul_backward import bias_gradient
 from gpunn.primitives.samples import FLOAT16, INTEGERS, accumulator_dtype
 from gpunn.primitives.scale import accumulate, scale
 
-# Bytes of the scratch array: at 128,256 classes of 16 bits it has 1024 rows.
-SCRATCH_BYTES = 256 * 2**20
+# Bytes of the scratch array: at 128,256 classes of 16 bits it has 1024 rows. On a GPU of more than
+# 16 GiB they are a 64th of its memory, up to four times as many.
+SCRATCH_BYTES, _MOST_SCRATCH, _SHARE = 256 * 2**20, 2**30, 64
 
 # Rows of a tile of the matrix product: a chunk is a multiple of it.
 _TILE = 128
@@ -61,17 +64,33 @@ _TILE = 128
 FLOAT16_ROWS = 2048
 _FLOAT16_SCALE = 1 / 16
 
+# Elements whose multiple the rows of Z are in 16 bits on a GPU, a line of 128 bytes, from so many
+# classes on; see `_Head`.
+_LINE, _MANY_CLASSES = 64, 1024
 
-def default_chunk_rows(rows: int, classes: int, itemsize: int, most: int | None = None) -> int:
-    """Rows of a chunk: at most `most` and what SCRATCH_BYTES hold, all chunks of about one size.
+
+def scratch_bytes(device: Device) -> int:
+    """Bytes of the scratch array on a device; by the size of its memory, not by what is free of it,
+    so that sums are cut into the same chunks each time."""
+    if device.type != "cuda":
+        return SCRATCH_BYTES
+    memory = int(device_properties(device.index)["totalGlobalMem"])
+    return min(_MOST_SCRATCH, max(SCRATCH_BYTES, memory // _SHARE))
+
+
+def default_chunk_rows(
+    rows: int, classes: int, itemsize: int, most: int | None = None, scratch: int = SCRATCH_BYTES
+) -> int:
+    """Rows of a chunk: at most `most` and what `scratch` bytes hold, all of about one size.
 
     What a chunk of n rows costs beside its three products, which are 6 n operations an element of
     W, is the sum grad_W: 12 bytes an element with 16 bits (the product's 2 written and read, the
     total's 4 read and written), 8 in float32. So n / 2 operations a byte; a GPU of 800 TFLOP/s and
     4 TB/s makes 200 in the time of one, and its sum takes 400 / n of the time of the products: two
-    fifths with 1024 rows, a tenth with 4096. (On paper; not timed yet.)
+    fifths with 1024 rows, a tenth with 4096; nothing, if all rows are one chunk, where no total is
+    kept beside the product. (On paper; not timed yet.)
     """
-    limit = SCRATCH_BYTES // (classes * itemsize)
+    limit = scratch // (classes * itemsize)
     limit = max(_TILE, (limit if most is None else min(limit, most)) // _TILE * _TILE)
     chunks = max(1, -(-rows // limit))
     even = -(-rows // chunks)
@@ -89,30 +108,28 @@ class LinearCrossEntropy(Function):
         self, x, weight, bias, target, class_weight, ignore_index, smoothing, reduction, chunk_rows
     ):
         self.reduction, self.chunk_rows, self.dtype = reduction, chunk_rows, x.dtype
-        self.options = {
-            "weight": class_weight,
-            "ignore_index": ignore_index,
-            "label_smoothing": smoothing,
-        }
+        self.options = {"ignore_index": ignore_index, "label_smoothing": smoothing}
+        self.class_weight = class_weight
         if reduction == "none":
             return self._losses(x, weight, bias, target)
         xp, wide = array_xp(x), accumulator_dtype(x.dtype)
         counts = (target != ignore_index).any()  # on the device, as what follows from it
-        options = {**self.options, "reduction": "sum"}
+        head = _Head(weight, bias, class_weight, target, **self.options)
+        options = {**self.options, "weight": head.class_weight, "reduction": "sum"}
         loss, total = xp.zeros((), wide), xp.zeros((), wide)
-        sums = _Sums(x, weight, chunk_rows, self.needs) if any(self.needs) else None
-        for some, logits in _chunks(x, weight, bias, chunk_rows):
+        sums = _Sums(x, head.weight, chunk_rows, self.needs) if any(self.needs) else None
+        for some, logits in head.chunks(x, chunk_rows):
             if sums is None:
-                part, _, own = cross_entropy_forward(logits, target[some], **options)
+                part, _, own = cross_entropy_forward(logits, head.target[some], **options)
             else:
                 part, _, own, slopes = cross_entropy_forward_backward(
-                    logits, target[some], gradient=logits, **options
+                    logits, head.target[some], gradient=logits, **options
                 )
-                sums.add(some, x, weight, slopes)
+                sums.add(some, x, head.weight, slopes)
             loss += part
             total += own
         if sums is not None:
-            self.save(*sums.arrays, total, counts)
+            self.save(*head.without_padding(sums.arrays), total, counts)
         with quiet():
             return loss / total if reduction == "mean" else loss
 
@@ -121,10 +138,11 @@ class LinearCrossEntropy(Function):
         xp = array_xp(x)
         losses = xp.empty((len(x),), x.dtype)
         normalizer = xp.empty((len(x),), accumulator_dtype(x.dtype))
-        for some, logits in _chunks(x, weight, bias, self.chunk_rows):
+        head = _Head(weight, bias, self.class_weight, target, **self.options)
+        for some, logits in head.chunks(x, self.chunk_rows):
             cross_entropy_forward(
-                logits, target[some], out=losses[some], log_normalizer=normalizer[some],
-                reduction="none", **self.options,
+                logits, head.target[some], out=losses[some], log_normalizer=normalizer[some],
+                reduction="none", weight=head.class_weight, **self.options,
             )  # fmt: skip
         self.save(x, weight, bias, target, normalizer)
         return losses
@@ -144,14 +162,15 @@ class LinearCrossEntropy(Function):
     def _gradients_of_losses(self, grad):
         x, weight, bias, target, normalizer = self.saved
         unused = array_xp(x).ones((), normalizer.dtype)  # the mean's divisor
-        sums = _Sums(x, weight, self.chunk_rows, self.needs)
-        for some, logits in _chunks(x, weight, bias, self.chunk_rows):
+        head = _Head(weight, bias, self.class_weight, target, **self.options)
+        sums = _Sums(x, head.weight, self.chunk_rows, self.needs)
+        for some, logits in head.chunks(x, self.chunk_rows):
             slopes = cross_entropy_backward(
-                grad[some], logits, target[some], normalizer[some], unused, reduction="none",
-                out=logits, **self.options,
+                grad[some], logits, head.target[some], normalizer[some], unused, reduction="none",
+                out=logits, weight=head.class_weight, **self.options,
             )  # fmt: skip
-            sums.add(some, x, weight, slopes)
-        return self._finished(sums.arrays, None, True)
+            sums.add(some, x, head.weight, slopes)
+        return self._finished(head.without_padding(sums.arrays), None, True)
 
     def _finished(self, arrays, factor, owned: bool) -> tuple[Any, ...]:
         """The gradients times `factor` (None: 1) in the dtype of x.
@@ -175,13 +194,65 @@ class LinearCrossEntropy(Function):
         return tuple(found)
 
 
-def _chunks(x, weight, bias, chunk_rows: int):
-    """(slice of rows, their logits) for each chunk. All logits lie in the same memory in turn."""
-    scratch = array_xp(x).empty((min(chunk_rows, len(x)), len(weight)), x.dtype)
-    for start in range(0, len(x), chunk_rows):
-        some = slice(start, min(start + chunk_rows, len(x)))
-        place = scratch[: some.stop - start]
-        yield some, matmul(x[some], weight, transpose_b=True, bias=bias, out=place)
+class _Head:
+    """The layer, its classes' weights and the target as the kernels take them.
+
+    Rows of 50,257 numbers of 16 bits begin at odd places: no tensor copy can store or read them,
+    so that Z would be stored number by number, and written anew for each of the two products that
+    read it. On a GPU such a layer therefore gets classes that nobody is in: their weights are 0,
+    and their logits -inf, so that their share of the softmax and their gradients are exactly 0.
+    What that takes is a copy of W. (With label smoothing each class has a share, as many as there
+    are counts, and nothing is added.)
+    """
+
+    def __init__(self, weight, bias, class_weight, target, ignore_index, label_smoothing):
+        self.classes = len(weight)
+        uneven = weight.dtype.itemsize == 2 and self.classes % 8 != 0
+        many = self.classes >= _MANY_CLASSES and array_xp(weight) is not np
+        if uneven and many and not label_smoothing:
+            more = -self.classes % _LINE
+            weight = _longer(weight, more)
+            bias = None if bias is None else _longer(bias, more)
+            class_weight = None if class_weight is None else _longer(class_weight, more)
+            target = self._known(target, ignore_index)
+        self.weight, self.bias, self.class_weight, self.target = weight, bias, class_weight, target
+
+    def _known(self, target, ignore_index):
+        """The target, where a label that is no class of ours is none of the added ones either."""
+        unknown = np.iinfo(target.dtype).max
+        unknown = target.dtype.type(unknown - (unknown == ignore_index))
+        wrong = (target >= self.classes) & (target != ignore_index)
+        return array_xp(target).where(wrong, unknown, target)
+
+    def chunks(self, x, chunk_rows: int):
+        """(slice of rows, their logits) for each chunk, all logits in the same memory in turn."""
+        padded, dtype = len(self.weight), x.dtype
+        scratch = array_xp(x).empty((min(chunk_rows, len(x)), padded), dtype)
+        for start in range(0, len(x), chunk_rows):
+            some = slice(start, min(start + chunk_rows, len(x)))
+            place = scratch[: some.stop - start]
+            matmul(x[some], self.weight, transpose_b=True, bias=self.bias, out=place)
+            if padded > self.classes:  # as integers: CuPy computes nothing with bfloat16
+                nothing = np.array(-np.inf, dtype).view(np.uint16).item()
+                place.view(np.uint16)[:, self.classes :] = nothing
+            yield some, place
+
+    def without_padding(self, arrays):
+        """The gradients by x, W and b without those of the added classes."""
+        if len(self.weight) == self.classes:
+            return arrays
+        grad_x, *others = arrays
+        return grad_x, *(None if each is None else each[: self.classes] for each in others)
+
+
+def _longer(array, more: int):
+    """A copy with `more` rows of zeros behind it."""
+    xp, (rows, *rest) = array_xp(array), array.shape
+    bits = np.dtype(f"u{array.itemsize}")  # CuPy computes nothing with bfloat16
+    out = xp.empty((rows + more, *rest), array.dtype)
+    out.view(bits)[:rows] = array.view(bits)
+    out.view(bits)[rows:] = 0
+    return out
 
 
 class _Sums:
@@ -246,8 +317,9 @@ def linear_cross_entropy(
     class_weight : (classes,) a factor for each class; "mean" divides by the targets' weights' sum
     ignore_index, label_smoothing, reduction : as in `cross_entropy`. "none" computes the logits
         twice, since the gradient of each loss is known in backward alone.
-    chunk_rows : rows whose logits exist at a time; None for as many as fit in 256 MiB. In float16
-        no more than 2048, with which the sums over a chunk stay in its range.
+    chunk_rows : rows whose logits exist at a time; None for as many as fit in 256 MiB, on large
+        GPUs in a 64th of their memory up to 1 GiB. In float16 no more than 2048, with which the
+        sums over a chunk stay in its range.
 
     Where no row counts, "mean" is NaN and its gradients are 0. Where rows count but their weights'
     sum is 0, the gradients are not finite, as those of the two functions; here this reaches the
@@ -266,7 +338,8 @@ def linear_cross_entropy(
     rows, labels = _checked(name, input, weight, bias, target, ignore_index)
     most = FLOAT16_ROWS if rows.dtype == FLOAT16 else max(1, rows.shape[0])
     if chunk_rows is None:
-        chunk_rows = default_chunk_rows(rows.shape[0], weight.shape[0], input.itemsize, most)
+        sizes, scratch = (rows.shape[0], weight.shape[0]), scratch_bytes(rows.device)
+        chunk_rows = default_chunk_rows(*sizes, input.itemsize, most, scratch)
     elif chunk_rows < 1:
         raise ValueError(f"{name}: chunk_rows is {chunk_rows}; expected 1 or more, or None")
     chunk_rows = min(chunk_rows, most)
