@@ -261,7 +261,7 @@ STAGES: tuple[tuple[str, Callable[[Run, float], str], float], ...] = (
     ("step kernels", step_kernels.step_kernels, 60),
     ("one rank", one_rank.one_rank, 30),
     ("choices", choices.choices, 60),
-    ("candidates", candidates.candidates, 120),
+    ("candidates", candidates.candidates, 240),
     ("products", products, 50),
     ("microbenchmarks", micro_stage.microbenchmarks, 100),
     ("large arrays", large_arrays, 15),
