@@ -31,13 +31,12 @@ from typing import Any
 import gpunn.kernels
 from gpunn.bench import products, stages, training
 from gpunn.bench.candidate_patch import case_of, job_of, product_of
-from gpunn.bench.cases import copies_for, last_level_cache, room_for_copies, workload
+from gpunn.bench.cases import copies_for, last_level_cache, precision, room_for_copies, workload
 from gpunn.bench.measure import graph_calls
 from gpunn.bench.supervise import POISONED
 from gpunn.bench.timing import Contestant, calibrate, captured, clock_for, one_line
 from gpunn.device.device import Device
 from gpunn.device.probe import import_cupy
-from gpunn.primitives import matmul_precision
 
 TINY_SIZE = 64
 # Seconds of a sample: twice what the microbenchmarks take, as few samples must do.
@@ -122,11 +121,7 @@ class Session:
         if self.tiny:
             sizes = {name: min(getattr(product, name), TINY_SIZE) for name in ("M", "N", "K")}
             product = dataclasses.replace(product, **sizes)
-        self._around.callback(
-            matmul_precision.set_matmul_precision, matmul_precision.get_matmul_precision()
-        )
-        high = product.dtype == "tf32"
-        matmul_precision.set_matmul_precision("high" if high else "highest")
+        self._around.enter_context(precision(product.dtype))
         cache, copies = last_level_cache(self.device), 1
         if self.device.type == "cuda":
             copies = min(8, copies_for(product.bytes, cache, room_for_copies(self.device)))

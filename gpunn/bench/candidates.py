@@ -167,12 +167,7 @@ def _compile(run: Run, chosen: Sequence[Candidate], trees: dict[str, Path], unti
     """
     if run.device.type != "cuda":
         return
-    from gpunn.device.launch import device_properties
-
-    properties = device_properties(run.device.index)
-    outcome = compile_for(
-        chosen, trees, properties["arch"], properties["multiProcessorCount"], until
-    )
+    outcome = compile_for(chosen, trees, *compile_stage.chip_of(run), until)
     for one in chosen:
         failures = outcome.results.get(one.name, {}).get("failures", ())
         reasons = [failure["reason"].strip().split("\n")[-1] for failure in failures]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ import gpunn.kernels
 from gpunn.device import arrays
 from gpunn.device.device import Device
 from gpunn.device.probe import import_cupy
+from gpunn.primitives import matmul_precision
 from gpunn.primitives.registry import Cost, Primitive
 from gpunn.primitives.samples import accumulator_dtype
 from gpunn.text import known
@@ -80,6 +82,22 @@ class Workload:
     cost: Cost
     cache: str
     names: tuple[str, ...] = field(default=())
+
+
+def element(dtype: str) -> np.dtype:
+    """The dtype of arrays by a benchmark's name for it: "tf32" is float32 at that precision."""
+    return DTYPES["float32" if dtype == "tf32" else dtype]
+
+
+@contextlib.contextmanager
+def precision(dtype: str) -> Iterator[None]:
+    """The precision of float32 products that a benchmark's name for a dtype means."""
+    before = matmul_precision.get_matmul_precision()
+    matmul_precision.set_matmul_precision("high" if dtype == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        matmul_precision.set_matmul_precision(before)
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

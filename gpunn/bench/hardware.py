@@ -34,7 +34,7 @@ from gpunn.bench import (
 from gpunn.bench.ceilings import Ceilings
 from gpunn.bench.choices import stage as choices
 from gpunn.bench.conformance import conformance_cases
-from gpunn.bench.machine import checkout
+from gpunn.bench.machine import checkout, noting_launcher
 from gpunn.bench.measure import NotTimed, Row
 from gpunn.bench.results import Results
 from gpunn.bench.supervise import Outcome
@@ -164,16 +164,11 @@ def conformance(run: Run, seconds: float) -> str:
 
 def matmul_kernels(run: Run, seconds: float) -> str:
     """Every tensor-core product with every tile, also those that the rule does not choose here."""
-    from gpunn.device.launch import RecordingLauncher, device_properties
     from gpunn.primitives import matmul_parity
 
     if run.device.type != "cuda" and not probe.find_emulator().passed:
         return "no GPU, and no emulator"
-    chip = RecordingLauncher("matmul.cu")
-    if run.device.type == "cuda":
-        found = device_properties(run.device.index)
-        chip.arch, chip.multiprocessors = found["arch"], found["multiProcessorCount"]
-        chip.shared_limit = found["sharedMemPerBlockOptin"]
+    chip = noting_launcher("matmul.cu", run.device)
     items = [
         {"id": f"{kernel} {dtype}", "mode": mode, "dtype": dtype, "kernel": kernel}
         for mode, dtype, kernel in matmul_parity.menu(chip)

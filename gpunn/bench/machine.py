@@ -21,6 +21,7 @@ import gpunn
 import gpunn.kernels
 from gpunn.device import probe, sources
 from gpunn.device.device import Device
+from gpunn.device.launch import RecordingLauncher, device_properties
 from gpunn.primitives.registry import Primitive
 
 LIBRARIES = {
@@ -97,9 +98,18 @@ def _memory_bytes() -> int | None:
         return None
 
 
-def _gpu(index: int) -> dict[str, Any]:
-    from gpunn.device.launch import device_properties
+def noting_launcher(source: str, device: Device) -> RecordingLauncher:
+    """A launcher that only notes, and looks like the device's GPU to launch code; without one, like
+    an H200."""
+    launch = RecordingLauncher(source)
+    if device.type == "cuda":
+        found = device_properties(device.index)
+        launch.arch, launch.multiprocessors = found["arch"], found["multiProcessorCount"]
+        launch.shared_limit = found["sharedMemPerBlockOptin"]
+    return launch
 
+
+def _gpu(index: int) -> dict[str, Any]:
     runtime = probe.import_cupy().cuda.runtime
     properties = device_properties(index)
     name = properties["name"]

@@ -26,13 +26,12 @@ import numpy as np
 
 import gpunn.kernels
 from gpunn.bench import peers
-from gpunn.bench.cases import DTYPES, copies_for, last_level_cache, room_for_copies
+from gpunn.bench.cases import copies_for, element, last_level_cache, precision, room_for_copies
+from gpunn.bench.machine import noting_launcher
 from gpunn.bench.measure import NotTimed, graph_calls
 from gpunn.bench.timing import Contestant, Timing, captured, clock_for, interleave, one_line
 from gpunn.device import arrays
 from gpunn.device.device import Device
-from gpunn.device.launch import RecordingLauncher
-from gpunn.primitives import matmul_precision
 from gpunn.primitives.activation import activation_backward, activation_forward
 from gpunn.primitives.registry import intercepting
 
@@ -75,7 +74,7 @@ class Product:
     @property
     def element(self) -> np.dtype:
         """The dtype of the arrays."""
-        return DTYPES["float32" if self.dtype == "tf32" else self.dtype]
+        return element(self.dtype)
 
     @property
     def bytes(self) -> float:
@@ -195,20 +194,17 @@ def peer_of(product: Product, device: Device) -> str | None:
 @contextlib.contextmanager
 def _precision(product: Product) -> Iterator[None]:
     """The precision of float32 products, ours and PyTorch's."""
-    before = matmul_precision.get_matmul_precision()
-    wanted = "high" if product.dtype == "tf32" else "highest"
-    matmul_precision.set_matmul_precision(wanted)
-    torch: Any = None
-    if importlib.util.find_spec("torch"):
-        torch = importlib.import_module("torch")
-        torch_before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision(wanted)
-    try:
-        yield
-    finally:
-        matmul_precision.set_matmul_precision(before)
-        if torch:
-            torch.set_float32_matmul_precision(torch_before)
+    with precision(product.dtype):
+        if not importlib.util.find_spec("torch"):
+            yield
+            return
+        torch: Any = importlib.import_module("torch")
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if product.dtype == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _in_turns(calls: Sequence[Callable]) -> Callable[[int], Any]:
@@ -356,14 +352,7 @@ def _fused(product: Product, x: Operands, total: np.ndarray, part: slice) -> np.
 
 def kernel_of(product: Product, x: Operands, device: Device) -> str:
     """The kernel that the rule chooses, as the launch code names it; on a CPU as on an H200."""
-    from gpunn.device.launch import device_properties
-
-    noted = RecordingLauncher("matmul.cu")
-    if device.type == "cuda":
-        properties = device_properties(device.index)
-        noted = RecordingLauncher("matmul.cu", properties["arch"],
-                                  properties["multiProcessorCount"],
-                                  properties["sharedMemPerBlockOptin"])  # fmt: skip
+    noted = noting_launcher("matmul.cu", device)
     with intercepting(lambda call, args: call.primitive.run_cuda(noted, args)):
         _ours(product, x)()
     names = [e for _, e in noted.launches if e.startswith("matmul") and "combine" not in e]

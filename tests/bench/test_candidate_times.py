@@ -10,6 +10,7 @@ from gpunn import kernels
 from gpunn.bench import candidate_child, candidate_patch, candidate_times, timing
 from gpunn.bench.candidate_patch import Timed
 from gpunn.device import Device
+from gpunn.primitives import matmul_precision
 
 CPU = Device("cpu")
 
@@ -31,12 +32,12 @@ def test_a_session_prepares_and_times(kind, key, mode):
 
 
 def test_a_session_gives_the_precision_back():
-    before = kernels.table()["matmul"], candidate_child.matmul_precision.get_matmul_precision()
+    before = matmul_precision.get_matmul_precision()
     session = candidate_child.Session(CPU, tiny=True)
     session.do({"do": "prepare", "kind": "product", "key": "4x4x4 NN tf32"})
-    assert candidate_child.matmul_precision.get_matmul_precision() == "high"
+    assert matmul_precision.get_matmul_precision() == "high"
     session.do({"do": "release"})
-    assert candidate_child.matmul_precision.get_matmul_precision() == before[1]
+    assert matmul_precision.get_matmul_precision() == before
     with pytest.raises(ValueError, match="a dry run times steps of perceptrons alone"):
         session.do({"do": "prepare", "kind": "step", "key": "gpt-2-124M 8"})
 

@@ -16,7 +16,7 @@ from gpunn.bench.choices import __main__ as command
 from gpunn.bench.choices import fitting, listing, plans, problems, stage, tables
 from gpunn.bench.choices import ways as ways_module
 from gpunn.bench.choices.plans import Mlp, Recurrent
-from gpunn.bench.choices.problems import from_json, precision_of, to_json, ways_of
+from gpunn.bench.choices.problems import from_json, to_json, ways_of
 from gpunn.bench.choices.products import Convolution, Product
 from gpunn.bench.choices.ways import Maker
 from gpunn.bench.timing import CpuClock
@@ -114,7 +114,7 @@ def test_the_least_estimate_is_what_the_rule_chooses(with_ways):
         launch = RecordingLauncher(problem.source)
         chosen = min(ways, key=lambda way: way.estimate)
         if problem.kind == "product":
-            with precision_of(problem):
+            with stage.precision(problem.dtype):
                 assert matmul_plan.choose(launch, inputs).name == chosen.name
         elif problem.kind == "convolution":
             options = convolution_plan.options(inputs, launch)

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gpunn.bench.choices.ways import CLOCK, Maker, Way, checked, element, replaced, run_with
+from gpunn.bench.cases import element
+from gpunn.bench.choices.ways import CLOCK, Maker, Way, checked, replaced, run_with
 from gpunn.primitives import (
     mlp_launch,
     mlp_plan,

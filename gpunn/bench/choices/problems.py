@@ -11,16 +11,14 @@ H200 would be given, and running one notes its kernels.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+from gpunn.bench.cases import precision
 from gpunn.bench.choices.plans import Mlp, Recurrent
 from gpunn.bench.choices.products import Convolution, Product
 from gpunn.bench.choices.ways import Maker, Way
 from gpunn.device.launch import RecordingLauncher
-from gpunn.primitives import matmul_precision
 
 Problem = Product | Convolution | Mlp | Recurrent
 KINDS: dict[str, type] = {made.kind: made for made in (Product, Convolution, Mlp, Recurrent)}
@@ -41,21 +39,10 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-@contextlib.contextmanager
-def precision_of(problem: Problem) -> Iterator[None]:
-    """The precision of float32 products that a problem means."""
-    before = matmul_precision.get_matmul_precision()
-    matmul_precision.set_matmul_precision("high" if problem.dtype == "tf32" else "highest")
-    try:
-        yield
-    finally:
-        matmul_precision.set_matmul_precision(before)
-
-
 def ways_of(problem: Problem, launch: Any = None) -> tuple[list[Way], Any]:
     """The ways of a problem on the chip of a launcher, by default an H200, and inputs that suit
-    launchers that launch nothing. Within `precision_of` the ways can be run."""
-    with precision_of(problem):
+    launchers that launch nothing. Within `precision` the ways can be run."""
+    with precision(problem.dtype):
         inputs = problem.inputs(Maker(None))
         return problem.options(inputs, launch or RecordingLauncher(problem.source)), inputs
 

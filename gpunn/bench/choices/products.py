@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gpunn.bench.choices.ways import Maker, Way, element, with_other_cuts
+from gpunn.bench.cases import element
+from gpunn.bench.choices.ways import Maker, Way, with_other_cuts
 from gpunn.primitives import convolution_plan, matmul_plan
 from gpunn.primitives.activation import ACTIVATIONS, DEFAULT_ALPHA
 from gpunn.primitives.convolution_pass import INPUT, OUTPUT, WEIGHT, Pass

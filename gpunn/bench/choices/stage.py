@@ -12,19 +12,19 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from gpunn.bench.cases import copies_for, last_level_cache, room_for_copies
+from gpunn.bench.cases import copies_for, last_level_cache, precision, room_for_copies
 from gpunn.bench.choices.plans import MLP_STEPS
 from gpunn.bench.choices.problems import (
     Problem,
     described,
     from_json,
-    precision_of,
     rounded,
     to_json,
     verdict,
     ways_of,
 )
 from gpunn.bench.choices.ways import Maker, Way
+from gpunn.bench.machine import noting_launcher
 from gpunn.bench.timing import Contestant, captured, clock_for, interleave, one_line
 from gpunn.device.device import Device
 from gpunn.device.launch import RecordingLauncher, device_properties
@@ -93,12 +93,8 @@ def summary(found: list[dict[str, Any]]) -> str:
 
 def kernels_of(problem: Problem, device: Device) -> dict[str, list[Kernel]]:
     """The kernels of each way that is worth timing, by its name; nothing is launched."""
-    launch = RecordingLauncher(problem.source)
-    if device.type == "cuda":
-        found = device_properties(device.index)
-        launch.arch, launch.multiprocessors = found["arch"], found["multiProcessorCount"]
-        launch.shared_limit = found["sharedMemPerBlockOptin"]
-    with precision_of(problem):
+    launch = noting_launcher(problem.source, device)
+    with precision(problem.dtype):
         ways, inputs = ways_of(problem, launch)
         reasons, needed = left_out(ways), {}
         for way in ways:
@@ -174,7 +170,7 @@ def measure(
     skip : why ways, by their names, are not to be run: what lacks a kernel, for example
     """
     each = MLP_STEPS if problem.kind == "mlp" else 1  # its estimate is that of a step
-    with precision_of(problem), clock_for(device) as clock:
+    with precision(problem.dtype), clock_for(device) as clock:
         launch = launcher_of(problem, device)
         place = device if device.type == "cuda" else None
         sets = [problem.inputs(Maker(place))]

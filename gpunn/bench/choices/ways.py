@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 import gpunn.kernels
-from gpunn.bench.cases import DTYPES
 from gpunn.device import arrays
 from gpunn.device.device import Device
 from gpunn.primitives import (
@@ -108,11 +107,6 @@ def replaced(place: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(place, name, before)
-
-
-def element(dtype: str) -> np.dtype:
-    """The dtype of a problem's arrays; "tf32" is float32 at that precision."""
-    return DTYPES["float32" if dtype == "tf32" else dtype]
 
 
 # ---- options of products: each tile with every cut of K ------------------------------------------
